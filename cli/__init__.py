@@ -1,0 +1,1 @@
+"""hashret on the command line."""

@@ -1,0 +1,30 @@
+"""hashret: compact binary codes for your images, and similar images in milliseconds.
+
+>>> from hashret import Collection, Hasher
+
+Importing this package loads nothing else: every public name is fetched on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hashret.collection import Collection, Hit
+    from hashret.errors import HashretError
+    from hashret.hasher import Hasher
+
+__version__ = "0.1.0"
+__all__ = ["Collection", "Hasher", "HashretError", "Hit", "__version__"]
+
+_HOMES = {
+    "Collection": "hashret.collection",
+    "Hasher": "hashret.hasher",
+    "HashretError": "hashret.errors",
+    "Hit": "hashret.collection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hashret' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""Codes in, nearest ids out."""
