@@ -1,7 +1,7 @@
 """The code format: bits ↔ bytes ↔ hex, and Hamming distance.
 
-A batch of codes is ``uint8`` of shape ``(n, bits // 8)``, C-contiguous, with the bit order of ``numpy.packbits``: bit 0 of
-a code is the most significant bit of its first byte. ``bits`` is a multiple of 8 from 8 to 1024. As text a code is
+A batch of codes is ``uint8`` of shape ``(n, bits // 8)``, C-contiguous, in the bit order of ``numpy.packbits``: bit 0
+of a code is the most significant bit of its first byte. ``bits`` is a multiple of 8 from 8 to 1024. As text a code is
 lower-case hex. Stored codes are a file format: none of this changes.
 """
 
