@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,19 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise HashretError(f"cannot be read: {error}") from error
 
 
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and dtype at the beginning of a `.npy` file, which is read up to its data.
+
+    Raises HashretError for anything else.
+    """
+    try:
+        if np.lib.format.read_magic(file) == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        return np.lib.format.read_array_header_2_0(file)
+    except Exception as error:  # whatever NumPy makes of bytes that lie
+        raise HashretError(f"broken .npy: {one_line(error)}") from None
+
+
 def content_bytes(content: Content) -> bytes:
     """The bytes that stand for a content: a file's own, and for an array those of a `.npy` file (format 1.0).
 
@@ -189,8 +202,9 @@ def has_colour(pixels: NDArray[np.uint8], tolerance: int = 4) -> bool:
     """
     if pixels.shape[-1] == 1:
         return False
-    spread: NDArray[np.uint8] = pixels.max(axis=-1) - pixels.min(axis=-1)
-    return bool((spread > tolerance).any())
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]  # by planes: far faster than max(axis=-1)
+    brightest, darkest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    return bool((brightest - darkest > tolerance).any())
 
 
 @dataclass(frozen=True)
@@ -304,13 +318,14 @@ def _as_array(content: Content) -> NDArray[np.uint8] | None:
 
 def _read_npy(data: bytes) -> NDArray[np.uint8]:
     file = io.BytesIO(data)
+    shape, fortran, dtype = read_npy_header(file)
+    if dtype != np.uint8:
+        raise HashretError(f"no image: an array of {dtype} {shape}, and pixels are uint8")
     try:
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read_header[np.lib.format.read_magic(file)](file)
-        array = np.frombuffer(data, dtype, offset=file.tell())
-        return _check_array(array.reshape(shape, order="F" if fortran else "C"))
-    except Exception as error:  # whatever NumPy makes of bytes that lie
-        raise HashretError(f"no image: {_one_line(error)}") from None
+        pixels = np.frombuffer(data, np.uint8, offset=file.tell())
+        return _check_array(pixels.reshape(shape, order="F" if fortran else "C"))
+    except ValueError as error:
+        raise HashretError(f"no image: {one_line(error)}") from None
 
 
 def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
@@ -402,10 +417,11 @@ def _reason(data: bytes, error: Exception) -> str:
         return _too_many(int(re.findall(r"\d+", str(error))[0]))
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return f"truncated {kind or 'image'}"
-    return f"broken {kind or 'image'}: {_one_line(error)}"
+    return f"broken {kind or 'image'}: {one_line(error)}"
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """The text of an error, or its name where it has none, in at most 200 characters of one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -1,0 +1,235 @@
+"""Many images in one array: IDX, .npy and .npz files, and data sets by name.
+
+Each comes as blocks of rows that are read while they are used; nothing is ever unpickled here. (torchvision unpickles
+CIFAR-10, after checking its md5.)
+"""
+
+import contextlib
+import gzip
+import io
+import math
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.errors import HashretError
+from hashret.images import MAX_PIXELS, one_line, read_npy_header
+
+DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10")
+
+
+class ImageArray(NamedTuple):
+    """`length` images in blocks, uint8 (n, h, w) or (n, h, w, 1 | 3 | 4), read anew at every call, and their labels."""
+
+    length: int
+    blocks: Callable[[], Iterator[NDArray[np.uint8]]]
+    labels: list[str] | None
+
+
+def _stream(path: Path, open_rows: Callable[[], IO[bytes]], shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
+    """Blocks of about a megabyte of an array of that shape, whose bytes are all that `open_rows()` has to give."""
+    row = math.prod(shape[1:])
+    step = max(1, 2**20 // row)
+    with reading(path), open_rows() as file:
+        for start in range(0, shape[0], step):
+            rows = min(step, shape[0] - start)
+            data = file.read(rows * row)
+            if len(data) < rows * row:
+                found = start + len(data) // row
+                raise HashretError(f"{path} is broken: it says that it has {shape[0]} images, and ends after {found}")
+            yield np.frombuffer(data, np.uint8).reshape(rows, *shape[1:])
+        if file.read(1):
+            raise HashretError(f"{path} is broken: it says that it has {shape[0]} images, and more follows them")
+
+
+def open_idx(path: Path) -> ImageArray:
+    """Images in the IDX format of MNIST, with the labels of the file beside it; raises HashretError."""
+
+    def open_rows() -> IO[bytes]:
+        file = open_plain_or_gzip(path)
+        file.read(4 + 4 * len(shape))
+        return file
+
+    with reading(path), open_plain_or_gzip(path) as file:
+        shape = _read_idx_header(path, file)
+        check_shape(shape, np.dtype(np.uint8), str(path))
+        if not isinstance(file, gzip.GzipFile):
+            _check_length(path, file, shape)
+    return ImageArray(shape[0], partial(_stream, path, open_rows, shape), _read_idx_labels(path, shape[0]))
+
+
+def _read_idx_header(path: Path, file: IO[bytes]) -> tuple[int, ...]:
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] != 8:
+        raise HashretError(f"{path} is no IDX file of bytes: it begins with {head.hex(' ')}, not with 00 00 08")
+    sizes = file.read(4 * head[3])
+    if len(sizes) < 4 * head[3]:
+        raise HashretError(f"{path} is broken: it ends within its header")
+    return tuple(int.from_bytes(sizes[i : i + 4]) for i in range(0, len(sizes), 4))
+
+
+def _read_idx_labels(path: Path, length: int) -> list[str] | None:
+    """The labels beside a file of images: `train-labels-idx1-ubyte` for `train-images-idx3-ubyte`, `.gz` or not."""
+    name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
+    plain = name.removesuffix(".gz")
+    found = next((path.with_name(n) for n in (name, plain, plain + ".gz") if path.with_name(n).is_file()), path)
+    if found == path:
+        return None
+    with reading(found), open_plain_or_gzip(found) as file:
+        shape = _read_idx_header(found, file)
+        labels = file.read()
+    if shape != (length,) or len(labels) != length:
+        raise HashretError(f"{found} has not one label for each of the {length} images of {path.name}: mend or move it")
+    return [_DIGITS[value] for value in labels]
+
+
+_DIGITS = [str(value) for value in range(256)]
+
+
+def open_npy(path: Path) -> ImageArray:
+    """Images in a .npy file; raises HashretError."""
+
+    def open_rows() -> IO[bytes]:
+        file = path.open("rb")
+        read_npy_header(file)
+        return file
+
+    with reading(path), path.open("rb") as file:
+        shape = _read_rows_header(file, str(path))
+        _check_length(path, file, shape)
+    return ImageArray(shape[0], partial(_stream, path, open_rows, shape), None)
+
+
+def open_npz(path: Path) -> ImageArray:
+    """Images and labels in a .npz file, found by name; raises HashretError."""
+
+    def open_rows() -> IO[bytes]:
+        file = archive.open(f"{images}.npy")
+        read_npy_header(file)
+        return file
+
+    with reading(path):
+        archive = zipfile.ZipFile(path)
+        shapes = {}
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                shapes[name.removesuffix(".npy")] = read_npy_header(file)[0]
+        many = [name for name, shape in shapes.items() if len(shape) in (3, 4)]
+        likely = [name for name in ("images", "x", "x_train", "data") if name in many] or many
+        if len(many) != 1 and likely == many:
+            raise HashretError(f"{path} has the arrays {', '.join(shapes)}: name the one with the images 'images'")
+        images = likely[0]
+        with archive.open(f"{images}.npy") as file:
+            shape = _read_rows_header(file, f"{path}, array {images}")
+        named = next((name for name in ("labels", "y", "y_train") if name in shapes), None)
+        labels = None
+        if named is not None:
+            with archive.open(f"{named}.npy") as file:
+                values = np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False)
+            if values.size != shape[0] or values.dtype.kind not in "iuU":
+                raise HashretError(f"{path}: '{named}' must have a whole number or a text for each image of '{images}'")
+            labels = [str(value) for value in values.ravel()]
+    return ImageArray(shape[0], partial(_stream, path, open_rows, shape), labels)
+
+
+def _read_rows_header(file: IO[bytes], what: str) -> tuple[int, ...]:
+    shape, fortran, dtype = read_npy_header(file)
+    check_shape(shape, dtype, what)
+    if fortran:
+        raise HashretError(f"{what} is in Fortran order: save numpy.ascontiguousarray of it")
+    return shape
+
+
+def _check_length(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> None:
+    if path.stat().st_size - file.tell() != math.prod(shape):
+        raise HashretError(f"{path} is broken: it says that its shape is {shape}, and has another size")
+
+
+def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], what: str, kind: type[Exception] = HashretError) -> None:
+    """Raises `kind`, naming `what`, unless that shape and dtype are those of many images."""
+    # Rows of up to four pixels are one colour image given by mistake, not many narrow ones.
+    fits = (len(shape) == 3 and shape[2] > 4) or (len(shape) == 4 and shape[3] in (1, 3, 4))
+    if dtype != np.uint8 or not fits or 0 in shape[1:]:
+        raise kind(f"{what} must be uint8 of shape (n, h, w) or (n, h, w, 1 | 3 | 4), not {dtype} of {shape}")
+    if shape[1] * shape[2] > MAX_PIXELS:
+        raise kind(f"{what} has images of {shape[1]} × {shape[2]} pixels: more than the {MAX_PIXELS} that are read")
+
+
+def open_data_set(text: str, data_root: Path) -> ImageArray:
+    """One of `DATA_SETS`, or its `:train` or `:test` part; raises HashretError where it cannot be had."""
+    name, colon, part = text.partition(":")
+    if colon and part not in ("train", "test"):
+        raise HashretError(f"there is no {text}: a part of {name} is {name}:train or {name}:test")
+    parts = [part] if part else ["train", "test"]
+    if name == "digits":
+        pairs = [_load_digits(part) for part in parts]
+    else:
+        pairs = [_load_torchvision(name, part, data_root) for part in parts]
+    blocks = [images for images, _ in pairs]
+    labels = [label for _, labels in pairs for label in labels]
+    return ImageArray(len(labels), lambda: iter(blocks), labels)
+
+
+def _load_digits(part: str) -> tuple[NDArray[np.uint8], list[str]]:
+    """scikit-learn's 1,797 digits of 8 × 8; of the writers in order, the first 1,437 images are for training.
+
+    Their levels 0…16 become 0…255 as (255 * level + 8) // 16.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = ((bunch.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)
+    rows = slice(0, 1437) if part == "train" else slice(1437, None)
+    return images[rows], [_DIGITS[value] for value in bunch.target[rows]]
+
+
+def _load_torchvision(name: str, part: str, data_root: Path) -> tuple[NDArray[np.uint8], list[str]]:
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:  # RuntimeError: "operator torchvision::nms does not exist"
+        raise HashretError(
+            f"torch and torchvision do not fit together ({one_line(error)}): "
+            "install them as a pair, pip install --upgrade torch torchvision"
+        ) from error
+    raw = [f"{kind}-ubyte.gz" for half in ("train", "t10k") for kind in (f"{half}-images-idx3", f"{half}-labels-idx1")]
+    reader, folder, files = {
+        "mnist": (datasets.MNIST, data_root / "MNIST" / "raw", raw),
+        "fashion-mnist": (datasets.FashionMNIST, data_root / "FashionMNIST" / "raw", raw),
+        "cifar10": (datasets.CIFAR10, data_root, ["cifar-10-python.tar.gz"]),
+    }[name]
+    try:
+        with contextlib.redirect_stdout(sys.stderr if sys.stderr.isatty() else io.StringIO()):
+            # "download" checks and unpacks what is there already, and only then asks the network.
+            data = reader(data_root, train=part == "train", download=True)
+    except Exception as error:  # URLError, RuntimeError, OSError, and what damaged files raise
+        raise HashretError(
+            f"{name} is not here and could not be downloaded ({one_line(error)}): put {', '.join(files)} into {folder}"
+        ) from error
+    names = _DIGITS if name == "mnist" else data.classes
+    return np.asarray(data.data), [names[int(value)] for value in data.targets]
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever a damaged or vanished file raises comes out as a HashretError that names it."""
+    try:
+        yield
+    except HashretError:
+        raise
+    except OSError as error:
+        raise HashretError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+    except Exception as error:  # tarfile, zipfile, NumPy and the compressors raise a dozen kinds
+        raise HashretError(f"{path} is broken: {one_line(error)}") from None
+
+
+def open_plain_or_gzip(path: Path) -> IO[bytes]:
+    """A file for reading, unpacked on the way if it is gzip by its first bytes."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if compressed else path.open("rb")  # type: ignore[return-value]  # GzipFile reads bytes

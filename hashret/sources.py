@@ -1,0 +1,474 @@
+"""Where images come from: a folder, an archive, an IDX or NumPy file, an array, or a data set by name.
+
+`open_source` makes of any of them the same thing: a stream of `Record`s in an order that never changes, which holds a
+few images at a time however many there are. `in_order` decodes in parallel; `sample` chooses a model's images and how
+they are prepared. What is read of a source is read in place: nothing is extracted, and nothing is unpickled.
+
+The file is longer than most: each form of SOURCE is a class of its own, and `sample` is here because it decides what
+a source is to a model.
+"""
+
+import contextlib
+import os
+import random
+import statistics
+import tarfile
+import time
+import zipfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.arrays import (
+    DATA_SETS,
+    ImageArray,
+    check_shape,
+    open_data_set,
+    open_idx,
+    open_npy,
+    open_npz,
+    open_plain_or_gzip,
+    reading,
+)
+from hashret.errors import HashretError
+from hashret.images import (
+    MAX_BYTES,
+    SUFFIXES,
+    Content,
+    Preprocessing,
+    decode,
+    has_colour,
+    one_line,
+    read_file,
+    resize,
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Record(NamedTuple):
+    """One image of a source: its name there, its size in bytes, and how to read it.
+
+    `size` and `mtime_ns` stay the same while the image does. `read` raises HashretError, which is caused by an OSError
+    where the image could not be read now but might be later.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
+    label: str | None
+    read: Callable[[], Content]
+
+
+class Source:
+    """A stream of records, the same at every pass: what every form of SOURCE is to the rest of hashret."""
+
+    root: str  # what is in front of a record's name in its full path
+    ignored: int = 0  # files passed over in this pass, because of their suffix or because they are hidden
+    streaming: bool = False  # a record must be read before the next is taken, and in the thread that iterates
+    arrays: bool = False  # contents are arrays, with nothing to decode
+    length: int | None = None  # number of records, where it is known beforehand
+
+    def __iter__(self) -> Iterator[Record]:
+        raise NotImplementedError
+
+
+def open_source(
+    source: str | os.PathLike[str] | NDArray[np.uint8],
+    *,
+    data_root: str | os.PathLike[str] | None = None,
+    exclude: Path | None = None,
+) -> Source:
+    """The images of a folder, an archive, an IDX, .npy or .npz file, an array (n, h, w[, c]), or a data set by name.
+
+    Something that exists as a path is one; other text is looked up in `DATA_SETS`, alone or with `:train` or `:test`.
+    torchvision's data sets are looked for in `data_root` (by default hashret's folder in the user's cache) and
+    downloaded to it. The folder `exclude` is passed over. Raises HashretError for what is no source, and ValueError for
+    an array that holds no images.
+    """
+    if isinstance(source, np.ndarray):
+        check_shape(source.shape, source.dtype, "an array of images", ValueError)
+        # An array has no date by which an unchanged one could be known: with this one, its contents are compared.
+        return _Rows("array#", ImageArray(len(source), lambda: iter([source]), None), time.time_ns())
+    text = os.fspath(source)
+    path = Path(text)
+    if not text.strip():
+        raise HashretError(f"SOURCE is empty: give {_KINDS}")
+    try:
+        if path.is_dir():
+            return _Folder(path, exclude)
+        if path.is_file():
+            return _open_file(path)
+        exists = path.exists()
+    except OSError as error:
+        raise HashretError(f"{text}: cannot be read: {error.strerror}") from error
+    if exists:
+        raise HashretError(f"{text} is neither a file nor a folder: give {_KINDS}")
+    if text.partition(":")[0] in DATA_SETS:
+        root = Path(data_root) if data_root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hashret"
+        return _Rows(f"{text}#", open_data_set(text, root.expanduser()), 0)
+    raise HashretError(f"there is no {text!r}: give {_KINDS}")
+
+
+_KINDS = (
+    "a folder, an archive (.zip, .tar, .tar.gz), an IDX, .npy or .npz file, or a data set "
+    f"({', '.join(DATA_SETS)}; :train or :test for a part)"
+)
+
+
+def _open_file(path: Path) -> Source:
+    name = path.name.lower()
+    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+        return _Tar(path)
+    if name.endswith(".zip"):
+        return _Zip(path)
+    if path.suffix.lower() in SUFFIXES:
+        raise HashretError(f"{path} is a single image: give the folder it lies in")
+    with reading(path), open_plain_or_gzip(path) as file:
+        is_idx = file.read(2) == b"\0\0"
+    openers = {".npz": open_npz, ".npy": open_npy}
+    if path.suffix.lower() not in openers and not is_idx:
+        raise HashretError(f"{path} is no source of images: give {_KINDS}")
+    opened = openers.get(path.suffix.lower(), open_idx)(path)
+    return _Rows(f"{_absolute(path)}#", opened, path.stat().st_mtime_ns)
+
+
+class _Folder(Source):
+    """Every image below a folder, by name; file links are read, links to folders are not followed."""
+
+    def __init__(self, path: Path, exclude: Path | None) -> None:
+        self.root = _absolute(path).rstrip("/") + "/"
+        self._exclude = exclude
+
+    def __iter__(self) -> Iterator[Record]:
+        self.ignored = 0
+        stack = [iter([""])]
+        while stack:
+            name = next(stack[-1], None)
+            if name is None:
+                stack.pop()
+            elif name and not name.endswith("/"):
+                yield self._record(name)
+            else:
+                try:
+                    stack.append(iter(self._list(name)))
+                except OSError as error:
+                    if not name:
+                        raise HashretError(f"{self.root}: cannot be read: {error.strerror}") from error
+                    yield Record(name, 0, 0, None, partial(_fail, error))  # else its images would seem to be gone
+
+    def _list(self, folder: str) -> list[str]:
+        """Names in a folder, sorted, those of folders with a final "/": so walked, whole names are in order too."""
+        names = []
+        with contextlib.suppress(OSError):
+            if self._exclude and self._exclude.samefile(self.root + folder):
+                return []
+        with os.scandir(self.root + folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.startswith("."):
+                        names.append(f"{folder}{entry.name}/")
+                elif _is_image(entry.name) and not entry.is_dir():
+                    names.append(folder + entry.name)
+                else:
+                    self.ignored += 1
+        return sorted(names)
+
+    def _record(self, name: str) -> Record:
+        path = self.root + name
+        try:
+            status = os.stat(path)  # noqa: PTH116  # once for each file: a Path would cost as much again
+        except OSError:  # a link to nothing: reading it will say so
+            return Record(name, 0, 0, _label(name), partial(read_file, path))
+        return Record(name, status.st_size, status.st_mtime_ns, _label(name), partial(read_file, path))
+
+
+class _Zip(Source):
+    """The images in a .zip, by name; its directory is in memory, as `zipfile` has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = f"{_absolute(path)}!/"
+        with reading(path):
+            self._mtime_ns = path.stat().st_mtime_ns
+            self._zip = zipfile.ZipFile(path)
+        files = {info.filename.removeprefix("./"): info for info in self._zip.infolist() if not info.is_dir()}
+        self._members = {name: files[name] for name in sorted(files) if _is_image(name)}
+        self._passed_over = len(files) - len(self._members)
+        self.length = len(self._members)
+
+    def __iter__(self) -> Iterator[Record]:
+        self.ignored = self._passed_over
+        for name, info in self._members.items():
+            yield Record(name, info.file_size, self._mtime_ns, _label(name), partial(self._read, info))
+
+    def _read(self, info: zipfile.ZipInfo) -> bytes:
+        _check_member(info.file_size)
+        if info.flag_bits & 1:
+            raise HashretError("cannot be read: encrypted")
+        try:
+            with self._zip.open(info) as file:
+                return file.read(MAX_BYTES + 1)
+        except Exception as error:  # zipfile and the compressors raise a dozen kinds for members that are broken
+            raise HashretError(f"broken in the archive: {one_line(error)}") from None
+
+
+class _Tar(Source):
+    """The images in a .tar, compressed or not, in the order they lie there, read once from front to back."""
+
+    streaming = True
+
+    def __init__(self, path: Path) -> None:
+        self.root = f"{_absolute(path)}!/"
+        self._path = path
+        self._current: tarfile.TarInfo | None = None
+        with reading(path), tarfile.open(path):
+            self._mtime_ns = path.stat().st_mtime_ns
+
+    def __iter__(self) -> Iterator[Record]:
+        self.ignored = 0
+        with reading(self._path), contextlib.closing(tarfile.open(self._path)) as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+                name = member.name.removeprefix("./")
+                if member.isdir():
+                    continue
+                if not _is_image(name):
+                    self.ignored += 1
+                    continue
+                self._current = member
+                yield Record(name, member.size, self._mtime_ns, _label(name), partial(self._read, archive, member))
+                self._current = None
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise HashretError(f"{self._path} is broken: what follows its last image is no tar header")
+
+    def _read(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+        if member is not self._current:
+            raise ValueError("a record of a .tar must be read before the next is taken")
+        _check_member(member.size)
+        if not member.isreg():
+            raise HashretError("cannot be read: a link inside the archive")
+        try:
+            with archive.extractfile(member) as file:  # type: ignore[union-attr]  # a regular file has one
+                return file.read()
+        except Exception as error:  # as in _Zip
+            raise HashretError(f"broken in the archive: {one_line(error)}") from None
+
+
+class _Rows(Source):
+    """The rows of an array, which are views into its blocks: names are row numbers."""
+
+    arrays = True
+
+    def __init__(self, root: str, array: ImageArray, mtime_ns: int) -> None:
+        self.root = root
+        self.length = array.length
+        self._array = array
+        self._mtime_ns = mtime_ns
+
+    def __iter__(self) -> Iterator[Record]:
+        number = 0
+        for block in self._array.blocks():
+            for row in block:
+                label = None if self._array.labels is None else self._array.labels[number]
+                yield Record(str(number), row.nbytes, self._mtime_ns, label, row.view)  # view(): the row itself
+                number += 1
+
+
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 64
+) -> Generator[R, None, None]:
+    """`function` of each item, from a pool of threads, in the order of the items.
+
+    `items` is taken in the caller's thread, at most `ahead` items before the result that is given out. An error in
+    either comes out in its place. Closing the generator drops what has not begun and waits for what has.
+    """
+    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    pending: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="hashret")
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= max(ahead, threads):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Sample(NamedTuple):
+    """Images chosen from a source, as the chosen preprocessing makes them: uint8 (n, height, width, channels).
+
+    `seen` counts the records of the source; `failures` are (name, reason) of chosen images that could not be read.
+    """
+
+    images: NDArray[np.uint8]
+    preprocessing: Preprocessing
+    seen: int
+    failures: list[tuple[str, str]]
+
+
+class _Held(NamedTuple):
+    pixels: NDArray[np.uint8]  # as large as the model can see, in the image's own channels
+    height: int
+    width: int
+    original: Content | None  # kept while a size smaller than `pixels` may still be chosen
+
+
+_MAX_SIDE, _MIN_SIDE = 64, 8
+_MAX_ORIGINALS = 2**28  # bytes
+
+
+def sample(
+    source: Source,
+    *,
+    size: tuple[int, int] | None = None,
+    limit: int = 100_000,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Sample:
+    """At most `limit` images of a source, each with the same chance, and the preprocessing that fits them.
+
+    One pass, in memory for the result and a quarter of a gigabyte; only chosen images are decoded. `size` is (height,
+    width). Without it, images that all have one size with sides up to 64 keep that; others become squares of 64, or of
+    the median short side where that is smaller, but at least 8 (the median is not waited for, and the side is 64, once
+    the originals of images larger than 64 fill the quarter gigabyte). The model sees colour when any image has some
+    (`hashret.images.has_colour`). `progress` is told how many records were seen. The same seed gives the same sample.
+    Raises HashretError when there is no image or none that can be read, ValueError for an impossible size or limit.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit!r}")
+    if size is not None:
+        Preprocessing(*size, channels=1)  # raises ValueError
+    chance = random.Random(seed)
+    seen = 0
+
+    def choose() -> Iterator[_Job]:
+        nonlocal seen
+        for record in source:
+            place = seen if seen < limit else int(chance.random() * (seen + 1))  # Vitter's algorithm R (1985)
+            seen += 1
+            if progress is not None:
+                progress(seen)
+            if place < limit:
+                yield place, record, _read(record) if source.streaming else None
+
+    hold = partial(_hold, size=size)
+    results = (hold(job) for job in choose()) if source.arrays else in_order(hold, choose())
+    held: list[_Held] = []
+    failures: list[tuple[str, str]] = []
+    originals, keep_originals = 0, True  # in bytes
+    with contextlib.closing(results):
+        for place, name, image in results:
+            if isinstance(image, HashretError):
+                failures.append((name, str(image)))
+                continue
+            if not keep_originals:
+                image = image._replace(original=None)
+            if place < len(held):
+                originals -= _original_size(held[place])
+                held[place] = image
+            else:  # the first ones, and later where broken images left places empty
+                held.append(image)
+            originals += _original_size(image)
+            if originals > _MAX_ORIGINALS:
+                held = [image._replace(original=None) for image in held]
+                originals, keep_originals = 0, False
+    if not held:
+        raise HashretError(_no_images(source, seen, failures))
+    height, width = size or _choose_size(held, keep_originals)
+    colour = any(has_colour(image.pixels) for image in held)
+    preprocessing = Preprocessing(height, width, 3 if colour else 1)
+    images = np.empty((len(held), height, width, preprocessing.channels), np.uint8)
+    held.reverse()
+    for row in images:
+        image = held.pop()  # lets go of each while the result fills
+        fits = image.original is None or image.pixels.shape[:2] == (height, width)
+        row[...] = preprocessing(image.pixels if fits or image.original is None else image.original).pixels
+    return Sample(images, preprocessing, seen, failures)
+
+
+_Job = tuple[int, Record, Content | HashretError | None]  # place in the sample, record, and content where read already
+
+
+def _hold(job: _Job, size: tuple[int, int] | None) -> tuple[int, str, _Held | HashretError]:
+    place, record, content = job
+    content = _read(record) if content is None else content
+    if isinstance(content, HashretError):
+        return place, record.name, content
+    try:
+        if size is not None:
+            pixels, width, height = resize(content, *size)
+            original = None
+        else:
+            pixels, width, height = decode(content, at_least=(_MAX_SIDE, _MAX_SIDE))
+            original = content if max(height, width) > _MAX_SIDE else None
+            if original is not None:
+                pixels = resize(pixels, _MAX_SIDE, _MAX_SIDE).pixels
+    except HashretError as error:
+        return place, record.name, error
+    if isinstance(content, np.ndarray):  # rows are views into blocks: a copy lets go of the block
+        pixels, original = pixels.copy(), None if original is None else content.copy()
+    return place, record.name, _Held(pixels, height, width, original)
+
+
+def _read(record: Record) -> Content | HashretError:
+    try:
+        return record.read()
+    except HashretError as error:
+        return error
+
+
+def _original_size(image: _Held) -> int:
+    if isinstance(image.original, np.ndarray):
+        return image.original.nbytes
+    return 0 if image.original is None else len(image.original)
+
+
+def _choose_size(held: list[_Held], all_known: bool) -> tuple[int, int]:
+    if not all_known:
+        return _MAX_SIDE, _MAX_SIDE
+    first = held[0]
+    if max(first.height, first.width) <= _MAX_SIDE and all(image[1:3] == first[1:3] for image in held):
+        return first.height, first.width
+    side = statistics.median_low(min(image.height, image.width) for image in held)
+    side = max(_MIN_SIDE, min(_MAX_SIDE, side))
+    return side, side
+
+
+def _no_images(source: Source, seen: int, failures: list[tuple[str, str]]) -> str:
+    where = source.root.rstrip("/#!")
+    if failures:
+        name, reason = failures[0]
+        return f"{where}: none of {seen} images could be read; the first, {name}: {reason}"
+    return f"{where} has no images ({source.ignored} other files were passed over)"
+
+
+def _is_image(name: str) -> bool:
+    _, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() in SUFFIXES and not name.startswith(".") and "/." not in name
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100  # unlike Path.absolute it takes "..": one folder, one root
+
+
+def _label(name: str) -> str | None:
+    return name.split("/")[-2] if "/" in name else None
+
+
+def _check_member(size: int) -> None:
+    if size > MAX_BYTES:
+        raise HashretError(f"{size / 2**30:.1f} GiB: more than the {MAX_BYTES // 2**30} that is read")
+
+
+def _fail(error: OSError) -> Content:
+    raise HashretError(f"cannot be read: {error.strerror}") from error
