@@ -1,1 +1,10 @@
 """Codes in, nearest ids out."""
+
+from hashret.indexes.binary_faiss import FaissIndex
+from hashret.indexes.bitflip import BitFlipIndex
+from hashret.indexes.protocol import CodeIndex, Hits, RangeHits
+from hashret.indexes.threads import get_threads, set_threads
+
+INDEXES: dict[str, type[BitFlipIndex] | type[FaissIndex]] = {"bitflip": BitFlipIndex, "faiss": FaissIndex}
+
+__all__ = ["INDEXES", "BitFlipIndex", "CodeIndex", "FaissIndex", "Hits", "RangeHits", "get_threads", "set_threads"]

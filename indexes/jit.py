@@ -1,0 +1,87 @@
+"""Numba for the kernels: each is compiled once per machine and stale as soon as any kernel source changes.
+
+Numba's own cache looks only at the file a function lies in, so an edit in another file that it calls would go
+unnoticed, and an installed package may be read-only. The cache lies in the user's cache folder instead
+(``$XDG_CACHE_HOME`` or ``~/.cache``), under a key made of the text of every kernel source.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_config: Any = numba.config
+
+
+def _cache_folder() -> str | None:
+    """The folder for compiled kernels; None if there can be none, and kernels are compiled in every process."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        if source.name.startswith("kernels") or source == Path(__file__):
+            digest.update(source.read_bytes())
+    root = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root) / "hashret" / "kernels" / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return str(folder) if os.access(folder, os.W_OK) else None
+
+
+CACHE_FOLDER = _cache_folder()
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled by Numba at its first call: serial, without the interpreter lock, cached on disk.
+
+    It may not allocate: then Numba counts no references to arrays, which costs more than all else in a search.
+    """
+    return _compiled(function, _nrt=False)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of kernels, compiled into each that calls it."""
+    return _compiled(function, _nrt=False, forceinline=True)
+
+
+def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that makes arrays, and leaves the inner loops to others."""
+    return _compiled(function)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    before = _config.CACHE_DIR
+    if CACHE_FOLDER is not None:
+        _config.CACHE_DIR = CACHE_FOLDER
+    try:
+        compiled: Callable[..., Any] = numba.njit(
+            nogil=True, cache=CACHE_FOLDER is not None, error_model="numpy", **options
+        )(function)
+    finally:
+        _config.CACHE_DIR = before
+    return compiled
+
+
+def _popcount(typing_context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), generate
+
+
+def _trailing_zeros(typing_context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), generate
+
+
+# The number of ones in a uint64, by LLVM's ctpop, which vectorises; the place of the lowest one in an int64 but 0.
+popcount: Any = intrinsic(_popcount)
+trailing_zeros: Any = intrinsic(_trailing_zeros)

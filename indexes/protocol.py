@@ -1,0 +1,96 @@
+"""What every index takes and gives."""
+
+import os
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.codes import Codes
+
+Path = str | os.PathLike[str]
+
+
+class Hits(NamedTuple):
+    """The nearest items of each query, a row each, ordered by (distance, id)."""
+
+    distances: NDArray[np.int32]  # (q, m), m = min(k, items that qualify)
+    ids: NDArray[np.int64]  # (q, m)
+
+
+class RangeHits(NamedTuple):
+    """The items within a distance of each query; query q has limits[q] ... limits[q + 1] - 1, by (distance, id)."""
+
+    limits: NDArray[np.int64]  # (q + 1,)
+    distances: NDArray[np.int32]  # (limits[-1],)
+    ids: NDArray[np.int64]  # (limits[-1],)
+
+
+class CodeIndex(Protocol):
+    """Codes in, nearest ids out. Any number of threads may search while one writes: they see before or after."""
+
+    @property
+    def bits(self) -> int:
+        """The length of a code."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers always equal brute force by distance."""
+
+    def __len__(self) -> int:
+        """The number of items."""
+
+    def add(self, codes: Codes, ids: NDArray[np.int64]) -> None:
+        """Add codes, uint8 (n, bits // 8), under ids, int64 (n,), not negative.
+
+        Raises ValueError, and changes nothing, if an id is there already or comes twice.
+        """
+
+    def remove(self, ids: NDArray[np.int64]) -> int:
+        """Remove the items with these ids, int64 (n,), and return how many were there; others are ignored."""
+
+    def search(self, queries: Codes, k: int, *, allowed: NDArray[np.int64] | None = None) -> Hits:
+        """The k nearest items of each query, uint8 (q, bits // 8).
+
+        Only items in `allowed` qualify, if given: ids, int64 (a,), ascending; unknown ones are ignored. Raises
+        ValueError for k < 1 and for arrays of another dtype, shape or order.
+        """
+
+    def within(self, queries: Codes, max_distance: int, *, allowed: NDArray[np.int64] | None = None) -> RangeHits:
+        """All items at most `max_distance` bits from each query, uint8 (q, bits // 8); `allowed` as in `search`.
+
+        Raises ValueError for max_distance < 0 and for arrays of another dtype, shape or order.
+        """
+
+    def save(self, path: Path) -> None:
+        """Write the index to one file, replacing it only when all is on the disk."""
+
+    @classmethod
+    def load(cls, path: Path, *, verify: bool = True) -> Self:
+        """The index saved at `path`.
+
+        `verify` reads the whole file and raises HashretError, naming it, if it was truncated or altered; without it
+        only header and sizes are checked, and the file is mapped, not read.
+        """
+
+
+def check_ids(ids: Any, name: str = "ids") -> NDArray[np.int64]:
+    """`ids` as the kernels take them, read-only, when it is an int64 array (n,); raises ValueError otherwise."""
+    if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
+        found = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else type(ids).__name__
+        raise ValueError(f"{name} must be an int64 array of shape (n,), not {found}")
+    return read_only(ids)
+
+
+def read_only(array: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same numbers in a contiguous array that cannot be written: kernels are compiled for this kind alone."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def check_count(value: Any, least: int, name: str) -> int:
+    """`value` itself, when it is an integer of at least `least`; raises ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+    return int(value)

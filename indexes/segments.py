@@ -1,0 +1,131 @@
+"""Distinct codes with posting lists, built from items in any order; and the words that codes become in the kernels."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.codes import Codes
+from hashret.indexes.kernels import Ids, Segment, Words
+from hashret.indexes.kernels_within import fill_table
+
+MAX_ITEMS = (1 << 32) - 1  # slots and codes are numbered in 32 bits
+MAX_WIDTH = 24  # a table of 2**24 buckets takes 64 MiB
+
+# What the planner believes, in nanoseconds: looking one bucket up, checking one code found there, scanning one word.
+LOOK_UP, CHECK, SCAN = 3.0, 3.0, 0.1
+MIN_CODES = 8192  # fewer are scanned faster than flipping starts
+
+_NO_CUTS = np.empty((0, 3), np.int64)
+_NO_TABLE = np.empty(0, np.uint32)
+_NO_POSTINGS = np.empty((0, 0), np.uint32)
+_NO_PLAN = np.array([-1, -1, 0], np.int64)
+_ALL_LIVE = np.empty(0, np.uint8)
+
+
+def to_words(codes: Codes) -> Words:
+    """Codes as the kernels read them: uint64 (n,) if 64 bits suffice, else (n, words); missing bits are 0."""
+    n, width = codes.shape
+    if width % 8:
+        padded = np.zeros((n, width + -width % 8), np.uint8)
+        padded[:, :width] = codes
+        codes = padded
+    words: Words = codes.view(">u8").astype(np.uint64)
+    return words[:, 0] if width <= 8 else words
+
+
+def from_words(words: Words, bits: int) -> Codes:
+    """The codes that `to_words` made these words of."""
+    rows = words.astype(">u8").view(np.uint8).reshape(len(words), -(-bits // 64) * 8)
+    return np.ascontiguousarray(rows[:, : bits // 8])
+
+
+def frozen(segment: Segment) -> Segment:
+    """The same segment with read-only arrays: many threads read it, and kernels are compiled for one kind of array."""
+    for array in segment:
+        array.flags.writeable = False
+    return segment
+
+
+def unordered(words: Words, ids: Ids) -> Segment:
+    """A segment that is only ever scanned: every item for itself, in the order given."""
+    starts = np.arange(len(ids) + 1, dtype=np.uint32)
+    by_id = np.argsort(ids).astype(np.uint32)
+    return frozen(Segment(words, starts, ids, by_id, _ALL_LIVE, _NO_CUTS, _NO_TABLE, _NO_POSTINGS, _NO_PLAN))
+
+
+def distinct(words: Words, ids: Ids) -> Segment:
+    """A segment of distinct ascending codes with posting lists of ascending ids, without tables."""
+    if len(ids) > 1 and not (ids[1:] > ids[:-1]).all():
+        order = np.argsort(ids)
+        words, ids = words[order], ids[order]
+    by_code = np.argsort(words, kind="stable") if words.ndim == 1 else np.lexsort(words.T[::-1])
+    words, ids = words[by_code], ids[by_code]
+    by_id = np.empty(len(ids), np.uint32)
+    by_id[by_code] = np.arange(len(ids), dtype=np.uint32)
+    new = np.ones(len(ids), np.bool_)
+    changed = words[1:] != words[:-1]
+    new[1:] = changed if words.ndim == 1 else changed.any(axis=1)
+    starts = np.append(np.flatnonzero(new), len(ids)).astype(np.uint32)
+    if len(starts) <= len(ids):
+        words = words[new]
+    return frozen(Segment(words, starts, ids, by_id, _ALL_LIVE, _NO_CUTS, _NO_TABLE, _NO_POSTINGS, _NO_PLAN))
+
+
+def with_tables(segment: Segment, bits: int) -> Segment:
+    """The same segment with a table for each of m ≈ bits / log2(n) substrings, if it is worth having them."""
+    count = len(segment.codes)
+    if count < MIN_CODES:
+        return segment
+    m = max(round(bits / math.log2(count)), -(-bits // MAX_WIDTH))
+    widths = [bits // m + (t < bits % m) for t in range(m)]
+    cuts = np.empty((m, 3), np.int64)
+    cuts[:, 0] = np.cumsum([0, *widths[:-1]])
+    cuts[:, 1] = widths
+    cuts[:, 2] = np.cumsum([0, *((1 << width) + 1 for width in widths[:-1])])
+    offsets = np.empty(int(cuts[-1, 2]) + (1 << widths[-1]) + 1, np.uint32)
+    postings = np.empty((m - 1, count), np.uint32)
+    for t, (first, width, table) in enumerate(cuts.tolist()):
+        bounds = offsets[table : table + (1 << width) + 1]
+        fill_table(segment.codes, first, width, bounds, postings[t - 1] if t else np.empty(0, np.uint32))
+    plan = _plan(count, bits, widths)
+    return frozen(segment._replace(cuts=cuts, offsets=offsets, postings=postings, plan=plan))
+
+
+def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:
+    """The planner's three numbers (see `kernels.flip_nearest`), from what flips cost if buckets are filled evenly."""
+    scan = SCAN * count * -(-bits // 64)
+    m, spent, patient, deepest = len(widths), 0.0, 0, 0
+    for level in range(bits):
+        s, width = level // m, widths[level % m]
+        spent += math.comb(width, s) * (LOOK_UP + CHECK * count / 2**width)
+        if spent > scan:
+            break
+        deepest = level
+        if spent <= scan / 10:
+            patient = level
+    return np.array([patient, deepest, int(scan / CHECK)], np.int64)
+
+
+def is_dead(segment: Segment, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of these slots hold removed ids."""
+    if not len(segment.dead):
+        return np.zeros(len(slots), np.bool_)
+    marks: NDArray[np.uint8] = segment.dead[slots >> 3] >> (slots & 7).astype(np.uint8) & 1
+    dead: NDArray[np.bool_] = marks != 0
+    return dead
+
+
+def buried(segment: Segment, slots: NDArray[np.int64]) -> Segment:
+    """The same segment with these slots marked dead."""
+    dead = segment.dead.copy() if len(segment.dead) else np.zeros((len(segment.ids) + 7) // 8, np.uint8)
+    np.bitwise_or.at(dead, slots >> 3, np.left_shift(1, slots & 7).astype(np.uint8))
+    return frozen(segment._replace(dead=dead))
+
+
+def items(segment: Segment, slots: NDArray[np.int64] | None = None) -> tuple[Words, Ids]:
+    """The code and id of each of these slots, or of every slot whose id was not removed."""
+    if slots is None:
+        slots = np.arange(len(segment.ids))
+        slots = slots[~is_dead(segment, slots)]
+    return segment.codes[np.searchsorted(segment.starts, slots, "right") - 1], segment.ids[slots]

@@ -1,0 +1,39 @@
+"""How many threads search a batch, and how the batch is split among them."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+_threads = os.cpu_count() or 1
+_SHARE = 8  # fewer queries are not worth waking a thread
+
+
+def set_threads(count: int) -> None:
+    """Search every batch with `count` threads from now on (as many as the machine has cores, unless set)."""
+    global _threads
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"the number of threads must be at least 1, not {count!r}")
+    _threads = count
+
+
+def get_threads() -> int:
+    """The number of threads that search a batch."""
+    return _threads
+
+
+def split(count: int, work: Callable[[int, int], Result]) -> list[Result]:
+    """The results of work(low, high) over consecutive parts of range(count), each part in a thread of its own."""
+    parts = min(_threads, count // _SHARE)
+    if parts <= 1:
+        return [work(0, count)]
+    bounds = [count * part // parts for part in range(parts + 1)]
+    return list(_pool(_threads, os.getpid()).map(work, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # a forked process has the pool but not its threads
+    return ThreadPoolExecutor(threads, thread_name_prefix="hashret-search")

@@ -1,0 +1,282 @@
+"""The part that all indexes share: items come and go while threads search.
+
+An index is a *base* of distinct codes with posting lists, on which an engine works, and a small *tail* of items added
+since, which is simply scanned. When the tail outgrows its share of the base, or a quarter of all items is dead, both
+are built into a new base (a log-structured merge tree of two levels; O'Neil et al. 1996). Nothing that a search reads
+is ever written to: a write makes a new `State` and puts it in place at once, so that a search, which takes the state
+once, sees the index before the write or after it.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.codes import Codes, check_bits, check_codes
+from hashret.indexes import files, segments
+from hashret.indexes.kernels import Distances, Ids, Segment, Words, nearest, sort_rows
+from hashret.indexes.kernels_within import expand_within, locate, matches_within
+from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, read_only
+from hashret.indexes.threads import split
+
+_NO_IDS = read_only(np.empty(0, np.int64))
+_FEW = 64  # so few allowed items are always looked up one by one
+
+
+class State(NamedTuple):
+    base: Segment
+    tail: Segment
+    engine: Any  # what the index keeps beside the base to search it with
+    live: int
+
+
+class UpdatableIndex(ABC):
+    """Items that come and go, over an engine that searches distinct codes and cannot change."""
+
+    kind: ClassVar[str]  # what a saved file says it is
+    tail_share: ClassVar[int]  # the tail may hold 1024 items and one in so many of the base
+
+    def __init__(self, bits: int) -> None:
+        self.bits = check_bits(bits)
+        self._lock = threading.Lock()
+        self._state = self._built(segments.to_words(np.empty((0, bits // 8), np.uint8)), _NO_IDS)
+
+    @abstractmethod
+    def _engine(self, base: Segment) -> tuple[Segment, Any]:
+        """The base, with whatever an engine adds to it, and the engine."""
+
+    @abstractmethod
+    def _nearest(self, state: State, queries: Codes, words: Words, allowed: Ids | None, heaps: "Heaps") -> None:
+        """Offer the items of the base to a heap for each query."""
+
+    @abstractmethod
+    def _matches(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
+        """The codes of the base within a radius of each query: limits (q + 1) and their numbers."""
+
+    def __len__(self) -> int:
+        return self._state.live
+
+    def add(self, codes: Codes, ids: NDArray[np.int64]) -> None:
+        """Add codes, uint8 (n, bits // 8), under ids, int64 (n,), not negative.
+
+        Raises ValueError, and changes nothing, if an id is there already or comes twice.
+        """
+        check_codes(codes, self.bits)
+        if len(check_ids(ids)) != len(codes):
+            raise ValueError(f"{len(codes)} codes need as many ids, not {len(ids)}")
+        if not len(ids):
+            return
+        ascending = np.sort(ids)
+        if ascending[0] < 0:
+            raise ValueError(f"an id cannot be negative: {ascending[0]}")
+        twice = ascending[1:] == ascending[:-1]
+        if twice.any():
+            raise ValueError(f"id {ascending[1:][twice][0]} comes twice")
+        words = segments.to_words(codes)
+        with self._lock:
+            state = self._state
+            for segment in (state.base, state.tail):
+                there = _live_slots(segment, ascending)
+                if len(there):
+                    raise ValueError(f"id {segment.ids[there].min()} is in the index already")
+            if state.live + len(ids) > segments.MAX_ITEMS:
+                raise ValueError(f"an index holds at most {segments.MAX_ITEMS} items")
+            if len(state.tail.ids) + len(ids) > 1024 + len(state.base.ids) // self.tail_share:
+                self._state = self._merged(state, (words, ids))
+            else:
+                kept = segments.items(state.tail)
+                tail = segments.unordered(np.concatenate([kept[0], words]), np.concatenate([kept[1], ids]))
+                self._state = state._replace(tail=tail, live=state.live + len(ids))
+
+    def remove(self, ids: NDArray[np.int64]) -> int:
+        """Remove the items with these ids, int64 (n,), and return how many were there; others are ignored."""
+        check_ids(ids)
+        with self._lock:
+            state = self._state
+            slots = [_live_slots(segment, ids) for segment in (state.base, state.tail)]
+            removed = sum(map(len, slots))
+            if removed:
+                base, tail = (
+                    segments.buried(segment, gone) if len(gone) else segment
+                    for segment, gone in zip((state.base, state.tail), slots, strict=True)
+                )
+                state = state._replace(base=base, tail=tail, live=state.live - removed)
+                total = len(base.ids) + len(tail.ids)
+                self._state = self._merged(state) if 4 * (total - state.live) > total else state
+            return removed
+
+    def search(self, queries: Codes, k: int, *, allowed: NDArray[np.int64] | None = None) -> Hits:
+        """The k nearest items of each query, uint8 (q, bits // 8), ordered by (distance, id).
+
+        Only items in `allowed` qualify, if given: ids, int64 (a,), ascending; unknown ones are ignored. Raises
+        ValueError for k < 1 and for arrays of another dtype, shape or order.
+        """
+        state = self._state
+        k = min(check_count(k, 1, "k"), state.live)
+        words = segments.to_words(check_codes(queries, self.bits))
+        few = None
+        if allowed is not None:
+            allowed = _check_allowed(allowed)
+            k = min(k, len(allowed))
+            few = _few_allowed(state, allowed, len(queries))
+        if few is not None:
+            k = min(k, len(few.ids))
+        count = len(queries)
+        heaps = Heaps(np.empty((count, k), np.int32), np.empty((count, k), np.int64), *np.zeros((2, count), np.int64))
+
+        def search(low: int, high: int) -> None:
+            part, asked = heaps.rows(low, high), words[low:high]
+            if few is not None:
+                nearest(few, asked, _NO_IDS, False, *part)
+            else:
+                self._nearest(state, queries[low:high], asked, allowed, part)
+                if len(state.tail.ids):
+                    part.levels[:] = 0
+                    nearest(state.tail, asked, *as_filter(allowed), *part)
+            begins = np.arange(high - low) * k
+            sort_rows(begins, begins + part.sizes, part.distances.reshape(-1), part.ids.reshape(-1))
+
+        if k:
+            split(count, search)
+        # Every search offers all items if need be, so the rows are equally long.
+        m = int(heaps.sizes[0]) if count else min(k, self._qualifying(state, allowed))
+        return Hits(np.ascontiguousarray(heaps.distances[:, :m]), np.ascontiguousarray(heaps.ids[:, :m]))
+
+    def within(self, queries: Codes, max_distance: int, *, allowed: NDArray[np.int64] | None = None) -> RangeHits:
+        """All items at most `max_distance` bits from each query, uint8 (q, bits // 8); `allowed` as in `search`.
+
+        Raises ValueError for max_distance < 0 and for arrays of another dtype, shape or order.
+        """
+        state = self._state
+        radius = min(check_count(max_distance, 0, "max_distance"), self.bits)
+        words = segments.to_words(check_codes(queries, self.bits))
+        few = None
+        if allowed is not None:
+            allowed = _check_allowed(allowed)
+            few = _few_allowed(state, allowed, len(queries))
+
+        def search(low: int, high: int) -> RangeHits:
+            asked = words[low:high]
+            if few is not None:
+                found = RangeHits(*expand_within(few, asked, *matches_within(few, asked, radius), _NO_IDS, False))
+            else:
+                matches = self._matches(state, queries[low:high], asked, radius)
+                found = RangeHits(*expand_within(state.base, asked, *matches, *as_filter(allowed)))
+                if len(state.tail.ids):
+                    matches = matches_within(state.tail, asked, radius)
+                    found = _side_by_side(
+                        found, RangeHits(*expand_within(state.tail, asked, *matches, *as_filter(allowed)))
+                    )
+            sort_rows(found.limits[:-1], found.limits[1:], found.distances, found.ids)
+            return found
+
+        parts = split(len(queries), search)
+        if len(parts) == 1:
+            return parts[0]
+        counts = np.concatenate([np.diff(part.limits) for part in parts])
+        limits = np.concatenate([[0], np.cumsum(counts)])
+        return RangeHits(limits, *(np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[1:]))
+
+    def save(self, path: Path) -> None:
+        """Write the index to one file, replacing it only when all is on the disk."""
+        state = self._state
+        arrays = {f"base.{name}": array for name, array in state.base._asdict().items()}
+        arrays |= {f"tail.{name}": array for name, array in state.tail._asdict().items()}
+        arrays |= self._engine_arrays(state.engine)
+        files.write(path, self.kind, {"bits": self.bits, "live": state.live, **self._settings()}, arrays)
+
+    @classmethod
+    def load(cls, path: Path, *, verify: bool = True) -> Self:
+        """The index saved at `path`.
+
+        `verify` reads the whole file and raises HashretError, naming it, if it was truncated or altered; without it
+        only header and sizes are checked, and the file is mapped, not read.
+        """
+        settings, arrays = files.read(path, cls.kind, verify)
+        bits, live = settings.pop("bits"), settings.pop("live")
+        index = cls(bits, **settings)
+        base, tail = (
+            segments.frozen(Segment(*(arrays[f"{segment}.{name}"] for name in Segment._fields)))
+            for segment in ("base", "tail")
+        )
+        index._state = State(base, tail, index._engine_from(arrays, base), live)
+        return index
+
+    def _settings(self) -> dict[str, Any]:
+        """What `__init__` needs besides bits."""
+        return {}
+
+    def _engine_arrays(self, engine: Any) -> dict[str, NDArray[Any]]:
+        """The engine as arrays to save."""
+        return {}
+
+    def _engine_from(self, arrays: dict[str, NDArray[Any]], base: Segment) -> Any:
+        """The engine from the arrays saved."""
+        return None
+
+    def _built(self, words: Words, ids: Ids) -> State:
+        base, engine = self._engine(segments.distinct(words, ids))
+        return State(base, segments.unordered(words[:0], ids[:0]), engine, len(ids))
+
+    def _merged(self, state: State, *more: tuple[Words, Ids]) -> State:
+        parts = [segments.items(state.base), segments.items(state.tail), *more]
+        return self._built(np.concatenate([words for words, _ in parts]), np.concatenate([ids for _, ids in parts]))
+
+    def _qualifying(self, state: State, allowed: Ids | None) -> int:
+        if allowed is None:
+            return state.live
+        return sum(len(_live_slots(segment, allowed)) for segment in (state.base, state.tail))
+
+
+class Heaps(NamedTuple):
+    """The best k items so far of each query: max-heaps by (distance, id), a row each."""
+
+    distances: Distances  # (q, k)
+    ids: Ids  # (q, k)
+    sizes: Ids  # (q,): how many there are
+    levels: Ids  # (q,): where to go on in the segment at hand; see `kernels.nearest`
+
+    def rows(self, low: int, high: int) -> "Heaps":
+        """The heaps of some queries."""
+        return Heaps(self.distances[low:high], self.ids[low:high], self.sizes[low:high], self.levels[low:high])
+
+
+def as_filter(allowed: Ids | None) -> tuple[Ids, bool]:
+    """`allowed` as the kernels take it: ids, and whether they mean anything."""
+    return (_NO_IDS, False) if allowed is None else (allowed, True)
+
+
+def _check_allowed(allowed: Any) -> Ids:
+    ids = check_ids(allowed, "allowed")
+    if not (ids[1:] >= ids[:-1]).all():
+        raise ValueError("allowed must be ascending; pass numpy.sort(allowed)")
+    return ids
+
+
+def _live_slots(segment: Segment, ids: Ids) -> Ids:
+    """The slots of those of these ids that are in the segment, each once."""
+    slots: Ids = locate(segment.ids, segment.by_id, read_only(ids))
+    slots = np.unique(slots[slots >= 0])
+    return slots[~segments.is_dead(segment, slots)]
+
+
+def _few_allowed(state: State, allowed: Ids, queries: int) -> Segment | None:
+    """The allowed items by themselves, where scanning them costs less than searching them out among all."""
+    total = len(state.base.ids) + len(state.tail.ids)
+    if len(allowed) > max(_FEW, min(total // 16, total // 256 * queries)):
+        return None
+    parts = [segments.items(segment, _live_slots(segment, allowed)) for segment in (state.base, state.tail)]
+    return segments.unordered(np.concatenate([words for words, _ in parts]), np.concatenate([ids for _, ids in parts]))
+
+
+def _side_by_side(a: RangeHits, b: RangeHits) -> RangeHits:
+    """The hits of both for each query."""
+    rows = np.concatenate([np.repeat(np.arange(len(hits.limits) - 1), np.diff(hits.limits)) for hits in (a, b)])
+    order = np.argsort(rows, kind="stable")
+    return RangeHits(
+        a.limits + b.limits,
+        np.concatenate([a.distances, b.distances])[order],
+        np.concatenate([a.ids, b.ids])[order],
+    )

@@ -1,0 +1,492 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from hashret.codes import hamming
+from hashret.errors import HashretError
+from hashret.indexes import INDEXES, BitFlipIndex, CodeIndex, FaissIndex, Hits, RangeHits, segments, set_threads
+
+Array = np.ndarray[Any, Any]
+Items = dict[int, bytes]
+
+ENGINES = sorted(INDEXES)
+FACTORIES = ["BFlat", "BIVF4", "BHNSW8"]
+
+
+@pytest.fixture(autouse=True)
+def flip_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have tables, and use them, at sizes that brute force can judge."""
+    monkeypatch.setattr(segments, "MIN_CODES", 2)
+    monkeypatch.setattr(segments, "SCAN", 100.0)
+
+
+def judge(items: Items, queries: Array, allowed: Array | None = None) -> tuple[Array, Array]:
+    """Every qualifying item for each query: distances and ids, (q, n), ordered by (distance, id)."""
+    ids = np.array(sorted(set(items) & set(items if allowed is None else allowed.tolist())), np.int64)
+    codes = np.frombuffer(b"".join(items[i] for i in ids.tolist()), np.uint8).reshape(len(ids), queries.shape[1])
+    distances = hamming(queries, codes)
+    order = np.argsort(distances, axis=1, kind="stable")
+    return np.take_along_axis(distances, order, axis=1), ids[order]
+
+
+def check_search(index: CodeIndex, items: Items, queries: Array, k: int, allowed: Array | None = None) -> None:
+    hits, (distances, ids) = index.search(queries, k, allowed=allowed), judge(items, queries, allowed)
+    assert hits.distances.dtype == np.int32 and hits.ids.dtype == np.int64
+    assert hits.ids.shape == hits.distances.shape == (len(queries), min(k, ids.shape[1]))
+    assert_honest(hits.distances, hits.ids, items, queries, allowed)
+    if index.exact:
+        assert (hits.distances == distances[:, :k]).all()
+    if isinstance(index, BitFlipIndex):
+        assert (hits.ids == ids[:, :k]).all()
+
+
+def check_within(index: CodeIndex, items: Items, queries: Array, radius: int, allowed: Array | None = None) -> None:
+    hits, (distances, ids) = index.within(queries, radius, allowed=allowed), judge(items, queries, allowed)
+    assert hits.limits.dtype == np.int64 and hits.limits[0] == 0 and len(hits.limits) == len(queries) + 1
+    assert hits.distances.dtype == np.int32 and hits.ids.dtype == np.int64
+    assert len(hits.distances) == len(hits.ids) == hits.limits[-1]
+    for q, (low, high) in enumerate(zip(hits.limits[:-1], hits.limits[1:], strict=True)):
+        assert_honest(hits.distances[None, low:high], hits.ids[None, low:high], items, queries[q : q + 1], allowed)
+        assert (hits.distances[low:high] <= radius).all()
+        if index.exact:  # all of them: a radius leaves no choice among ties
+            count = (distances[q] <= radius).sum()
+            assert hits.ids[low:high].tolist() == ids[q, :count].tolist()
+
+
+def assert_honest(distances: Array, ids: Array, items: Items, queries: Array, allowed: Array | None) -> None:
+    """What any index owes, exact or not: true distances, ids that qualify, each once, in order."""
+    for row, (query, near) in enumerate(zip(queries, ids.tolist(), strict=True)):
+        assert len(set(near)) == len(near) and set(near) <= set(items)
+        assert allowed is None or set(near) <= set(allowed.tolist())
+        codes = np.frombuffer(b"".join(items[i] for i in near), np.uint8).reshape(len(near), len(query))
+        assert (distances[row] == hamming(query[None], codes)[0]).all()
+        assert sorted(zip(distances[row].tolist(), near, strict=True)) == list(
+            zip(distances[row].tolist(), near, strict=True)
+        )
+
+
+def make(bits: int, count: int, seed: int, centres: int = 6, noise: float = 0.05) -> Array:
+    """Codes around a few centres, so that distances tie and codes collide; the same centres for the same bits."""
+    rng = np.random.default_rng(seed)
+    near = np.random.default_rng(bits).random((centres, bits)) < 0.5
+    bits_ = near[rng.integers(0, centres, count)] ^ (rng.random((count, bits)) < noise * rng.random((count, 1)))
+    return np.packbits(bits_, axis=1)
+
+
+def as_items(codes: Array, ids: Array) -> Items:
+    return {i: code.tobytes() for i, code in zip(ids.tolist(), codes, strict=True)}
+
+
+shapes = st.tuples(
+    st.integers(1, 128).map(lambda width: width * 8) | st.sampled_from([8, 16, 24, 32, 48, 64, 72, 128, 200, 256]),
+    st.sampled_from([0, 1, 2, 5, 40, 200]),
+    st.integers(1, 8),
+    st.sampled_from([0.0, 0.03, 0.2, 1.0]),
+    st.integers(0, 1000),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shapes, st.integers(1, 12) | st.just(500), st.integers(0, 40) | st.just(2000), st.data())
+@pytest.mark.parametrize("engine", ENGINES)
+def test_equals_brute_force(
+    engine: str, shape: tuple[int, int, int, float, int], k: int, radius: int, data: st.DataObject
+) -> None:
+    bits, count, centres, noise, seed = shape
+    codes = make(bits, count, seed, centres, noise)
+    ids = np.random.default_rng(seed).permutation(count * 3)[:count].astype(np.int64) * data.draw(
+        st.sampled_from([1, 1 << 40])
+    )
+    queries = np.concatenate([codes[:3], make(bits, 3, seed + 1, centres, noise)])[data.draw(st.integers(0, 3)) :]
+    allowed = None
+    if data.draw(st.booleans()):
+        allowed = np.sort(np.concatenate([ids[:: data.draw(st.integers(1, 5))], [-3, 1 << 60]]).astype(np.int64))
+    index = INDEXES[engine](bits)
+    assert len(index) == 0
+    half = data.draw(st.integers(0, count))
+    index.add(codes[:half], ids[:half])
+    index.add(codes[half:], ids[half:])
+    assert len(index) == count
+    if data.draw(st.booleans()):
+        index._state = index._merged(index._state)
+    items = as_items(codes, ids)
+    check_search(index, items, queries, k, allowed)
+    check_within(index, items, queries, radius, allowed)
+
+
+@pytest.mark.parametrize("bits", [8, 24, 64, 72, 128, 1024])
+@pytest.mark.parametrize("scan", [0.001, 0.1, 1.0, 100.0])
+def test_flipping_and_scanning_agree_wherever_the_planner_switches(
+    bits: int, scan: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "SCAN", scan)
+    codes, queries, ids = make(bits, 5000, 1, 40, 0.2), make(bits, 60, 2, 40, 0.2), np.arange(5000) * 7
+    index, items = BitFlipIndex(bits), as_items(codes, ids)
+    index.add(codes, ids)
+    assert index._state.base.plan.tolist() != [-1, -1, 0]
+    for k in (1, 10, 300):
+        check_search(index, items, queries, k)
+        check_search(index, items, queries, k, np.sort(np.random.default_rng(k).permutation(ids)[:1000]))
+    for radius in (0, 3, 11):
+        check_within(index, items, queries, radius)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bits", [16, 64, 256])
+def test_thousands_of_items_share_few_codes(engine: str, bits: int) -> None:
+    few = make(bits, 40, 3, 40, 0.5)
+    codes, ids = few[np.random.default_rng(0).zipf(1.3, 4000) % 40], np.random.default_rng(1).permutation(4000)
+    index, items = INDEXES[engine](bits), as_items(codes, ids)
+    index.add(codes, ids)
+    assert len(index._state.base.codes) <= 40
+    check_search(index, items, few[:5], 700)
+    check_within(index, items, few[:5], bits // 4)
+
+
+class Life(RuleBasedStateMachine):
+    """Any sequence of writes leaves an index that answers as brute force does."""
+
+    engine: str
+    folder: Path
+
+    @initialize(bits=st.sampled_from([8, 16, 64, 72, 136]), seed=st.integers(0, 10**6), count=st.integers(0, 2000))
+    def start(self, bits: int, seed: int, count: int) -> None:
+        self.bits = bits
+        self.index = INDEXES[self.engine](bits)
+        self.items: Items = {}
+        self.add(seed, count)
+
+    def some_ids(self, seed: int, count: int) -> Array:
+        return np.unique(np.random.default_rng(seed).integers(0, 3000, count))
+
+    @rule(seed=st.integers(0, 10**6), count=st.sampled_from([0, 1, 3, 60, 1500]))
+    def add(self, seed: int, count: int) -> None:
+        ids = np.random.default_rng(seed).permutation([i for i in self.some_ids(seed, count) if i not in self.items])
+        ids = ids.astype(np.int64)
+        codes = make(self.bits, len(ids), seed)
+        self.index.add(codes, ids)
+        self.items |= as_items(codes, ids)
+
+    @rule(seed=st.integers(0, 10**6), count=st.sampled_from([1, 5]))
+    def refuse_what_is_there(self, seed: int, count: int) -> None:
+        ids = np.setdiff1d(self.some_ids(seed, count), list(self.items)).astype(np.int64)
+        clash = np.array(list(self.items)[seed % max(1, len(self.items)) :][:1] or [*ids[:1].tolist()], np.int64)
+        ids = np.concatenate([ids, clash])
+        if len(clash):
+            with pytest.raises(ValueError, match=str(clash[0])):
+                self.index.add(make(self.bits, len(ids), seed), ids)
+
+    @rule(seed=st.integers(0, 10**6), count=st.sampled_from([0, 1, 40, 900]))
+    def remove(self, seed: int, count: int) -> None:
+        ids = np.random.default_rng(seed).integers(-10, 3000, count)
+        there = set(ids.tolist()) & set(self.items)
+        assert self.index.remove(ids) == len(there)
+        for i in there:
+            del self.items[i]
+
+    @rule()
+    def remove_all(self) -> None:
+        assert self.index.remove(np.array([*self.items, *self.items], np.int64)) == len(self.items)
+        self.items = {}
+
+    @rule(verify=st.booleans())
+    def save_and_load(self, verify: bool) -> None:
+        self.index.save(self.folder / "index")
+        self.index = INDEXES[self.engine].load(self.folder / "index", verify=verify)
+        assert [path.name for path in self.folder.iterdir()] == ["index"]
+
+    @rule(seed=st.integers(0, 10**6), k=st.sampled_from([1, 7, 100]), radius=st.sampled_from([0, 2, 9, 70]))
+    def ask(self, seed: int, k: int, radius: int) -> None:
+        queries = make(self.bits, 3, seed)
+        allowed = None if seed % 3 == 0 else self.some_ids(seed, 300 * (seed % 3) ** 3)
+        check_search(self.index, self.items, queries, k, allowed)
+        check_within(self.index, self.items, queries, radius, allowed)
+
+    @invariant()
+    def is_as_before(self) -> None:
+        if hasattr(self, "items"):
+            assert len(self.index) == len(self.items)
+            check_search(self.index, self.items, make(self.bits, 2, len(self.items)), 5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_any_life(engine: str, tmp_path: Path) -> None:
+    machine = type("Machine", (Life,), {"engine": engine, "folder": tmp_path})
+    run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_faiss_factories_are_complete(factory: str, tmp_path: Path) -> None:
+    codes, ids, queries = make(64, 3000, 1, 30, 0.3), np.arange(3000)[::-1].copy(), make(64, 20, 2, 30, 0.3)
+    index, items = FaissIndex(64, factory), as_items(codes, ids)
+    assert index.exact == (factory == "BFlat")
+    index.add(codes, ids)
+    assert index._state.engine is not None
+    assert index.remove(ids[:500]) == 500
+    items = dict(list(items.items())[500:])
+    index.save(tmp_path / "index")
+    for same in (index, FaissIndex.load(tmp_path / "index")):
+        assert same.factory == factory and same._state.engine is not None
+        for k in (1, 10, 2499, 3000):  # the longest rows show that what FAISS leaves short is filled
+            check_search(same, items, queries, k)
+            check_search(same, items, queries, k, np.arange(0, 3000, 7))
+        check_within(same, items, queries, 12)
+        recall = (same.search(queries, 5).distances == judge(items, queries)[0][:, :5]).mean()
+        assert recall >= 0.9
+
+
+def test_a_graph_over_distinct_codes_stands_collisions() -> None:
+    few = make(64, 400, 1, 400, 0.5)
+    rng = np.random.default_rng(0)
+    codes, ids, queries = few[rng.zipf(1.2, 20_000) % 400], np.arange(20_000), make(64, 300, 2, 400, 0.2)
+    index = FaissIndex(64, "BHNSW16")
+    index.add(codes, ids)
+    nearest = hamming(queries, few).min(axis=1)
+    assert (index.search(queries, 10).distances[:, 0] == nearest).mean() >= 0.99
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bad_arguments_are_refused(engine: str) -> None:
+    index = INDEXES[engine](64)
+    codes, ids = make(64, 3, 1), np.array([5, 6, 7])
+    index.add(codes, ids)
+    for bad in (np.array([1.0, 2.0, 3.0]), np.array([1, 2, 3], np.int32), ids[:, None], [8, 9, 10], ids[:2]):
+        with pytest.raises(ValueError):
+            index.add(codes, bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="-4"):
+        index.add(codes, np.array([8, -4, 9]))
+    with pytest.raises(ValueError, match="8 comes twice"):
+        index.add(codes, np.array([8, 9, 8]))
+    with pytest.raises(ValueError, match="6 is in the index"):
+        index.add(codes, np.array([8, 6, 9]))
+    assert len(index) == 3 and index.search(codes, 9).ids.shape == (3, 3)
+    for other in (codes[:, :4], codes.astype(np.int8), codes[0], make(72, 2, 1)):
+        for call in (lambda x: index.add(x, ids + 9), lambda x: index.search(x, 1), lambda x: index.within(x, 1)):
+            with pytest.raises(ValueError):
+                call(other)
+    for k in (0, -1, 2.0, True, None):
+        with pytest.raises(ValueError, match=str(k)):
+            index.search(codes, k)  # type: ignore[arg-type]
+    for radius in (-1, 2.5, None):
+        with pytest.raises(ValueError, match=str(radius)):
+            index.within(codes, radius)  # type: ignore[arg-type]
+    for allowed in (np.array([7, 5]), np.array([5.0]), [5, 6]):
+        with pytest.raises(ValueError, match="allowed"):
+            index.search(codes, 1, allowed=allowed)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="allowed"):
+            index.within(codes, 1, allowed=allowed)  # type: ignore[arg-type]
+    for bits in (0, 7, 1032):
+        with pytest.raises(ValueError, match=str(bits)):
+            INDEXES[engine](bits)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "BFlat,x", "BIVF0", "BHash8", ""])
+def test_unknown_factories_are_refused(factory: str) -> None:
+    with pytest.raises(ValueError, match="factory"):
+        FaissIndex(64, factory)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_arguments_stay_as_they_were(engine: str) -> None:
+    index = INDEXES[engine](64)
+    codes, ids = make(64, 3000, 1), np.arange(3000)
+    index.add(codes, ids)
+    before = index.search(codes[:5], 3)
+    assert codes.flags.writeable and ids.flags.writeable and before.ids.flags.writeable
+    codes[:], ids[:] = 0, -1
+    assert (index.search(make(64, 3000, 1)[:5], 3).ids == before.ids).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_any_memory_layout_of_ids(engine: str) -> None:
+    index, codes = INDEXES[engine](64), make(64, 2000, 1)
+    wide = np.arange(8000).reshape(2000, 4)
+    index.add(codes, wide[:, 1])
+    fixed = wide[:, 1].copy()
+    fixed.flags.writeable = False
+    for allowed in (wide[:, 1], fixed, np.sort(fixed)):
+        assert (index.search(codes[:9], 4, allowed=allowed).ids == index.search(codes[:9], 4).ids).all()
+    assert index.remove(wide[::2, 1]) == 1000
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_queries_and_no_items(engine: str) -> None:
+    index, none = INDEXES[engine](64), np.empty((0, 8), np.uint8)
+    assert index.search(make(64, 2, 1), 3).ids.shape == (2, 0)
+    assert index.within(make(64, 2, 1), 3).limits.tolist() == [0, 0, 0]
+    index.add(make(64, 30, 1), np.arange(30))
+    assert index.search(none, 3).ids.shape == (0, 3)
+    assert index.search(none, 99, allowed=np.array([2, 3, 77])).ids.shape == (0, 2)
+    assert index.within(none, 3).limits.tolist() == [0]
+    assert index.remove(np.empty(0, np.int64)) == 0
+    assert index.search(make(64, 2, 1), 3, allowed=np.empty(0, np.int64)).ids.shape == (2, 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("share", [1, 2, 3])
+def test_parts_of_a_batch_make_the_whole(engine: str, share: int) -> None:
+    index, codes = INDEXES[engine](64), make(64, 3000, 1)
+    index.add(codes, np.arange(3000))
+    index.add(codes[:20], np.arange(3000, 3020))
+    set_threads(share)
+    try:
+        hits, ranges = index.search(codes[:50], 8), index.within(codes[:50], 6)
+    finally:
+        set_threads(2)
+    for q in range(50):
+        low, high = ranges.limits[q : q + 2]
+        assert_same(Hits(hits.distances[q : q + 1], hits.ids[q : q + 1]), index.search(codes[q : q + 1], 8))
+        one = index.within(codes[q : q + 1], 6)
+        assert_same(RangeHits(one.limits, ranges.distances[low:high], ranges.ids[low:high]), one)
+
+
+def assert_same(a: tuple[Array, ...], b: tuple[Array, ...]) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert np.array_equal(x, y)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_damaged_files_are_refused(engine: str, tmp_path: Path) -> None:
+    index, path = INDEXES[engine](64), tmp_path / "index"
+    index.add(make(64, 1500, 1), np.arange(1500))
+    index.add(make(64, 5, 2), np.arange(2000, 2005))
+    index.remove(np.arange(3))
+    index.save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    places = [*range(24), *rng.integers(0, len(whole), 60).tolist(), len(whole) - 1]
+    for place in places:
+        altered = bytearray(whole)
+        altered[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(altered)
+        with pytest.raises(HashretError, match="index"):
+            INDEXES[engine].load(path)
+    for length in [0, 1, 8, 15, 16, 100, len(whole) - 64, len(whole) - 1, *rng.integers(0, len(whole), 20).tolist()]:
+        path.write_bytes(whole[:length])
+        for verify in (True, False):
+            with pytest.raises(HashretError, match=str(path)):
+                INDEXES[engine].load(path, verify=verify)
+    path.write_bytes(whole + b"x")
+    with pytest.raises(HashretError, match=str(path)):
+        INDEXES[engine].load(path, verify=False)
+    path.write_bytes(whole)
+    for other in set(ENGINES) - {engine}:
+        with pytest.raises(HashretError, match=engine):
+            INDEXES[other].load(path)
+    assert len(INDEXES[engine].load(path)) == 1502
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_failed_save_leaves_the_old_file(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, path = INDEXES[engine](64), tmp_path / "index"
+    index.add(make(64, 15, 1), np.arange(15))
+    index.save(path)
+    index.remove(np.arange(3))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        index.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
+    assert len(INDEXES[engine].load(path)) == 15
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_readers_see_before_or_after_a_write(engine: str) -> None:
+    """A writer moves blocks of ten equal codes in and out as a whole; no reader may ever see part of a block."""
+    index, codes = INDEXES[engine](64), make(64, 4000, 1, 400, 0.3)
+    index.add(codes, np.arange(4000))
+    query = codes[:1] ^ np.uint8(255)
+    block = np.repeat(query, 10, axis=0)
+    seen: set[tuple[int, ...]] = set()
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                for found in (index.search(query, 20), index.within(query, 0)):
+                    equal = found.ids[found.distances == 0].tolist()
+                    assert len(equal) in (0, 10) and len({i // 10 for i in equal}) <= 1, equal
+                    seen.add(tuple(equal))
+        except BaseException as error:
+            errors.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for turn in range(150):
+        ids = np.arange(10) + 10 * (1000 + turn)
+        index.add(block, ids)
+        if turn % 25 == 0:  # large enough to build a new base
+            index.add(make(64, 1500, turn, 400, 0.3), np.arange(1500) + 10**6)
+            assert index.remove(np.arange(1500) + 10**6) == 1500
+        assert index.remove(ids) == 10
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not errors, errors[0]
+    assert () in seen and len(index) == 4000
+
+
+ASK = """
+import json, sys, time
+import numpy as np
+from hashret.indexes import BitFlipIndex, FaissIndex, jit, kernels, kernels_within
+index = BitFlipIndex(64)
+codes = np.arange(3000 * 8, dtype=np.uint32).astype(np.uint8).reshape(3000, 8)
+index.add(codes, np.arange(3000))
+index.search(codes[:2], 3), index.within(codes[:2], 3)
+compiled = [k for m in (kernels, kernels_within) for k in vars(m).values() if hasattr(k, "stats")]
+print(json.dumps({
+    "file": jit.__file__,
+    "folder": jit.CACHE_FOLDER,
+    "misses": sum(sum(kernel.stats.cache_misses.values()) for kernel in compiled),
+    "hits": sum(sum(kernel.stats.cache_hits.values()) for kernel in compiled),
+    "heavy": [name for name in ("torch", "sqlite3", "faiss") if name in sys.modules],
+}))
+"""
+
+
+def ask(package: Path, cache: Path) -> dict[str, Any]:
+    environment = {**os.environ, "PYTHONPATH": str(package), "XDG_CACHE_HOME": str(cache)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    environment.pop("NUMBA_CACHE_DIR", None)
+    command = [sys.executable, "-c", ASK]
+    run = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
+
+
+def test_kernels_are_compiled_once_per_machine_and_again_when_any_source_changes(tmp_path: Path) -> None:
+    import hashret
+
+    home = Path(hashret.__file__).parent
+    package = tmp_path / "package" / "hashret"
+    (package / "indexes").mkdir(parents=True)
+    for source in [*home.glob("*.py"), *home.glob("indexes/*.py")]:
+        (package / source.relative_to(home)).write_bytes(source.read_bytes())
+    for folder in (package / "indexes", package):
+        folder.chmod(0o555)  # as installed for all users
+    first, second = (ask(package.parent, tmp_path / "cache") for _ in range(2))
+    assert Path(first["file"]).is_relative_to(package)
+    assert first["misses"] > 0 and first["folder"].startswith(str(tmp_path / "cache"))
+    assert second["misses"] == 0 and second["hits"] > 0 and second["heavy"] == []
+    assert not list(package.rglob("__pycache__"))
+    (package / "indexes").chmod(0o755)
+    with (package / "indexes" / "kernels.py").open("a") as kernels:
+        kernels.write("\nEDITED = True\n")
+    assert ask(package.parent, tmp_path / "cache")["folder"] != first["folder"]
