@@ -1,1 +1,5 @@
-"""hashret on the command line."""
+"""hashret on the command line: `main` is what the `hashret` command runs. Only this package prints."""
+
+from hashret.cli.app import main
+
+__all__ = ["main"]

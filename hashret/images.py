@@ -55,7 +55,7 @@ _MAGIC = {
     b"\0\0\0\x0cjP": "JPEG 2000",
 }
 
-_SUFFIXES = "jpg jpeg jpe jfif png apng gif bmp dib tif tiff webp ppm pgm pbm pnm jp2 j2k"
+_SUFFIXES = "jpg jpeg jpe jfif png apng gif bmp tif tiff webp ppm pgm pbm pnm jp2 j2k"
 SUFFIXES = frozenset(f".{suffix}" for suffix in (_SUFFIXES + " avif" * _AVIF).split())
 
 _NPY_MAGIC = b"\x93NUMPY"
@@ -337,6 +337,10 @@ def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.I
             image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
             _check_size(*image.size)
             width, height = image.size
+            if image.format == "PNG" and width * height * data[24] > 8 * 1032 * len(data):
+                # zlib packs no more than 1032 : 1, so its pixels (of data[24] bits) cannot all be there; Pillow would
+                # make the missing ones black.
+                raise HashretError("truncated PNG")
             if at_least and isinstance(image, JpegImagePlugin.JpegImageFile):
                 turned = _orientation(image) >= 5
                 image.draft(None, (2 * at_least[not turned], 2 * at_least[turned]))

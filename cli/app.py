@@ -1,0 +1,75 @@
+"""The application: its commands, and what every one of them does about errors and interruption.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from hashret import __version__
+from hashret.cli.demo import demo
+from hashret.cli.index import index, reindex
+from hashret.cli.info import info
+from hashret.cli.query import query
+from hashret.cli.train import train
+from hashret.errors import HashretError
+
+# Typer's own exceptions derive from the UsageError and the ClickException of the click that it brings or depends on.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+_ClickException: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(name="hashret", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def hashret(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Find similar images in milliseconds by compact binary codes, learned from your own images without labels.
+
+    Two commands to begin with: hashret index photos/, then hashret query image.png
+    """
+
+
+for command in (train, index, query, info, reindex, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; its exit code."""
+    try:
+        return app(arguments, prog_name="hashret", standalone_mode=False) or 0
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "hashret"
+        return _fail(f"{error.format_message().rstrip('.')}: see {command} --help", 2)
+    except _ClickException as error:
+        return _fail(error.format_message(), 1)
+    except HashretError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:  # the reader has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}: check the disk and permissions", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted: run the same command to go on", 130)
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"hashret: {' '.join(text.split())}", file=sys.stderr)
+    return code

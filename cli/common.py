@@ -1,0 +1,104 @@
+"""What commands share: options, and progress on stderr."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hashret.errors import HashretError
+
+if TYPE_CHECKING:
+    from hashret.training import Progress
+
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Folder, .zip, .tar.gz, IDX, .npy, .npz, or data set such as digits.")
+]
+CollectionFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "-c", "--collection", metavar="DIR", help="The collection: default .hashret, here or in a folder above."
+    ),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--root", metavar="DIR", help="Where the files of data sets by name are or go.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """A message for the person, on stderr."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+Show = Callable[["Progress"], None]
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Show]:
+    """A bar on a terminal, a line every half minute elsewhere, nothing if `quiet`."""
+    if quiet:
+        yield lambda told: None
+    elif sys.stderr.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _lines()
+
+
+def _words(terms: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" if value % 1 else f"{value:,.0f} {name}" for name, value in terms.items())
+
+
+@contextmanager
+def _bars() -> Iterator[Show]:
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns: list[Any] = [rich.TextColumn("{task.description:<10}"), rich.BarColumn(), rich.MofNCompleteColumn()]
+    columns += [rich.TimeRemainingColumn(compact=True), rich.TextColumn("{task.fields[words]}")]
+    tasks: dict[str, Any] = {}
+    with rich.Progress(*columns, console=Console(stderr=True), refresh_per_second=5) as bars:
+
+        def show(told: "Progress") -> None:
+            if told.stage not in tasks:
+                tasks[told.stage] = bars.add_task(told.stage, words="")
+            bars.update(tasks[told.stage], completed=told.done, total=told.total, words=_words(told.terms))
+
+        yield show
+
+
+def _lines(seconds: float = 30.0) -> Show:
+    last = time.monotonic()
+
+    def show(told: "Progress") -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            total = "" if told.total is None else f" of {told.total:,}"
+            say(f"{told.stage} {told.done:,}{total}  {_words(told.terms)}".rstrip())
+
+    return show
+
+
+@contextmanager
+def usage(option: str) -> Iterator[None]:
+    """Turn the ValueError of an impossible value into a usage error that names the option."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Raises HashretError now, rather than after long work, if nothing can be written at `folder`."""
+    import os
+
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise HashretError(f"{there} cannot be written to: choose another folder, or change its permissions")

@@ -1,0 +1,58 @@
+"""hashret demo: the main job on real images that come with scikit-learn."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hashret.cli.common import Quiet, progress, say
+
+QUERIES = 200  # images that are not indexed, to ask for
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to put it all.")] = Path("hashret-demo"),
+    budget: Annotated[str, typer.Option(help="How long to train.")] = "20s",
+    seed: Annotated[int, typer.Option(help="Of all randomness.", min=0)] = 0,
+    quiet: Quiet = False,
+) -> int:
+    """Train on handwritten digits, index them as PNG files, and find neighbours of some that were left out."""
+    import shutil
+
+    from PIL import Image
+
+    from hashret.collection import Collection
+    from hashret.evaluation import precision
+    from hashret.hasher import Hasher, parse_duration
+    from hashret.images import decode
+    from hashret.plots import contact_sheet
+    from hashret.sources import open_source
+
+    records = list(open_source("digits"))
+    photos, queries = out / "photos", out / "queries"
+    shutil.rmtree(out / ".hashret", ignore_errors=True)
+    say(f"1. writing {len(records):,} handwritten digits as PNG files under {out}", quiet)
+    for i, record in enumerate(records):
+        folder = (queries if i < QUERIES else photos) / str(record.label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(decode(record.read()).pixels[..., 0]).save(folder / f"{i:04d}.png")
+
+    say(f"2. hashret train {photos} --budget {budget}", quiet)
+    hasher = Hasher(bits=64)
+    with progress(quiet) as show:
+        hasher.fit(photos, budget=parse_duration(budget), seed=seed, progress=show)
+    say(f"3. hashret index {photos}", quiet)
+    with Collection.create(out / ".hashret", hasher) as collection:
+        with progress(quiet) as show:
+            report = collection.index(photos, progress=show)
+        asked = sorted(queries.rglob("*.png"))
+        answers = collection.query_batch(asked, k=10)
+    say(f"4. hashret query {asked[0]}\n", quiet)
+    for hit in answers[0]:
+        print(f"{hit.distance:4d}  {hit.path}")
+    right = [[hit.label == path.parent.name for hit in found] for path, found in zip(asked, answers, strict=True)]
+    sheet = out / "neighbours.png"
+    contact_sheet(asked[0], answers[0], sheet)
+    print(f"\n{report.added:,} images indexed. Precision of 10 neighbours: {precision(right[:1]):.2f} for this image,")
+    print(f"{precision(right):.3f} over all {len(asked)} images that were left out. Picture: {sheet}")
+    return 0

@@ -1,0 +1,98 @@
+"""hashret index and reindex: bring images into a collection, and move it to another model."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hashret.cli.common import CollectionFolder, DataRoot, Json, Quiet, Source, check_writable, progress, say, usage
+
+if TYPE_CHECKING:
+    from hashret.collection import Indexed
+
+
+def index(
+    source: Source,
+    collection: CollectionFolder = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Forget paths under SOURCE that are gone.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Prune even if more than half would go.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if an image could not be read.")] = False,
+    index: Annotated[
+        str | None, typer.Option("--index", metavar="KIND", help="Search by bitflip, or faiss:FACTORY.")
+    ] = None,
+    root: DataRoot = None,
+    as_json: Json = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="A line for each path once it is safely stored.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Add the images of SOURCE that are new or have changed.
+
+    A collection without a model learns the default one from SOURCE first.
+    """
+    from hashret.collection import Collection, locate
+    from hashret.live import make_index
+    from hashret.sources import open_source
+
+    place = locate(collection)
+    if index is not None:
+        with usage("--index"):
+            make_index(index, 64)
+    open_source(source, data_root=root, exclude=place)  # says now what is wrong with it
+    check_writable(place)
+    if not (place / "items.db").exists():
+        from hashret.cli.train import fit, put_model
+        from hashret.hasher import Hasher
+
+        hasher = Hasher()
+        say(f"no model yet: learning {hasher.bits}-bit codes with {hasher.model} from {source} for 2 minutes", quiet)
+        checkpoint = place / "training.checkpoint"
+        if interrupted := fit(hasher, source, checkpoint, quiet, data_root=root, exclude=place):
+            put_model(place, hasher, index)
+            say(f"hashret: interrupted at {interrupted}; the model is usable: run the same command to index with it")
+            return 130
+        put_model(place, hasher, index)
+        checkpoint.unlink(missing_ok=True)
+
+    def tell(batch: "list[Indexed]") -> None:
+        if jsonl:
+            sys.stdout.writelines(json.dumps(_told(line)) + "\n" for line in batch)
+            sys.stdout.flush()
+
+    with Collection.open(place) as there:
+        if index is not None:
+            there.use_index(index)
+        with progress(quiet) as show:
+            report = there.index(source, prune=prune, force=force, data_root=root, progress=show, committed=tell)
+        items = len(there)
+    for path, reason in report.failures:
+        say(f"hashret: skipped {path}: {reason}")
+    if as_json:
+        print(json.dumps({"items": items, **report._asdict()}))
+    counts = {name: getattr(report, name) for name in ("added", "updated", "unchanged", "removed", "failed")}
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "added")
+    ignored = f"; {report.ignored:,} files that are no images by name passed over" if report.ignored else ""
+    say(f"{told}; {items:,} items in {place}{ignored}", quiet)
+    return 1 if strict and report.failed else 0
+
+
+def reindex(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A folder that hashret train -o wrote.")],
+    collection: CollectionFolder = None,
+    quiet: Quiet = False,
+) -> int:
+    """Code the whole collection with another model, and switch to it when that is done."""
+    from hashret.collection import Collection, locate
+    from hashret.hasher import Hasher
+
+    with Collection.open(locate(collection)) as there:
+        hasher = Hasher.load(model)
+        with progress(quiet) as show:
+            there.reindex(hasher, progress=show)
+        say(f"{len(there):,} items coded with {hasher.model}, {hasher.bits} bits, {hasher.fingerprint[:16]}", quiet)
+    return 0
+
+
+def _told(line: "Indexed") -> dict[str, object]:
+    return {key: value for key, value in line._asdict().items() if value is not None}

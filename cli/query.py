@@ -1,0 +1,161 @@
+"""hashret query: similar images."""
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from hashret.cli.common import CollectionFolder, Json, say
+from hashret.errors import HashretError
+
+if TYPE_CHECKING:
+    from hashret.collection import Collection, Hit
+
+TOGETHER = 256  # queries answered in one search
+
+
+class _Query(NamedTuple):
+    text: str
+    kind: str  # "image", "code", "item" or "broken"
+    value: Any
+
+
+def query(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE…|-|hex:CODE|id:N", help="Images (or sources of them), - for stdin.")
+    ],
+    collection: CollectionFolder = None,
+    k: Annotated[int | None, typer.Option("-k", help="How many. [default: 10, or all with -r]", min=1)] = None,
+    radius: Annotated[int | None, typer.Option("-r", help="Only within this Hamming distance.", min=0)] = None,
+    as_json: Json = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON document a query, a line each.")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Only the paths.")] = False,
+) -> int:
+    """Print the images most similar to each IMAGE: distance in bits, and path."""
+    from hashret.collection import Collection, locate
+
+    if as_json + jsonl + paths > 1:
+        raise typer.BadParameter("give one of --json, --jsonl and --paths")
+    k = 10 if k is None and radius is None else k
+    documents, failed = [], False
+    with Collection.open(locate(collection), read_only=True) as there:
+        queries = _queries(images, there)
+        while batch := list(islice(queries, TOGETHER)):
+            for asked, hits in _answers(there, batch, k, radius):
+                if isinstance(hits, str):
+                    failed = True
+                    say(f"hashret: {asked.text}: {hits}")
+                elif as_json:
+                    documents.append(_document(asked, k, hits))
+                elif jsonl:
+                    print(json.dumps(_document(asked, k, hits)))
+                elif paths:
+                    print(*(hit.path for hit in hits), sep="\n", end="\n" if hits else "")
+                else:
+                    if len(images) > 1 or len(batch) > 1:
+                        print(asked.text)
+                    print(*(f"{hit.distance:4d}  {hit.path}" for hit in hits), sep="\n", end="\n" if hits else "")
+    if as_json:
+        print(json.dumps(documents[0] if len(images) == 1 and len(documents) == 1 else documents))
+    return 1 if failed else 0
+
+
+def _queries(texts: list[str], collection: "Collection") -> Iterator[_Query]:
+    """What is asked for, one after the other; what cannot be read is a query too, so that the others are answered."""
+    from hashret.images import SUFFIXES, read_file
+
+    for text in texts:
+        try:
+            if text == "-":
+                yield _Query(text, "image", sys.stdin.buffer.read())
+            elif text.startswith("hex:"):
+                yield _Query(text, "code", _code(text, collection.bits))
+            elif text.startswith("id:"):
+                yield _Query(text, "item", _item_id(text))
+            elif Path(text).suffix.lower() in SUFFIXES and not Path(text).is_dir():
+                yield _Query(text, "image", read_file(text))
+            else:
+                yield from _records(text)
+        except HashretError as error:
+            yield _Query(text, "broken", str(error))
+
+
+def _records(text: str) -> Iterator[_Query]:
+    """The images of a source; a file that is no source is an image, or will be said to be none."""
+    from hashret.images import read_file
+    from hashret.sources import open_source
+
+    try:
+        source = open_source(text)
+    except HashretError:
+        if not Path(text).is_file():
+            raise
+        yield _Query(text, "image", read_file(text))
+        return
+    for record in source:
+        name = source.root + record.name
+        try:
+            yield _Query(name, "image", record.read())
+        except HashretError as error:
+            yield _Query(name, "broken", str(error))
+
+
+def _code(text: str, bits: int) -> Any:
+    from hashret.codes import from_hex
+
+    try:
+        return from_hex(text.removeprefix("hex:"), bits)
+    except ValueError as error:
+        raise HashretError(str(error)) from None
+
+
+def _item_id(text: str) -> int:
+    if not text.removeprefix("id:").isdigit():
+        raise HashretError("an item is named by its number, such as id:7")
+    return int(text.removeprefix("id:"))
+
+
+def _answers(
+    collection: "Collection", batch: list[_Query], k: int | None, radius: int | None
+) -> "Iterator[tuple[_Query, list[Hit] | str]]":
+    """Each query with its hits, or with what is wrong with it."""
+    for kind, group in groupby(batch, lambda asked: asked.kind):
+        queries = list(group)
+        if kind == "code":
+            import numpy as np
+
+            codes = np.concatenate([asked.value for asked in queries])
+            yield from zip(queries, collection.query_codes(codes, k, radius), strict=True)
+        elif kind == "image":
+            yield from _image_answers(collection, queries, k, radius)
+        else:
+            for asked in queries:
+                try:
+                    yield asked, asked.value if kind == "broken" else collection.query_item(asked.value, k, radius)
+                except HashretError as error:
+                    yield asked, str(error)
+
+
+def _image_answers(
+    collection: "Collection", queries: list[_Query], k: int | None, radius: int | None
+) -> "Iterator[tuple[_Query, list[Hit] | str]]":
+    try:
+        yield from zip(queries, collection.query_batch([asked.value for asked in queries], k, radius), strict=True)
+    except HashretError as error:
+        if len(queries) == 1:
+            yield queries[0], str(error)
+        else:  # one of them is broken: find it by asking one at a time
+            for asked in queries:
+                yield from _image_answers(collection, [asked], k, radius)
+
+
+def _document(asked: _Query, k: int | None, hits: "list[Hit]") -> dict[str, Any]:
+    found = [
+        {"rank": rank, "distance": hit.distance, "id": hit.id, "path": hit.path, "label": hit.label}
+        for rank, hit in enumerate(hits, 1)
+    ]
+    return {"query": asked.text, "k": k, "hits": found}

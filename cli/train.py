@@ -1,0 +1,142 @@
+"""hashret train: learn a model from images."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hashret.cli.common import CollectionFolder, DataRoot, Quiet, Source, check_writable, progress, say, usage
+from hashret.errors import HashretError
+
+if TYPE_CHECKING:
+    from hashret.hasher import Hasher
+
+
+def train(
+    source: Source,
+    model: Annotated[str, typer.Option(help="A member of the family, or a baseline such as itq.")] = "contrastive",
+    head: Annotated[str | None, typer.Option(help="How real numbers become bits: default the member's own.")] = None,
+    bits: Annotated[int, typer.Option(help="Bits of a code: a multiple of 8 from 8 to 1024.")] = 64,
+    budget: Annotated[str | None, typer.Option(help="How long to train, such as 90s, 2m or 1h. [default: 2m]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead: passes over the images.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead: steps; repeats exactly.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of all randomness.", min=0, max=2**31 - 1)] = 0,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that images are resized to.")] = None,
+    limit: Annotated[int, typer.Option(help="Images held in memory to learn from, drawn at random.", min=1)] = 100_000,
+    setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting.")] = None,
+    batch: Annotated[int, typer.Option(help="Images in a step.", min=2)] = 256,
+    learning_rate: Annotated[float, typer.Option(help="At its peak.", min=0.0)] = 2e-3,
+    output: Annotated[Path | None, typer.Option("-o", metavar="MODEL_DIR", help="Write the model here.")] = None,
+    collection: CollectionFolder = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
+    root: DataRoot = None,
+    quiet: Quiet = False,
+) -> int:
+    """Learn a model from the images of SOURCE, without labels.
+
+    The model goes into the collection, which must have no items yet, or with -o into a folder of its own.
+    """
+    from hashret.collection import locate
+
+    place = locate(collection)
+    if output is None:
+        refuse_items(place)
+    check_writable(output or place)
+    from hashret.hasher import Hasher, parse_duration
+
+    with usage("model, head, bits or settings"):
+        hasher = Hasher(model, bits, head, **parse_settings(setting or []))
+    with usage("--budget"):
+        seconds = None if budget is None else parse_duration(budget)
+    if sum(value is not None for value in (budget, epochs, steps)) > 1:
+        raise typer.BadParameter("give one of --budget, --epochs and --steps")
+    checkpoint = place / "training.checkpoint" if output is None else output.with_name(output.name + ".checkpoint")
+    interrupted = fit(
+        hasher,
+        source,
+        checkpoint,
+        quiet,
+        budget=seconds,
+        epochs=epochs,
+        steps=steps,
+        seed=seed,
+        size=parse_size(size),
+        limit=limit,
+        batch=batch,
+        learning_rate=learning_rate,
+        data_root=root,
+        exclude=place,
+        resume=resume,
+    )
+    if output is not None:
+        hasher.save(output)
+        say(f"model in {output}: hashret reindex {output} codes a collection with it", quiet)
+    else:
+        put_model(place, hasher)
+        say(f"model in {place}: next, hashret index {source}", quiet)
+    if interrupted:
+        say(f"hashret: interrupted at {interrupted}; the model is usable, and --resume goes on from there")
+        return 130
+    checkpoint.unlink(missing_ok=True)
+    return 0
+
+
+def fit(hasher: "Hasher", source: str, checkpoint: Path, quiet: bool, **settings: Any) -> str | None:
+    """Train with a progress bar; where it was interrupted, if it was."""
+    with progress(quiet) as show:
+        hasher.fit(source, checkpoint=checkpoint, progress=show, **settings)
+    told = hasher.training
+    of = f"{told['images']:,} of {told['images_seen']:,} images" if told["images"] < told["images_seen"] else ""
+    of = of or f"{told['images']:,} images"
+    how = f" in {told['seconds']:.0f} s, {told['steps']:,} steps" if "steps" in told else ""
+    lost = f", {told['unreadable']:,} unreadable" if told["unreadable"] else ""
+    say(f"learned {hasher.bits}-bit codes with {hasher.model} from {of}{how}{lost}", quiet)
+    return f"step {told['steps']:,} of {told['planned']:,}" if told.get("interrupted") else None
+
+
+def refuse_items(place: Path) -> None:
+    """Raises HashretError if the collection at `place` has items, which a new model would not fit."""
+    from hashret.collection import Collection
+
+    if (place / "items.db").exists():
+        with Collection.open(place, read_only=True) as there:
+            if len(there):
+                raise HashretError(
+                    f"the collection at {place} has {len(there):,} items of another model: train with -o MODEL_DIR, "
+                    f"then run hashret reindex MODEL_DIR"
+                )
+
+
+def put_model(place: Path, hasher: "Hasher", index: str | None = None) -> None:
+    """Make the collection at `place`, or give the one there, which has no items, this model."""
+    from hashret.collection import Collection
+
+    if not (place / "items.db").exists():
+        Collection.create(place, hasher, index or "bitflip").close()
+        return
+    with Collection.open(place) as there:
+        there.reindex(hasher)
+
+
+def parse_settings(texts: list[str]) -> dict[str, Any]:
+    """Settings from KEY=VALUE texts; a value that is no JSON is taken as text."""
+    settings = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"a setting is KEY=VALUE, not {text!r}")
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    return settings
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and (width or height).isdigit() and int(height) and int(width or height)):
+        raise typer.BadParameter(f"a size is HEIGHTxWIDTH such as 64x64, not {text!r}", param_hint="--size")
+    return int(height), int(width or height)

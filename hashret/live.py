@@ -1,0 +1,137 @@
+"""The collection's index in memory, kept in step with the database, and its cache on disk.
+
+A cache is trusted only while the database names it, and its file has the size, time and inode, or else the checksum,
+that are recorded there. Deleting caches loses nothing but the time to build the index again.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hashret.errors import HashretError
+from hashret.indexes import INDEXES, CodeIndex
+from hashret.ingest import BATCH_ITEMS
+from hashret.store import Store
+
+
+class Live(NamedTuple):
+    """An index, and which model and generation of the database it shows."""
+
+    fingerprint: str
+    generation: int
+    codes: CodeIndex
+
+
+class LiveIndex:
+    """The index of the database `store`, cached in `folder`."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self._folder = folder
+        self._store = store
+        self._lock = threading.RLock()
+        self._live: Live | None = None
+
+    def at(self, settings: dict[str, str]) -> Live | None:
+        """The index as of these settings, loaded, brought up to date or built; None if it is past them already.
+
+        To be called within the `store.read` that gave the settings. An answer counts only if `holds` says so after it.
+        """
+        fingerprint, generation, bits = settings["fingerprint"], int(settings["generation"]), int(settings["bits"])
+        with self._lock:
+            live = self._live
+            if live is None or live.fingerprint != fingerprint:
+                live = self._load(settings)
+            if live is not None and live.generation < generation:
+                self._live = None  # while it moves on, no answer of it counts
+                changes = self._store.changes(live.generation, fingerprint, bits)
+                if changes is not None:
+                    live.codes.remove(changes.removed)
+                    live.codes.add(changes.codes, changes.added)
+                live = None if changes is None else Live(fingerprint, generation, live.codes)
+            if live is None:
+                ids, codes = self._store.codes(fingerprint, bits)
+                live = Live(fingerprint, generation, make_index(settings["index"], bits))
+                live.codes.add(codes, ids)
+            self._live = live
+            return live if live.generation == generation else None
+
+    def holds(self, live: Live) -> bool:
+        """Whether the index still shows the generation it did: if not, a search of it may have seen a later one."""
+        return self._live is live
+
+    def forget(self) -> None:
+        """Let go of what is in memory."""
+        with self._lock:
+            self._live = None
+
+    def _load(self, settings: dict[str, str]) -> Live | None:
+        told = _told(settings)
+        if told is None:
+            return None
+        file = self._folder / told["name"]
+        try:
+            if _status(file) != told["status"] and _checksum(file) != told["sha256"]:
+                return None
+            codes = INDEXES[settings["index"].partition(":")[0]].load(file, verify=False)
+        except (OSError, HashretError):
+            return None
+        return Live(told["fingerprint"], told["generation"], codes)
+
+    def keep(self) -> None:
+        """Write the cache, if there is none or it is far behind; to be called by whoever holds the write lock."""
+        with self._store.read() as settings:
+            told = _told(settings)
+            reached = -1 if told is None else int(told["generation"])
+            behind = self._store.count(f"changes WHERE generation > {reached}")
+            enough = max(BATCH_ITEMS, self._store.count("items") // 20)
+            if told is not None and (self._folder / told["name"]).exists() and behind <= enough:
+                return
+            live = self.at(settings)
+        assert live is not None  # nobody else can have written
+        kind = re.sub("[^a-zA-Z0-9]", "-", settings["index"])
+        file = self._folder / f"{live.fingerprint[:16]}-{live.generation:012d}.{kind}"
+        self._folder.mkdir(exist_ok=True)
+        live.codes.save(file)
+        record = {
+            "name": file.name,
+            "fingerprint": live.fingerprint,
+            "generation": live.generation,
+            "index": settings["index"],
+            "status": _status(file),
+            "sha256": _checksum(file),
+        }
+        with self._store.write(step=0):
+            self._store.put_setting("cache", json.dumps(record))
+            # Other processes, which are at the last cache or later, can follow from there.
+            self._store.forget_changes(max(reached, int(settings["changes_after"])))
+        for old in self._folder.iterdir():
+            if old.name != file.name:
+                old.unlink(missing_ok=True)
+
+
+def make_index(kind: str, bits: int) -> CodeIndex:
+    """An empty index: "bitflip", "faiss" or "faiss:FACTORY"; raises ValueError if there is none such."""
+    name, _, factory = kind.partition(":")
+    if name not in INDEXES or (factory and name != "faiss"):
+        raise ValueError(f"there is no index {kind!r}; choose bitflip, or faiss:FACTORY such as faiss:BFlat")
+    return INDEXES[name](bits, factory) if factory else INDEXES[name](bits)  # type: ignore[call-arg]
+
+
+def _told(settings: dict[str, str]) -> dict[str, Any] | None:
+    """What the database says of the cache, if that is of the current model and kind of index."""
+    told: dict[str, Any] | None = json.loads(settings.get("cache", "null"))
+    fits = told is not None and all(told[key] == settings[key] for key in ("fingerprint", "index"))
+    return told if fits else None
+
+
+def _status(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,22 @@
+"""The autoencoder family. A new member is one file and one line here."""
+
+from hashret.models.ae import Autoencoder
+from hashret.models.base import Member
+from hashret.models.binary import BinaryAutoencoder
+from hashret.models.contrastive import ContrastiveAutoencoder
+from hashret.models.denoising import DenoisingAutoencoder
+from hashret.models.pixels import Itq, Lsh, Pca
+from hashret.models.vae import VariationalAutoencoder
+
+__all__ = ["MODELS", "Member"]
+
+MODELS: dict[str, type[Member]] = {
+    "ae": Autoencoder,
+    "denoising": DenoisingAutoencoder,
+    "vae": VariationalAutoencoder,
+    "binary": BinaryAutoencoder,
+    "contrastive": ContrastiveAutoencoder,
+    "lsh": Lsh,
+    "pca": Pca,
+    "itq": Itq,
+}

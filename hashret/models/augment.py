@@ -1,0 +1,49 @@
+"""Two views of one image: random crops, turns, mirrorings, light and erasures, for a whole batch at once.
+
+The views of SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709) as one affine resampling a batch, with every
+image drawing its own parameters.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def augment(x: Tensor, *, crop: float, rotation: float, flip: float, light: float, erase: float) -> Tensor:
+    """Another view of each image: float32 (n, c, h, w) in and out, in [0, 1].
+
+    `crop` is the smallest share of a side that is kept, `rotation` the largest turn in degrees, `flip` the probability
+    of a mirror image, `light` the largest relative change of contrast and, by channel, of brightness, and `erase` the
+    largest side of an erased rectangle as a share of the image's.
+    """
+    n, channels, height, width = x.shape
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *size, device=x.device, dtype=x.dtype)
+
+    scale = uniform(crop, 1)
+    stretch = uniform(-0.5, 0.5).mul(1 - crop).exp()
+    angle = uniform(-rotation, rotation) * (math.pi / 180)
+    mirror = torch.where(uniform(0, 1) < flip, -1.0, 1.0).to(x.dtype)
+    theta = x.new_empty(n, 2, 3)
+    theta[:, 0, 0] = scale * stretch * angle.cos() * mirror
+    theta[:, 0, 1] = -scale * angle.sin()
+    theta[:, 1, 0] = scale * angle.sin() * mirror
+    theta[:, 1, 1] = scale / stretch * angle.cos()
+    theta[:, :, 2] = uniform(-1, 1, 2) * (1 - scale)[:, None]
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+    if light:
+        middle = x.mean((1, 2, 3), keepdim=True)
+        x = (x - middle) * uniform(1 - light, 1 + light, 1, 1, 1) + middle
+        x = (x * uniform(1 - light, 1 + light, channels, 1, 1)).clamp(0, 1)
+    if erase:
+        top, left = uniform(0, 1, 1, 1, 1), uniform(0, 1, 1, 1, 1)
+        half = uniform(0, erase / 2, 1, 1, 1)
+        rows = torch.linspace(0, 1, height, device=x.device, dtype=x.dtype).view(1, 1, -1, 1)
+        columns = torch.linspace(0, 1, width, device=x.device, dtype=x.dtype).view(1, 1, 1, -1)
+        x = x.masked_fill(((rows - top).abs() < half) & ((columns - left).abs() < half), 0.0)
+    return x

@@ -1,0 +1,86 @@
+"""What all members of the family share: parts by name, the reconstruction loss, and the maths of binary bottlenecks."""
+
+import inspect
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hashret.models.likelihoods import LIKELIHOODS
+from hashret.models.networks import NETWORKS, Shape
+
+T = TypeVar("T")
+
+
+def choose(table: dict[str, T], name: str, what: str) -> T:
+    """The entry `name` of a table of parts; raises ValueError that lists the names there are."""
+    if name not in table:
+        raise ValueError(f"there is no {what} {name!r}; choose one of {', '.join(table)}")
+    return table[name]
+
+
+class Member(nn.Module):
+    """An autoencoder whose encoder gives the real numbers that a head turns into bits.
+
+    A member states what is its own by overriding `corrupt` (what the encoder sees), `bottleneck` (what goes from the
+    encoder to the decoder, and which penalties that costs) and `outputs` (which real numbers become bits), or, if that
+    does not say it, `loss`. Images are float32 (n, c, h, w) in [0, 1].
+    """
+
+    head: ClassVar[str] = "median"  # the head a member gets if none is asked for
+    trainable: ClassVar[bool] = True
+    outputs_per_latent: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        shape: Shape,
+        bits: int,
+        *,
+        network: str = "conv",
+        likelihood: str = "bernoulli",
+        latent: int = 0,
+        width: int = 32,
+    ) -> None:
+        """`latent` is the width of the bottleneck, 0 for one unit a bit; `width` scales the network's layers."""
+        super().__init__()
+        if latent < 0 or width < 1:
+            raise ValueError(f"latent must be 0 or more and width 1 or more, not {latent} and {width}")
+        self.shape, self.bits, self.latent = shape, bits, latent or bits
+        parts = choose(NETWORKS, network, "network")
+        self.likelihood = choose(LIKELIHOODS, likelihood, "likelihood")
+        self.encoder = parts.encoder(shape, self.latent * self.outputs_per_latent, width)
+        self.decoder = parts.decoder(self.latent, shape, width)
+
+    def corrupt(self, x: Tensor) -> Tensor:
+        """What the encoder sees in training instead of `x`."""
+        return x
+
+    def bottleneck(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """From the encoder's features: the decoder's input (n, latent), and penalties by name, in nats per image."""
+        return features, {}
+
+    def loss(self, x: Tensor) -> dict[str, Tensor]:
+        """The terms by name, each a scalar in nats per image, of which training minimises the sum."""
+        z, penalties = self.bottleneck(self.encoder(self.corrupt(x)))
+        return {"reconstruction": self.likelihood.nll(self.decoder(z), x).mean()} | penalties
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The real numbers (n, latent) that a head turns into bits."""
+        return self.encoder(x)  # type: ignore[no-any-return]
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The images (n, c, h, w) in [0, 1] that the model remembers `x` by."""
+        z, _ = self.bottleneck(self.encoder(x))
+        return self.likelihood.mean(self.decoder(z)).clamp(0, 1)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The settings a member takes, by name, with their defaults."""
+        signatures = [inspect.signature(c.__init__).parameters.values() for c in cls.__mro__ if issubclass(c, Member)]
+        return {p.name: p.default for s in reversed(signatures) for p in s if p.kind is p.KEYWORD_ONLY}
+
+
+def straight_through_sign(h: Tensor) -> Tensor:
+    """−1 or +1 by the sign of `h`, with the gradient of tanh (Bengio, Léonard and Courville 2013)."""
+    soft = torch.tanh(h)
+    return soft + (torch.where(h > 0, 1.0, -1.0).to(h.dtype) - soft).detach()

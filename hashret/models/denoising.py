@@ -1,0 +1,38 @@
+"""The denoising autoencoder: Vincent, Larochelle, Lajoie, Bengio and Manzagol, "Stacked Denoising Autoencoders", JMLR
+2010, https://jmlr.org/papers/v11/vincent10a.html. Ours is trained end to end, not layer by layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashret.models.base import Member, choose
+
+
+def _gaussian(x: Tensor, strength: float) -> Tensor:
+    return x + strength * torch.randn_like(x)
+
+
+def _masking(x: Tensor, strength: float) -> Tensor:
+    return x * (torch.rand_like(x) >= strength)
+
+
+def _salt_and_pepper(x: Tensor, strength: float) -> Tensor:
+    return torch.where(torch.rand_like(x) < strength, torch.rand_like(x).round(), x)
+
+
+CORRUPTIONS = {"gaussian": _gaussian, "masking": _masking, "salt-and-pepper": _salt_and_pepper}
+
+
+class DenoisingAutoencoder(Member):
+    """Remember the clean image from a corrupted one."""
+
+    def __init__(self, *args: Any, corruption: str = "masking", strength: float = 0.3, **parts: Any) -> None:
+        """`strength` is the standard deviation of `gaussian` noise, or the share of pixels that the others destroy."""
+        super().__init__(*args, **parts)
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must be from 0 to 1, not {strength}")
+        self.corruption, self.strength = choose(CORRUPTIONS, corruption, "corruption"), strength
+
+    def corrupt(self, x: Tensor) -> Tensor:
+        return self.corruption(x, self.strength)

@@ -1,0 +1,148 @@
+"""Heads by name: how real numbers become bits.
+
+Every head is a linear map and a threshold per bit: bit j of a code is 1 where `(x − mean) @ projection` lies above
+threshold j. The heads differ in how they are fitted. A threshold lies midway between two neighbouring training values,
+never on one, so that no training image's bit hangs on a rounding error.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hashret.errors import HashretError
+from hashret.models.base import choose
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Head:
+    """`mean` (d), `projection` (d, bits), or neither for d = bits; `threshold` and `scale` (bits); all float64."""
+
+    threshold: Tensor
+    scale: Tensor  # the standard deviation of the training values: the unit of a margin
+    mean: Tensor | None = None
+    projection: Tensor | None = None
+
+    def margins(self, values: Tensor) -> Tensor:
+        """How far each bit is from flipping, (n, bits), in training standard deviations; positive for a 1."""
+        if self.projection is not None and self.mean is not None:
+            values = (values - self.mean.to(values)) @ self.projection.to(values)
+        return (values - self.threshold.to(values)) / self.scale.to(values)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in asdict(self).items() if tensor is not None}
+
+
+def _gap(column: Values, choose: Callable[[Values, NDArray[np.int64]], int]) -> float:
+    """The midpoint of the gap below the distinct value that `choose(values, counts)` names."""
+    values, counts = np.unique(column, return_counts=True)
+    if len(values) == 1:
+        return float(values[0]) + 1  # a constant unit: its bit is 0, and stays 0 under rounding
+    i = min(max(choose(values, counts), 1), len(values) - 1)
+    return (float(values[i - 1]) + float(values[i])) / 2
+
+
+def _with_thresholds(
+    projected: Values,
+    choose: Callable[[Values, NDArray[np.int64]], int],
+    mean: Tensor | None = None,
+    projection: Tensor | None = None,
+) -> Head:
+    threshold = torch.tensor([_gap(column, choose) for column in projected.T], dtype=torch.float64)
+    scale = projected.std(axis=0, dtype=np.float64)
+    scale[scale == 0] = 1
+    return Head(threshold, torch.from_numpy(scale), mean, projection)
+
+
+def _at_zero(values: Values, counts: NDArray[np.int64]) -> int:
+    return int(np.searchsorted(values, 0.0))
+
+
+def _at_median(values: Values, counts: NDArray[np.int64]) -> int:
+    below = counts.cumsum()
+    return int(np.abs(below - below[-1] / 2).argmin()) + 1
+
+
+def check_head(head: str, images: int, numbers: int, bits: int) -> None:
+    """Raises HashretError if `head` cannot make `bits` bits of so many images with so many numbers each."""
+    choose(HEADS, head, "head")
+    if head in ("sign", "median") and numbers != bits:
+        raise HashretError(
+            f"head {head!r} makes one bit of every number, and {numbers} numbers cannot give {bits} bits: "
+            f"choose --head itq, or as many bits as numbers"
+        )
+    if head in ("pca", "itq") and min(images, numbers) < bits:
+        lack = f"{images} images" if images < bits else f"{numbers} numbers an image"
+        raise HashretError(
+            f"head {head!r} needs at least as many images, and numbers an image, as bits: {lack} cannot give "
+            f"{bits} bits; choose fewer bits or --head lsh"
+        )
+
+
+def sign(values: Values, bits: int, seed: int) -> Head:
+    """Positive or not."""
+    return _with_thresholds(values, _at_zero)
+
+
+def median(values: Values, bits: int, seed: int) -> Head:
+    """Above the training median or not, so that every bit is balanced."""
+    return _with_thresholds(values, _at_median)
+
+
+def _projected(values: Values, mean: Tensor, projection: Tensor) -> Head:
+    numbers = (torch.from_numpy(values) - mean.float()) @ projection.float()
+    return _with_thresholds(numbers.numpy(), _at_zero, mean, projection)
+
+
+def _mean(values: Values) -> Tensor:
+    return torch.from_numpy(values.mean(axis=0, dtype=np.float64))
+
+
+def lsh(values: Values, bits: int, seed: int) -> Head:
+    """Signs of random projections (Charikar 2002) of the centred values."""
+    generator = torch.Generator().manual_seed(seed)
+    projection = torch.randn(values.shape[1], bits, dtype=torch.float64, generator=generator)
+    return _projected(values, _mean(values), projection / projection.norm(dim=0))
+
+
+def _principal_components(values: Values, bits: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The mean (d) and the leading principal directions (d, bits), float64."""
+    n, d = values.shape
+    mean = _mean(values)
+    centred = torch.from_numpy(values) - mean.float()
+    if d <= 4096:
+        covariance = (centred.T @ centred).double()
+        directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :bits]
+    else:  # too wide for a covariance matrix: a randomised decomposition (Halko, Martinsson and Tropp 2011)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            directions = torch.svd_lowrank(centred, q=min(bits + 16, n, d), niter=4)[2][:, :bits].double()
+    return mean, directions.contiguous()
+
+
+def pca(values: Values, bits: int, seed: int) -> Head:
+    """Signs of the leading principal components (Wang, Kumar and Chang 2010)."""
+    return _projected(values, *_principal_components(values, bits, seed))
+
+
+def itq(values: Values, bits: int, seed: int) -> Head:
+    """Iterative quantisation (Gong and Lazebnik 2011): the rotation of the leading principal components that brings
+    them nearest to their signs, by 50 alternations on at most max(20,000, 20 · bits) of the images."""
+    mean, directions = _principal_components(values, bits, seed)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(values), generator=generator)[: max(20_000, 20 * bits)].numpy()
+    components = (torch.from_numpy(values[rows]) - mean.float()) @ directions.float()
+    rotation = torch.linalg.qr(torch.randn(bits, bits, generator=generator)).Q
+    for _ in range(50):
+        signs = (components @ rotation).sign()
+        u, _, vh = torch.linalg.svd(components.T @ signs)
+        rotation = u @ vh
+    return _projected(values, mean, directions @ rotation.double())
+
+
+HEADS = {"sign": sign, "median": median, "lsh": lsh, "pca": pca, "itq": itq}

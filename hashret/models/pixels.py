@@ -1,0 +1,44 @@
+"""No network at all: the pixels themselves go to the head. The baselines that every learned member must beat."""
+
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from hashret.models.base import Member
+from hashret.models.networks import Shape
+
+
+class Pixels(Member):
+    """The pixels, flattened, as the real numbers that a head turns into bits."""
+
+    trainable = False
+
+    def __init__(self, shape: Shape, bits: int) -> None:
+        nn.Module.__init__(self)
+        self.shape, self.bits, self.latent = shape, bits, prod(shape)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        return {}
+
+
+class Lsh(Pixels):
+    """Signs of random projections: Charikar, "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002."""
+
+    head = "lsh"
+
+
+class Pca(Pixels):
+    """Signs of the principal components: Wang, Kumar and Chang, "Semi-Supervised Hashing", CVPR 2010."""
+
+    head = "pca"
+
+
+class Itq(Pixels):
+    """Signs of rotated principal components: Gong and Lazebnik, "Iterative Quantization", CVPR 2011."""
+
+    head = "itq"

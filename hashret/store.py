@@ -1,0 +1,434 @@
+"""The collection's database: items, paths, codes and what happened to them, in SQLite through sqlite-utils.
+
+It is the only truth of a collection; everything else can be made again from it and the user's files. Every write is one
+transaction that is durable when it returns, and moves the collection from one generation to the next.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlite_utils import Database
+
+from hashret.codes import Codes
+from hashret.errors import HashretError
+
+SCHEMA_VERSION = 1  # PRAGMA user_version
+SCHEMA = """
+CREATE TABLE items (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, sha256 TEXT NOT NULL UNIQUE, width INTEGER NOT NULL, height INTEGER NOT NULL,
+  bytes INTEGER NOT NULL, added TEXT NOT NULL, metadata TEXT);
+CREATE TABLE paths (
+  root NOT NULL, name NOT NULL, item_id INTEGER NOT NULL REFERENCES items(id), label TEXT,
+  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, PRIMARY KEY (root, name)) WITHOUT ROWID;
+CREATE INDEX paths_by_item ON paths(item_id);
+CREATE TABLE codes (
+  item_id INTEGER NOT NULL REFERENCES items(id), fingerprint TEXT NOT NULL, code BLOB NOT NULL,
+  PRIMARY KEY (fingerprint, item_id)) WITHOUT ROWID;
+CREATE TABLE failures (
+  root NOT NULL, name NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, reason TEXT NOT NULL,
+  seen TEXT NOT NULL, PRIMARY KEY (root, name)) WITHOUT ROWID;
+CREATE TABLE verdicts (
+  item_a INTEGER NOT NULL, item_b INTEGER NOT NULL, verdict TEXT NOT NULL, at TEXT NOT NULL,
+  PRIMARY KEY (item_a, item_b)) WITHOUT ROWID;
+CREATE TABLE changes (
+  generation INTEGER NOT NULL, op TEXT NOT NULL, item_id INTEGER NOT NULL,
+  PRIMARY KEY (generation, item_id, op)) WITHOUT ROWID;
+CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Seen(NamedTuple):
+    """What is known of a path since it was last looked at."""
+
+    item_id: int | None  # None if it never could be read
+    size: int
+    mtime_ns: int
+    failed: bool  # whether it could not be read then
+
+
+class Content(NamedTuple):
+    """An image as found under a path, ready to be stored; `code` is None where its content is known already."""
+
+    root: str
+    name: str
+    label: str | None
+    size: int
+    mtime_ns: int
+    sha256: str
+    length: int  # of the file, in bytes
+    width: int
+    height: int
+    code: bytes | None
+    metadata: dict[str, Any] | None = None
+
+
+class Item(NamedTuple):
+    """One content and where it lies."""
+
+    id: int
+    sha256: str
+    width: int
+    height: int
+    bytes: int
+    added: str
+    metadata: dict[str, Any] | None
+    paths: list[str]
+    label: str | None
+
+
+class Changes(NamedTuple):
+    """What became of the codes between two generations."""
+
+    removed: NDArray[np.int64]
+    added: NDArray[np.int64]
+    codes: Codes
+
+
+class Store:
+    """The database at `path`, one connection a thread.
+
+    Raises HashretError if it is missing, damaged, or made by a newer hashret.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        if not path.is_file():
+            raise HashretError(f"there is no collection at {path.parent}: make one with hashret index SOURCE")
+        self.path = path
+        self.read_only = read_only
+        self._threads = threading.local()
+        self._opened: list[Database] = []
+        with _plain_errors(path):
+            version = self.db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise HashretError(f"{path} was made by a newer hashret: upgrade hashret to open it")
+            if version < SCHEMA_VERSION:
+                raise HashretError(f"{path} is no database of a collection: choose another folder")
+
+    @classmethod
+    def create(cls, path: Path, settings: dict[str, str]) -> "Store":
+        """A new database; it appears whole or not at all."""
+        written = path.with_name(path.name + ".new")
+        written.unlink(missing_ok=True)
+        with _plain_errors(path):
+            db = _connect(f"file:{_quoted(written)}", read_only=False)
+            db.executescript(SCHEMA)
+            db.conn.executemany(
+                "INSERT INTO settings VALUES (?, ?)", [*settings.items(), ("generation", "0"), ("changes_after", "0")]
+            )
+            db.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.conn.commit()
+            db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            db.close()
+        written.rename(path)
+        return cls(path)
+
+    @property
+    def db(self) -> Database:
+        """This thread's connection."""
+        if not hasattr(self._threads, "db"):
+            uri = f"file:{_quoted(self.path)}?mode={'ro' if self.read_only else 'rw'}"
+            if self.read_only and not self.path.with_name(self.path.name + "-wal").exists():
+                uri += "" if os.access(self.path.parent, os.W_OK) else "&immutable=1"
+            self._threads.db = _connect(uri, self.read_only)
+            self._opened.append(self._threads.db)
+        db: Database = self._threads.db
+        return db
+
+    def close(self) -> None:
+        for db in self._opened:
+            db.close()
+        self._opened.clear()
+        self._threads = threading.local()
+
+    @contextmanager
+    def read(self) -> Iterator[dict[str, str]]:
+        """A transaction in which everything read is of one generation; gives the settings."""
+        with _plain_errors(self.path):
+            self.db.conn.execute("BEGIN")
+            try:
+                yield self.settings()
+            finally:
+                self.db.conn.execute("COMMIT")
+
+    @contextmanager
+    def write(self, step: int = 1) -> Iterator[int]:
+        """A transaction that is durable when it ends without an exception; gives the generation that it makes.
+
+        With a `step` of 0 it makes no new one: nothing may change that an answer is made of.
+        """
+        with _plain_errors(self.path):
+            conn = self.db.conn
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                generation = int(self.settings()["generation"]) + step
+                yield generation
+                self.put_setting("generation", str(generation))
+                conn.execute("COMMIT")
+            except BaseException:
+                if conn.in_transaction:
+                    conn.execute("ROLLBACK")
+                raise
+
+    def settings(self) -> dict[str, str]:
+        return dict(self.db.conn.execute("SELECT key, value FROM settings"))
+
+    def put_setting(self, key: str, value: str) -> None:
+        """Change a setting, inside `write`."""
+        self.db.conn.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+
+    def count(self, table: str) -> int:
+        with _plain_errors(self.path):
+            return int(self.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+    # Paths and failures
+
+    def seen(self, root: str, name: str) -> Seen | None:
+        """What is known of a path, None if nothing is."""
+        key = (_text(root), _text(name))
+        path = self.db.conn.execute("SELECT item_id, size, mtime_ns FROM paths WHERE root=? AND name=?", key).fetchone()
+        failure = self.db.conn.execute("SELECT size, mtime_ns FROM failures WHERE root=? AND name=?", key).fetchone()
+        if failure is not None:
+            return Seen(path and path[0], failure[0], failure[1], True)
+        return None if path is None else Seen(path[0], path[1], path[2], False)
+
+    def find(self, sha256s: Sequence[str]) -> dict[str, int]:
+        """The ids of the items with these contents."""
+        sql = "SELECT sha256, id FROM items WHERE sha256 IN (SELECT value FROM json_each(?))"
+        return dict(self.db.conn.execute(sql, (json.dumps(sha256s),)))
+
+    def put(self, contents: Sequence[Content], fingerprint: str, generation: int) -> list[int | None]:
+        """Store contents under their paths, inside `write`; the item's id of each.
+
+        A content that is there already gains a path. A path that led to another item no longer does, and an item
+        whose last path is lost goes with it. A content that comes without a code, because it was there, and is there
+        no more, is not stored and gets None.
+        """
+        conn = self.db.conn
+        ids = self.find([content.sha256 for content in contents])
+        fresh: dict[str, Content] = {}
+        for content in contents:
+            if content.sha256 not in ids and content.code is not None:
+                fresh.setdefault(content.sha256, content)
+        asked, contents = contents, [c for c in contents if c.sha256 in ids or c.sha256 in fresh]
+        highest = conn.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'items'").fetchone()[0] or 0
+        ids |= {sha256: highest + i for i, sha256 in enumerate(fresh, 1)}
+        now = _now()
+        conn.executemany(
+            "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(ids[s], s, c.width, c.height, c.length, now, _json(c.metadata)) for s, c in fresh.items()],
+        )
+        conn.executemany(
+            "INSERT INTO codes VALUES (?, ?, ?)", [(ids[sha256], fingerprint, c.code) for sha256, c in fresh.items()]
+        )
+        conn.executemany("INSERT INTO changes VALUES (?, 'add', ?)", [(generation, ids[sha256]) for sha256 in fresh])
+        left = set()
+        for content in contents:
+            seen = conn.execute(
+                "SELECT item_id FROM paths WHERE root = ? AND name = ?", (_text(content.root), _text(content.name))
+            ).fetchone()
+            if seen is not None and seen[0] != ids[content.sha256]:
+                left.add(seen[0])
+        conn.executemany(
+            "INSERT OR REPLACE INTO paths VALUES (?, ?, ?, ?, ?, ?)",
+            [(_text(c.root), _text(c.name), ids[c.sha256], c.label, c.size, c.mtime_ns) for c in contents],
+        )
+        conn.executemany(
+            "DELETE FROM failures WHERE root = ? AND name = ?", [(_text(c.root), _text(c.name)) for c in contents]
+        )
+        self._drop_orphans(left, generation)
+        return [ids.get(content.sha256) for content in asked]
+
+    def put_failures(self, failures: Iterable[tuple[str, str, int, int, str]]) -> None:
+        """Remember (root, name, size, mtime_ns, reason) of what could not be read, inside `write`."""
+        self.db.conn.executemany(
+            "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)",
+            [(_text(root), _text(name), *rest, _now()) for root, name, *rest in failures],
+        )
+
+    def remove_items(self, ids: Iterable[int], generation: int) -> list[str]:
+        """Forget items and their paths, inside `write`; the contents that were there."""
+        there = [row for i in ids for row in self.db.conn.execute("SELECT id, sha256 FROM items WHERE id = ?", (i,))]
+        there = list(dict(there).items())
+        self.db.conn.executemany("DELETE FROM paths WHERE item_id = ?", [(i,) for i, _ in there])
+        self._drop_orphans({i for i, _ in there}, generation)
+        return [sha256 for _, sha256 in there]
+
+    def paths_not_in(self, root: str, names: Iterable[str]) -> tuple[int, list[str]]:
+        """How many paths and failures are recorded under `root`, and the names among them that `names` lacks."""
+        conn = self.db.conn
+        conn.execute("CREATE TEMP TABLE IF NOT EXISTS present (name PRIMARY KEY) WITHOUT ROWID")
+        conn.execute("DELETE FROM present")
+        conn.executemany("INSERT OR IGNORE INTO present VALUES (?)", ((_text(name),) for name in names))
+        known = "SELECT name FROM paths WHERE root = :r UNION SELECT name FROM failures WHERE root = :r"
+        told = {"r": _text(root)}
+        total = conn.execute(f"SELECT count(*) FROM ({known})", told).fetchone()[0]
+        rows = conn.execute(f"{known} EXCEPT SELECT name FROM present", told)
+        return total, [_from_text(row[0]) for row in rows]
+
+    def remove_paths(self, root: str, names: Sequence[str], generation: int) -> None:
+        """Forget paths, inside `write`; an item whose last path is lost goes with it."""
+        left = set()
+        for name in names:
+            key = (_text(root), _text(name))
+            left |= {row[0] for row in self.db.conn.execute("SELECT item_id FROM paths WHERE root=? AND name=?", key)}
+            self.db.conn.execute("DELETE FROM paths WHERE root = ? AND name = ?", key)
+            self.db.conn.execute("DELETE FROM failures WHERE root = ? AND name = ?", key)
+        self._drop_orphans(left, generation)
+
+    def _drop_orphans(self, ids: set[int], generation: int) -> None:
+        """Remove those of the items that no path leads to."""
+        conn = self.db.conn
+        for i in ids:
+            if conn.execute("SELECT 1 FROM paths WHERE item_id = ? LIMIT 1", (i,)).fetchone() is None:
+                conn.execute("DELETE FROM codes WHERE item_id = ?", (i,))
+                conn.execute("DELETE FROM items WHERE id = ?", (i,))
+                conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'remove', ?)", (generation, i))
+
+    def roots(self) -> list[str]:
+        return [_from_text(row[0]) for row in self.db.conn.execute("SELECT DISTINCT root FROM paths")]
+
+    # Items and codes
+
+    def items(self, ids: Iterable[int]) -> dict[int, Item]:
+        """The items with these ids, by id; those that do not exist are left out."""
+        wanted = json.dumps(list(ids))
+        paths: dict[int, list[tuple[str, str | None]]] = {}
+        sql = "SELECT item_id, root, name, label FROM paths WHERE item_id IN (SELECT value FROM json_each(?))"
+        for i, root, name, label in self.db.conn.execute(sql, (wanted,)):
+            paths.setdefault(i, []).append((_from_text(root) + _from_text(name), label))
+        found = {}
+        for row in self.db.conn.execute("SELECT * FROM items WHERE id IN (SELECT value FROM json_each(?))", (wanted,)):
+            own = sorted(paths.get(row[0], []), key=lambda path: path[0])
+            label = next((label for _, label in own if label is not None), None)
+            metadata = None if row[6] is None else json.loads(row[6])
+            i, sha256, width, height, size, added, _ = row
+            found[i] = Item(i, sha256, width, height, size, added, metadata, [path for path, _ in own], label)
+        return found
+
+    def codes(self, fingerprint: str, bits: int, ids: Sequence[int] | None = None) -> tuple[NDArray[np.int64], Codes]:
+        """Ids int64 (n) and codes uint8 (n, bits // 8) of all items, or of those among `ids`, in ascending order."""
+        sql = "SELECT item_id, code FROM codes WHERE fingerprint = ?"
+        told: tuple[str, ...] = (fingerprint,)
+        if ids is not None:
+            sql, told = sql + " AND item_id IN (SELECT value FROM json_each(?))", (fingerprint, json.dumps(list(ids)))
+        found_ids: list[int] = []
+        found = bytearray()
+        for i, code in self.db.conn.execute(sql + " ORDER BY item_id", told):
+            found_ids.append(i)
+            found += code
+        if len(found) != len(found_ids) * (bits // 8):
+            raise HashretError(f"{self.path} holds codes that are not of {bits} bits: restore it from a backup")
+        codes = np.frombuffer(bytes(found), np.uint8).reshape(len(found_ids), bits // 8)
+        return np.array(found_ids, np.int64), codes
+
+    def changes(self, since: int, fingerprint: str, bits: int) -> Changes | None:
+        """What became of the codes after generation `since`; None if that is no longer recorded."""
+        if since < int(self.settings()["changes_after"]):
+            return None
+        sql = "SELECT item_id, op FROM changes WHERE generation > ? ORDER BY generation"
+        # Ids are never reused, so an item is added at most once and removed at most once.
+        added: set[int] = set()
+        removed: set[int] = set()
+        for i, op in self.db.conn.execute(sql, (since,)):
+            (added if op == "add" else removed).add(i)
+        ids, codes = self.codes(fingerprint, bits, sorted(added - removed))
+        return Changes(np.array(sorted(removed - added), np.int64), ids, codes)
+
+    def forget_changes(self, up_to: int) -> None:
+        """Drop the record of changes up to a generation, inside `write`."""
+        self.db.conn.execute("DELETE FROM changes WHERE generation <= ?", (up_to,))
+        self.put_setting("changes_after", str(up_to))
+
+    # Switching models
+
+    def uncoded(self, root: str, name: str, fingerprint: str) -> tuple[int, str] | None:
+        """Id and SHA-256 of the item at a path, if it has no code of this model."""
+        sql = (
+            "SELECT id, sha256 FROM items JOIN paths ON item_id = id WHERE root = ? AND name = ? AND NOT EXISTS"
+            " (SELECT 1 FROM codes WHERE codes.item_id = id AND fingerprint = ?)"
+        )
+        row: tuple[int, str] | None = self.db.conn.execute(sql, (_text(root), _text(name), fingerprint)).fetchone()
+        return row
+
+    def put_codes(self, fingerprint: str, codes: Iterable[tuple[int, bytes]]) -> None:
+        """Add codes of a model that is not the current one yet, inside `write`."""
+        self.db.conn.executemany(
+            "INSERT OR REPLACE INTO codes VALUES (?, ?, ?)", [(i, fingerprint, c) for i, c in codes]
+        )
+
+    def without_code(self, fingerprint: str) -> list[int]:
+        sql = "SELECT id FROM items WHERE id NOT IN (SELECT item_id FROM codes WHERE fingerprint = ?)"
+        return [row[0] for row in self.db.conn.execute(sql, (fingerprint,))]
+
+    def switch(self, fingerprint: str, bits: int, generation: int) -> None:
+        """Make a model the current one and drop the codes of all others, inside `write`."""
+        self.db.conn.execute("DELETE FROM codes WHERE fingerprint <> ?", (fingerprint,))
+        self.put_setting("fingerprint", fingerprint)
+        self.put_setting("bits", str(bits))
+        self.forget_changes(generation)
+
+
+def _connect(uri: str, read_only: bool) -> Database:
+    conn = sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
+    if not read_only:
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute("PRAGMA synchronous = FULL")
+    return Database(conn)
+
+
+def _quoted(path: Path) -> str:
+    """A path as part of an SQLite URI."""
+    return os.fsencode(path.absolute()).replace(b"%", b"%25").replace(b"?", b"%3f").replace(b"#", b"%23").decode()
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """Say what SQLite's errors mean."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        advice: dict[str, Callable[[], str]] = {
+            "full": lambda: f"the disk of {path.parent} is full: free some space and run the command again",
+            "readonly": lambda: f"{path.parent} cannot be written to: open it read-only, or change its permissions",
+            "unable to open": lambda: f"{path} cannot be opened: check the folder's permissions",
+            "locked": lambda: f"{path.parent} is being written to by another process: try again when it has finished",
+            "malformed": lambda: f"{path} is damaged: restore it from a backup",
+            "not a database": lambda: f"{path} is damaged, or no database: restore it from a backup",
+            "disk I/O": lambda: f"{path.parent} cannot be read or written ({text}): check the disk",
+            "no such table": lambda: f"{path} is no database of a collection: choose another folder",
+        }
+        for part, say in advice.items():
+            if part in text:
+                raise HashretError(say()) from error
+        raise
+
+
+def _text(path: str) -> str | bytes:
+    """As SQLite keeps a path: text, or bytes if it is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
+
+
+def _from_text(stored: str | bytes) -> str:
+    return stored if isinstance(stored, str) else os.fsdecode(stored)
+
+
+def _json(metadata: dict[str, Any] | None) -> str | None:
+    return None if metadata is None else json.dumps(metadata, ensure_ascii=False)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
