@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.indexes.kernels import Ids, Segment, Words, nearest
+from hashret.indexes.kernels import Ids, Segment, Words
 from hashret.indexes.kernels_within import expand_nearest, matches_within
 from hashret.indexes.segments import from_words
-from hashret.indexes.updatable import Heaps, State, UpdatableIndex, as_filter
+from hashret.indexes.updatable import Heaps, State, UpdatableIndex, as_filter, offer_nearest
 
 _MIN_PER_LIST = 39  # FAISS complains about training a list on fewer
 _EF_SEARCH = 64
@@ -74,7 +74,7 @@ class FaissIndex(UpdatableIndex):
             with _one_thread():
                 _, matches = state.engine.search(queries, min(heaps.ids.shape[1], len(state.base.codes)))
             expand_nearest(state.base, words, matches, *as_filter(allowed), *heaps)
-        nearest(state.base, words, *as_filter(allowed), *heaps)  # the rows left short
+        offer_nearest(state.base, words, allowed, heaps)  # the rows left short
 
     def _matches(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
         if state.engine is None or self.factory.startswith("BHNSW"):

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.indexes.kernels import Ids, Segment, Words, nearest
+from hashret.indexes.kernels import Ids, Segment, Words
 from hashret.indexes.kernels_within import matches_within
 from hashret.indexes.segments import with_tables
-from hashret.indexes.updatable import Heaps, State, UpdatableIndex, as_filter
+from hashret.indexes.updatable import Heaps, State, UpdatableIndex, offer_nearest
 
 
 class BitFlipIndex(UpdatableIndex):
@@ -27,7 +27,7 @@ class BitFlipIndex(UpdatableIndex):
         return with_tables(base, self.bits), None
 
     def _nearest(self, state: State, queries: Codes, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
-        nearest(state.base, words, *as_filter(allowed), *heaps)
+        offer_nearest(state.base, words, allowed, heaps)
 
     def _matches(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
         limits, matches = matches_within(state.base, words, radius)

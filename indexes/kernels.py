@@ -8,13 +8,14 @@ A code is cut into m substrings. **Level** m·s + t flips s bits of substring t 
 looks the results up in table t. So a code x whose substring u differs from the query's in e(u) bits is met at the
 levels m·e(u) + u, and first at ``first_level(x)``, the least of these.
 
-*Freshness.* A code met at a level is new if and only if ``first_level(x) == level``; no visited set is needed.
+*Freshness.* A code met at a level is new if and only if no lower level meets it, ``first_level(x) == level``; a few
+popcounts tell (`is_new`), and no visited set is needed.
 
 *Stop.* ``first_level(x) <= distance(x)``, so after level L every code within L bits has been seen, and k items within L
 bits are the k nearest. Proof: let L = m·s + t and suppose x has not been met up to level L. Then e(u) > s for u <= t
 and e(u) >= s for u > t, so distance(x) = Σ e(u) >= (t + 1)(s + 1) + (m - t - 1)s = m·s + t + 1 > L.
 
-*Switching.* After level L a scan has to look only at the codes with ``first_level(x) > L``.
+*Switching.* After level L a scan has to look only at codes farther than L bits.
 
 Codes are uint64 words, the first bit of a code highest: shape (n,) if one word holds a code, else (n, words).
 """
@@ -54,7 +55,7 @@ def distance(codes: Words, j: int | np.int64, queries: Words, q: int) -> int:
     raise NotImplementedError
 
 
-def substring(codes: Words, j: int, first: int, width: int) -> int:
+def substring(codes: Words, j: int | np.int64, first: int, width: int) -> int:
     """The bits first ... first + width - 1 of code j as a number (compiled below for one word or several)."""
     raise NotImplementedError
 
@@ -111,20 +112,22 @@ def _least_distance(codes, queries, q):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def first_level(codes: Words, j: int, queries: Words, q: int, cuts: NDArray[np.int64]) -> int:
-    m, least = len(cuts), 1 << 62
-    for t in range(m):
-        first, width = cuts[t, 0], cuts[t, 1]
+def is_new(codes: Words, j: int | np.int64, queries: Words, q: int, cuts: NDArray[np.int64], level: int) -> bool:
+    """Whether no level before this one meets code j: first_level(j) >= level."""
+    m = len(cuts)
+    for u in range(min(m, level)):
+        first, width = cuts[u, 0], cuts[u, 1]
         differing = popcount(np.uint64(substring(codes, j, first, width) ^ substring(queries, q, first, width)))
-        least = min(least, m * differing + t)
-    return least
+        if m * differing + u < level:
+            return False
+    return True
 
 
 @inlined
 def next_flip(flip: int) -> int:
     """The next greater number with as many ones (Gosper's hack, HAKMEM 175)."""
-    ripple = flip + (flip & -flip)
-    return ripple | (((flip ^ ripple) >> 2) >> trailing_zeros(flip))
+    ripple, zeros = flip + (flip & -flip), int(trailing_zeros(flip))
+    return ripple | ((flip ^ ripple) >> 2 >> zeros)
 
 
 @inlined
@@ -195,19 +198,32 @@ def offer(
 
 @inlined
 def flip_nearest(
-    segment: Segment, queries: Words, q: int, allowed: Ids, filtered: bool, distances: Distances, ids: Ids, n: int
+    segment: Segment,
+    queries: Words,
+    q: int,
+    allowed: Ids,
+    filtered: bool,
+    distances: Distances,
+    ids: Ids,
+    n: int,
+    aside: NDArray[np.uint32],
+    last: NDArray[np.int64],
 ) -> tuple[int, int]:
-    """Search query q by flipping bits: the heap's new size, and the level a scan must start from (FAR if none must).
+    """Search query q by flipping bits: the heap's new size, and the distance a scan must start from (FAR if none must).
+
+    A code met at a level is put aside in a list of its distance; after the level of that distance, that list is
+    complete, and only then are its posting lists read. Codes too far for that to happen are dropped at once.
 
     The plan, three numbers worked out once per segment: up to level `patient` flipping costs a small part of a scan;
     after `deepest` it costs more than one; `budget` candidates cost as much as one. Between the first two we go on only
-    while the k-th best so far promises an end at `deepest` or before.
+    while enough codes have been put aside to promise an end at `deepest` or before.
     """
     codes, cuts, offsets = segment.codes, segment.cuts, segment.offsets
     patient, deepest, budget = segment.plan[0], segment.plan[1], segment.plan[2]
-    k, m, level = len(ids), len(cuts), 0
-    bound = distances[0] if n == k else FAR
-    while level <= deepest and budget >= 0 and (level <= patient or bound <= deepest):
+    k, m, level, count = len(ids), len(cuts), 0, 0
+    for d in range(deepest + 1):
+        last[d] = -1
+    while level <= deepest and (level <= patient or n + count >= k):
         s, t = level // m, level % m
         first, width, table = cuts[t, 0], cuts[t, 1], cuts[t, 2]
         own = substring(queries, q, first, width)
@@ -216,17 +232,23 @@ def flip_nearest(
             bucket = table + (own ^ flip)
             low, high = np.int64(offsets[bucket]), np.int64(offsets[bucket + 1])
             budget -= high - low
+            if budget < 0:
+                return n, level
             for place in range(low, high):
                 j = place if t == 0 else np.int64(segment.postings[t - 1, place])
                 d = distance(codes, j, queries, q)
-                if d <= bound and first_level(codes, j, queries, q, cuts) == level:
-                    n = offer(segment, j, d, allowed, filtered, distances, ids, n)
-                    if n == k:
-                        bound = distances[0]
+                if d <= deepest and is_new(codes, j, queries, q, cuts, level):
+                    aside[count, 0], aside[count, 1] = j, last[d]
+                    last[d] = count
+                    count += 1
             if s == 0:
                 break
             flip = next_flip(flip)
-        if bound <= level:
+        found = last[level]
+        while found >= 0:
+            n = offer(segment, np.int64(aside[found, 0]), level, allowed, filtered, distances, ids, n)
+            found = np.int64(np.int32(aside[found, 1]))
+        if n == k and distances[0] <= level:
             return n, FAR
         level += 1
     return n, level
@@ -241,26 +263,31 @@ def nearest(
     distances: Distances,
     ids: Ids,
     sizes: Ids,
-    levels: Ids,
+    reached: Ids,
+    aside: NDArray[np.uint32],
+    last: NDArray[np.int64],
 ) -> None:
     """Offer the items of a segment to each query's heap, a row each: by flipping bits, then scanning for what is left.
 
-    Only codes first met at levels[q] or later are offered; FAR means none.
+    Only codes at reached[q] bits or more are offered; FAR means none. `aside`, (plan's budget, 2), and `last`, (FAR,),
+    are working space.
     """
     k, waiting = distances.shape[1], False
     for q in range(len(queries)):
-        if levels[q] == 0 and len(segment.cuts):
-            sizes[q], levels[q] = flip_nearest(segment, queries, q, allowed, filtered, distances[q], ids[q], sizes[q])
-        waiting |= levels[q] < FAR
+        if reached[q] == 0 and len(segment.cuts):
+            sizes[q], reached[q] = flip_nearest(
+                segment, queries, q, allowed, filtered, distances[q], ids[q], sizes[q], aside, last
+            )
+        waiting |= reached[q] < FAR
     for begin in range(0, len(segment.codes) if waiting else 0, BLOCK):
         block = segment.codes[begin : begin + BLOCK]
         for q in range(len(queries)):
             bound = distances[q, 0] if sizes[q] == k else FAR
-            if levels[q] == FAR or least_distance(block, queries, q) > bound:
+            if reached[q] == FAR or least_distance(block, queries, q) > bound:
                 continue
             for i in range(len(block)):
                 d = distance(block, i, queries, q)
-                if d <= bound and (levels[q] == 0 or first_level(block, i, queries, q, segment.cuts) >= levels[q]):
+                if reached[q] <= d <= bound:
                     sizes[q] = offer(segment, begin + i, d, allowed, filtered, distances[q], ids[q], sizes[q])
                     if sizes[q] == k:
                         bound = distances[q, 0]

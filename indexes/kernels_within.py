@@ -12,7 +12,7 @@ from hashret.indexes.kernels import (
     Segment,
     Words,
     distance,
-    first_level,
+    is_new,
     least_distance,
     next_flip,
     offer,
@@ -41,7 +41,7 @@ def flip_within(segment: Segment, queries: Words, q: int, radius: int, found: ND
             budget -= high - low
             for place in range(low, high):
                 j = place if t == 0 else np.int64(segment.postings[t - 1, place])
-                if distance(codes, j, queries, q) <= radius and first_level(codes, j, queries, q, cuts) == level:
+                if distance(codes, j, queries, q) <= radius and is_new(codes, j, queries, q, cuts, level):
                     found[n] = j
                     n += 1
             if s == 0:
@@ -61,9 +61,7 @@ def scan_within(
         if least_distance(block, queries, q) > radius:
             continue
         for i in range(len(block)):
-            if distance(block, i, queries, q) <= radius and (
-                level == 0 or first_level(block, i, queries, q, segment.cuts) >= level
-            ):
+            if distance(block, i, queries, q) <= radius and is_new(block, i, queries, q, segment.cuts, level):
                 found[n] = begin + i
                 n += 1
     return n
@@ -137,11 +135,11 @@ def expand_nearest(
     distances: Distances,
     ids: Ids,
     sizes: Ids,
-    levels: Ids,
+    reached: Ids,
 ) -> None:
     """Offer the items behind matches[q], numbers of distinct codes (-1: none), to the heap of query q.
 
-    Where that fills the heap, nothing is left for a scan: levels[q] = FAR.
+    Where that fills the heap, nothing is left for a scan: reached[q] = FAR.
     """
     for q in range(len(queries)):
         for i in range(matches.shape[1]):
@@ -150,7 +148,7 @@ def expand_nearest(
                 d = distance(segment.codes, j, queries, q)
                 sizes[q] = offer(segment, j, d, allowed, filtered, distances[q], ids[q], sizes[q])
         if sizes[q] == ids.shape[1]:
-            levels[q] = FAR
+            reached[q] = FAR
         else:
             sizes[q] = 0
 

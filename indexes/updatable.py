@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_bits, check_codes
 from hashret.indexes import files, segments
-from hashret.indexes.kernels import Distances, Ids, Segment, Words, nearest, sort_rows
+from hashret.indexes.kernels import FAR, Distances, Ids, Segment, Words, nearest, sort_rows
 from hashret.indexes.kernels_within import expand_within, locate, matches_within
 from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, read_only
 from hashret.indexes.threads import split
@@ -129,12 +129,12 @@ class UpdatableIndex(ABC):
         def search(low: int, high: int) -> None:
             part, asked = heaps.rows(low, high), words[low:high]
             if few is not None:
-                nearest(few, asked, _NO_IDS, False, *part)
+                offer_nearest(few, asked, None, part)
             else:
                 self._nearest(state, queries[low:high], asked, allowed, part)
                 if len(state.tail.ids):
-                    part.levels[:] = 0
-                    nearest(state.tail, asked, *as_filter(allowed), *part)
+                    part.reached[:] = 0
+                    offer_nearest(state.tail, asked, allowed, part)
             begins = np.arange(high - low) * k
             sort_rows(begins, begins + part.sizes, part.distances.reshape(-1), part.ids.reshape(-1))
 
@@ -236,16 +236,22 @@ class Heaps(NamedTuple):
     distances: Distances  # (q, k)
     ids: Ids  # (q, k)
     sizes: Ids  # (q,): how many there are
-    levels: Ids  # (q,): where to go on in the segment at hand; see `kernels.nearest`
+    reached: Ids  # (q,): from which distance on the segment at hand is still to be searched
 
     def rows(self, low: int, high: int) -> "Heaps":
         """The heaps of some queries."""
-        return Heaps(self.distances[low:high], self.ids[low:high], self.sizes[low:high], self.levels[low:high])
+        return Heaps(self.distances[low:high], self.ids[low:high], self.sizes[low:high], self.reached[low:high])
 
 
 def as_filter(allowed: Ids | None) -> tuple[Ids, bool]:
     """`allowed` as the kernels take it: ids, and whether they mean anything."""
     return (_NO_IDS, False) if allowed is None else (allowed, True)
+
+
+def offer_nearest(segment: Segment, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
+    """Offer the qualifying items of a segment to the heap of each query."""
+    aside = np.empty((segment.plan[2], 2), np.uint32)
+    nearest(segment, words, *as_filter(allowed), *heaps, aside, np.empty(FAR, np.int64))
 
 
 def _check_allowed(allowed: Any) -> Ids:
