@@ -250,11 +250,11 @@ class _Tar(Source):
                 raise HashretError(f"{self._path} is broken: what follows its last image is no tar header")
 
     def _read(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-        if member is not self._current:
+        if member is not self._current or archive.closed:  # type: ignore[attr-defined]  # unknown to typeshed
             raise ValueError("a record of a .tar must be read before the next is taken")
         _check_member(member.size)
         if not member.isreg():
-            raise HashretError("cannot be read: a link inside the archive")
+            raise HashretError("cannot be read: a link, or no file at all")
         try:
             with archive.extractfile(member) as file:  # type: ignore[union-attr]  # a regular file has one
                 return file.read()

@@ -1,0 +1,295 @@
+import gzip
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hashret.errors import HashretError
+from hashret.sources import Record, Source, open_source
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (300, 12, 9), np.uint8)
+LABELS = np.arange(300) % 10
+
+
+def idx(array: NDArray[Any], shape: tuple[int, ...] | None = None, kind: int = 8) -> bytes:
+    shape = array.shape if shape is None else shape
+    return bytes([0, 0, kind, len(shape)]) + b"".join(n.to_bytes(4) for n in shape) + array.astype(np.uint8).tobytes()
+
+
+def rows(source: Source) -> NDArray[np.uint8]:
+    """All contents of a source of arrays, which must be consistent records."""
+    records = list(source)
+    assert [record.name for record in records] == [str(i) for i in range(len(records))]
+    assert source.length == len(records) and not source.streaming and source.arrays and source.ignored == 0
+    contents = [record.read() for record in records]
+    assert [record.size for record in records] == [len(bytes(content)) for content in contents]
+    return np.stack([np.asarray(content) for content in contents])
+
+
+def labels(source: Source) -> list[str | None]:
+    return [record.label for record in source]
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("shape", [(300, 12, 9), (100, 12, 9, 3), (300, 12, 9, 1)])
+def test_idx_gives_its_rows(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    path = write(tmp_path / f"some-images{suffix}", idx(IMAGES.reshape(shape)))
+    source = open_source(path)
+    assert source.root == f"{path}#"
+    assert (rows(source) == IMAGES.reshape(shape)).all()
+    assert (rows(source) == IMAGES.reshape(shape)).all()  # and again
+    assert {record.mtime_ns for record in source} == {path.stat().st_mtime_ns}
+    assert labels(source) == [None] * shape[0]
+
+
+@pytest.mark.parametrize("images", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "train-images.idx3-ubyte"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_labels_are_found_beside_the_images(tmp_path: Path, images: str, suffix: str) -> None:
+    path = write(tmp_path / images, idx(IMAGES))
+    name = images.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1") + suffix
+    write(tmp_path / name, idx(LABELS))
+    assert labels(open_source(path)) == [str(label) for label in LABELS]
+
+
+def test_idx_that_spans_many_blocks_is_read_whole(tmp_path: Path) -> None:
+    big = np.random.default_rng(1).integers(0, 256, (5000, 28, 28), np.uint8)
+    path = write(tmp_path / "images.gz", idx(big))
+    assert (rows(open_source(path)) == big).all()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (idx(IMAGES, (301, 12, 9)), "broken"),
+        (idx(IMAGES, (299, 12, 9)), "broken"),
+        (idx(IMAGES)[:-1], "broken"),
+        (idx(IMAGES)[:10], "broken"),
+        (idx(IMAGES, (2**32 - 1,) * 3), "broken|more than"),
+        (idx(IMAGES, (1, 20_000, 20_000)), "more than the 100000000"),
+        (idx(IMAGES, (300, 0, 9)), "must be uint8 of shape"),
+        (idx(LABELS), "must be uint8 of shape"),
+        (idx(IMAGES, (300, 36, 3)), "must be uint8 of shape"),
+        (idx(IMAGES, kind=13), "no IDX file of bytes: it begins with 00 00 0d 03"),
+        (b"\0\0", "no IDX file of bytes"),
+    ],
+)
+def test_idx_whose_header_lies_is_refused(tmp_path: Path, suffix: str, data: bytes, reason: str) -> None:
+    path = write(tmp_path / f"images{suffix}", data)
+    with pytest.raises(HashretError, match=f"{path.name}.*({reason})"):
+        rows(open_source(path))
+
+
+def test_gzip_that_is_cut_or_damaged_is_refused(tmp_path: Path) -> None:
+    whole = gzip.compress(idx(IMAGES))
+    path = tmp_path / "images.gz"
+    for data in (whole[:-1], whole[:-9], whole[:5000], whole[:-6] + b"\0\0" + whole[-4:]):
+        path.write_bytes(data)
+        with pytest.raises(HashretError, match=r"images\.gz (is broken|cannot be read)"):
+            rows(open_source(path))
+
+
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "images", idx(IMAGES))
+    for data in (idx(LABELS[:-1]), idx(LABELS)[:-1], idx(IMAGES)):
+        write(tmp_path / "labels", data)
+        with pytest.raises(HashretError, match="labels has not one label for each of the 300 images of images"):
+            open_source(path)
+
+
+@pytest.mark.parametrize("shape", [(300, 12, 9), (100, 12, 9, 3), (300, 12, 9, 1), (0, 12, 9)])
+def test_npy_gives_its_rows(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = IMAGES.reshape(shape) if shape[0] else np.zeros(shape, np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    source = open_source(tmp_path / "a.npy")
+    assert source.root == f"{tmp_path}/a.npy#"
+    assert source.length == shape[0]
+    if shape[0]:
+        assert (rows(source) == array).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (IMAGES.astype(np.float32), r"must be uint8 .* not float32 of \(300, 12, 9\)"),
+        (IMAGES > 7, "not bool of"),
+        (IMAGES[0], r"not uint8 of \(12, 9\)"),
+        (IMAGES.reshape(300, 36, 3), r"not uint8 of \(300, 36, 3\)"),
+        (IMAGES.reshape(300, 2, 6, 9), r"not uint8 of \(300, 2, 6, 9\)"),
+        (np.asfortranarray(IMAGES), "Fortran order: save numpy.ascontiguousarray"),
+        (np.array([{}, []], dtype=object), "not object of"),
+    ],
+)
+def test_an_array_file_without_images_is_refused(tmp_path: Path, array: NDArray[Any], reason: str) -> None:
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    np.savez(tmp_path / "a.npz", images=array)
+    with pytest.raises(HashretError, match=f"a.npy .*{reason}"):
+        open_source(tmp_path / "a.npy")
+    with pytest.raises(HashretError, match=r"a\.npz"):
+        open_source(tmp_path / "a.npz")
+
+
+def test_npy_of_another_length_than_it_says_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", IMAGES)
+    whole = (tmp_path / "a.npy").read_bytes()
+    for data in (whole[:-1], whole + b"!", whole.replace(b"(300, 12, 9)", b"(30000, 12, 9)"), whole[:50], b"", b"text"):
+        (tmp_path / "a.npy").write_bytes(data)
+        with pytest.raises(HashretError, match=r"broken"):
+            open_source(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("images", ["images", "x", "x_train", "data", "whatever"])
+@pytest.mark.parametrize("named", ["labels", "y", "y_train", None])
+def test_npz_finds_its_images_and_labels(tmp_path: Path, save: Any, images: str, named: str | None) -> None:
+    arrays = {"a_mean": np.zeros((12, 9)), images: IMAGES} | ({named: LABELS[:, None]} if named else {})
+    save(tmp_path / "a.npz", **arrays)
+    source = open_source(tmp_path / "a.npz")
+    assert source.root == f"{tmp_path}/a.npz#"
+    assert (rows(source) == IMAGES).all()
+    assert labels(source) == ([str(label) for label in LABELS] if named else [None] * 300)
+
+
+def test_npz_labels_may_be_text_and_nothing_is_unpickled(tmp_path: Path) -> None:
+    words = np.array(["shoe", "Hemd"] * 150)
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=words)
+    assert labels(open_source(tmp_path / "a.npz")) == words.tolist()
+    for bad in (words.astype(object), LABELS[:-1], LABELS + 0.5):
+        np.savez(tmp_path / "a.npz", allow_pickle=True, images=IMAGES, labels=bad)
+        with pytest.raises(HashretError, match=r"a\.npz"):
+            open_source(tmp_path / "a.npz")
+
+
+def test_npz_without_one_obvious_array_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", left=IMAGES, right=IMAGES)
+    with pytest.raises(HashretError, match="has the arrays left, right: name the one with the images 'images'"):
+        open_source(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", flat=LABELS)
+    with pytest.raises(HashretError, match="has the arrays flat"):
+        open_source(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"this is no zip")
+    with pytest.raises(HashretError, match="broken"):
+        open_source(tmp_path / "a.npz")
+
+
+def test_npz_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(HashretError, match="CRC"):
+        rows(open_source(tmp_path / "a.npz"))
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("images.npy", b"no array")
+    with pytest.raises(HashretError, match="broken"):
+        open_source(tmp_path / "b.npz")
+
+
+def test_an_array_is_a_source(tmp_path: Path) -> None:
+    source = open_source(IMAGES)
+    assert source.root == "array#"
+    assert (rows(source) == IMAGES).all()
+    # It may be changed in place between two runs: with new dates it is looked at again.
+    assert next(iter(open_source(IMAGES))).mtime_ns != next(iter(source)).mtime_ns
+    for bad in (IMAGES[0], IMAGES.astype(float), IMAGES.reshape(300, 36, 3)):
+        with pytest.raises(ValueError, match="an array of images must be uint8 of shape"):
+            open_source(bad)
+
+
+def test_digits_come_with_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    source = open_source("digits")
+    assert source.root == "digits#"
+    images = rows(source)
+    assert images.shape == (1797, 8, 8) and images.max() == 255
+    assert (images == np.floor(bunch.images * 255 / 16 + 0.5)).all()
+    assert labels(source) == [str(digit) for digit in bunch.target]
+    train, test = open_source("digits:train"), open_source("digits:test")
+    assert test.root == "digits:test#"
+    assert (np.concatenate([rows(train), rows(test)]) == images).all()
+    assert labels(train) + labels(test) == labels(source)
+
+
+@pytest.mark.parametrize("name", ["digits:", "digits:all", "mnist:validation", "cifar10:train:test"])
+def test_an_unknown_part_is_refused(name: str) -> None:
+    with pytest.raises(HashretError, match=f"there is no {name}: a part of .* is .*:train or .*:test"):
+        open_source(name)
+
+
+def first(source: Source) -> Record:
+    return next(iter(source))
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "boot"), [("fashion-mnist", "FashionMNIST", "Ankle boot"), ("mnist", "MNIST", "5")]
+)
+def test_torchvision_reads_the_compressed_files_that_are_there(
+    tmp_path: Path, shared_data: Path, name: str, folder: str, boot: str
+) -> None:
+    raw = tmp_path / folder / "raw"
+    raw.mkdir(parents=True)
+    for path in (shared_data / name).glob("*.gz"):
+        (raw / path.name).symlink_to(path)
+    train, test = open_source(f"{name}:train", data_root=tmp_path), open_source(f"{name}:test", data_root=tmp_path)
+    both = open_source(name, data_root=tmp_path)
+    assert [source.length for source in (train, test, both)] == [60_000, 10_000, 70_000]
+    assert [source.root for source in (train, both)] == [f"{name}:train#", f"{name}#"]
+    beside = open_source(shared_data / name / "train-images-idx3-ubyte.gz")
+    expected = rows(beside)
+    assert (rows(train) == expected).all()
+    assert (rows(both)[:60_000] == expected).all() and (rows(both)[60_000:] == rows(test)).all()
+    assert first(train).label == boot
+    assert first(beside).label == ("9" if name == "fashion-mnist" else "5")
+    assert len(set(labels(both))) == 10
+
+
+def run(code: str, **environment: str) -> str:
+    """What the last line of stderr is when that program has failed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and not done.stdout
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist:test", "cifar10"])
+def test_without_network_the_files_to_fetch_are_named(tmp_path: Path, name: str) -> None:
+    nowhere = "http://127.0.0.1:9"
+    code = f"from hashret.sources import open_source; open_source({name!r})"
+    last = run(code, https_proxy=nowhere, http_proxy=nowhere, XDG_CACHE_HOME=str(tmp_path))
+    assert "HashretError" in last and "could not be downloaded" in last and "Connection refused" in last
+    root = tmp_path / "hashret"
+    assert last.endswith(
+        f"put cifar-10-python.tar.gz into {root}"
+        if name == "cifar10"
+        else f"t10k-labels-idx1-ubyte.gz into {root / 'FashionMNIST' / 'raw'}"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", ['RuntimeError("operator torchvision::nms does not exist")', 'ImportError("undefined symbol: _ZN3c10")']
+)
+def test_a_torchvision_that_does_not_fit_torch_is_explained(tmp_path: Path, error: str) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(f"raise {error}\n")
+    last = run("from hashret.sources import open_source; open_source('mnist')", PYTHONPATH=str(tmp_path))
+    assert last.startswith("hashret.errors.HashretError: torch and torchvision do not fit together")
+    assert last.endswith("install them as a pair, pip install --upgrade torch torchvision")
+
+
+def test_sources_import_neither_torchvision_nor_scikit_learn() -> None:
+    code = "import sys, hashret.sources; sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'sklearn')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
