@@ -181,9 +181,7 @@ def resize(content: Content, height: int, width: int) -> Prepared:
             return Prepared(array, width, height)
         image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     else:
-        # Every size up to 64 starts from the same decoded JPEG: a sample can be resized before the size is decided.
-        at_least = (max(height, 64), max(width, 64))
-        image, original_width, original_height = _decode_file(content, at_least)  # type: ignore[arg-type]
+        image, original_width, original_height = _decode_file(content, (height, width))  # type: ignore[arg-type]
     w, h = image.size
     scale = min(w / width, h / height)
     if scale == 1:  # a crop alone, on whole pixels: a shift by half a pixel would blur

@@ -171,6 +171,29 @@ def test_npz_labels_may_be_text_and_nothing_is_unpickled(tmp_path: Path) -> None
             open_source(tmp_path / "a.npz")
 
 
+class Touch:
+    """An object whose pickle makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_an_array_file_is_never_run(tmp_path: Path) -> None:
+    trap = np.array([Touch(tmp_path / "run")] * 300, dtype=object)
+    np.savez(tmp_path / "a.npz", allow_pickle=True, images=IMAGES, labels=trap)
+    np.savez(tmp_path / "b.npz", allow_pickle=True, images=trap)
+    np.save(tmp_path / "c.npy", trap, allow_pickle=True)
+    for name in ("a.npz", "b.npz", "c.npy"):
+        with pytest.raises(HashretError, match=name):
+            open_source(tmp_path / name)
+    assert not (tmp_path / "run").exists()
+    np.load(tmp_path / "c.npy", allow_pickle=True)
+    assert (tmp_path / "run").exists()  # the trap works
+
+
 def test_npz_without_one_obvious_array_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", left=IMAGES, right=IMAGES)
     with pytest.raises(HashretError, match="has the arrays left, right: name the one with the images 'images'"):

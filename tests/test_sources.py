@@ -488,6 +488,16 @@ def test_the_size_is_chosen_from_what_was_seen(shapes: list[tuple[int, int]], si
     check(sampled, contents)
 
 
+def test_a_jpeg_that_decodes_at_a_reduced_size_is_sampled_as_it_is_prepared() -> None:
+    contents: list[Content] = [save(picture(1, 600, 800), "JPEG"), *sizes(*[(20, 30)] * 4)]
+    sampled = sample(Contents(contents))
+    assert sampled.preprocessing == Preprocessing(20, 20, 3)
+    check(sampled, contents)
+    large: list[Content] = [save(picture(i, 600, 800), "JPEG") for i in range(3)]
+    check(sample(Contents(large)), large)
+    check(sample(Contents(large), size=(100, 20)), large)
+
+
 def test_originals_are_bounded_in_memory_and_then_the_side_is_64(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = sizes((300, 200), *[(30, 20)] * 5)
     assert sample(Contents(contents)).preprocessing == Preprocessing(20, 20, 3)
@@ -519,6 +529,8 @@ def test_a_sample_is_drawn_evenly_and_again_the_same() -> None:
     # 20 of each are expected, with a standard deviation of 4.4.
     assert set(count) == set(range(200)) and max(count.values()) < 42
     assert 1750 < sum(count[value] for value in range(100)) < 2250
+    pair = open_source(np.arange(2, dtype=np.uint8).repeat(64).reshape(2, 8, 8))
+    assert 70 < sum(int(sample(pair, limit=1, seed=seed).images[0, 0, 0, 0]) for seed in range(200)) < 130
     first, again = sample(source, limit=10, seed=5), sample(source, limit=10, seed=5)
     assert (first.images == again.images).all() and first[1:] == again[1:]
     assert sample(source, limit=3, seed=0).images[:, 0, 0, 0].tolist() == [189, 6, 172]  # for ever
