@@ -47,10 +47,12 @@ def frozen(segment: Segment) -> Segment:
     return segment
 
 
-def unordered(words: Words, ids: Ids) -> Segment:
-    """A segment that is only ever scanned: every item for itself, in the order given."""
+def plain(words: Words, ids: Ids) -> Segment:
+    """A segment that is only ever scanned: every item for itself."""
+    order = np.argsort(ids, kind="stable")  # merges a tail and what is added to it in linear time
+    words, ids = words[order], ids[order]
     starts = np.arange(len(ids) + 1, dtype=np.uint32)
-    by_id = np.argsort(ids).astype(np.uint32)
+    by_id = starts[:-1].copy()
     return frozen(Segment(words, starts, ids, by_id, _ALL_LIVE, _NO_CUTS, _NO_TABLE, _NO_POSTINGS, _NO_PLAN))
 
 
@@ -128,4 +130,7 @@ def items(segment: Segment, slots: NDArray[np.int64] | None = None) -> tuple[Wor
     if slots is None:
         slots = np.arange(len(segment.ids))
         slots = slots[~is_dead(segment, slots)]
-    return segment.codes[np.searchsorted(segment.starts, slots, "right") - 1], segment.ids[slots]
+    numbers = slots
+    if len(segment.codes) < len(segment.ids):
+        numbers = np.searchsorted(segment.starts, slots.astype(np.uint32), "right") - 1
+    return segment.codes[numbers], segment.ids[slots]

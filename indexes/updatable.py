@@ -87,7 +87,7 @@ class UpdatableIndex(ABC):
                 self._state = self._merged(state, (words, ids))
             else:
                 kept = segments.items(state.tail)
-                tail = segments.unordered(np.concatenate([kept[0], words]), np.concatenate([kept[1], ids]))
+                tail = segments.plain(np.concatenate([kept[0], words]), np.concatenate([kept[1], ids]))
                 self._state = state._replace(tail=tail, live=state.live + len(ids))
 
     def remove(self, ids: NDArray[np.int64]) -> int:
@@ -218,7 +218,7 @@ class UpdatableIndex(ABC):
 
     def _built(self, words: Words, ids: Ids) -> State:
         base, engine = self._engine(segments.distinct(words, ids))
-        return State(base, segments.unordered(words[:0], ids[:0]), engine, len(ids))
+        return State(base, segments.plain(words[:0], ids[:0]), engine, len(ids))
 
     def _merged(self, state: State, *more: tuple[Words, Ids]) -> State:
         parts = [segments.items(state.base), segments.items(state.tail), *more]
@@ -274,7 +274,7 @@ def _few_allowed(state: State, allowed: Ids, queries: int) -> Segment | None:
     if len(allowed) > max(_FEW, min(total // 16, total // 256 * queries)):
         return None
     parts = [segments.items(segment, _live_slots(segment, allowed)) for segment in (state.base, state.tail)]
-    return segments.unordered(np.concatenate([words for words, _ in parts]), np.concatenate([ids for _, ids in parts]))
+    return segments.plain(np.concatenate([words for words, _ in parts]), np.concatenate([ids for _, ids in parts]))
 
 
 def _side_by_side(a: RangeHits, b: RangeHits) -> RangeHits:
