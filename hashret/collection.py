@@ -182,13 +182,14 @@ class Collection:
                 told = {key: float(counts[key]) for key in ("added", "updated", "unchanged", "failed")}
                 progress(Progress("indexing", int(sum(told.values())), opened.length, told))
 
-        hasher, again = self.hasher, True
+        again = True
         with self._writing():
+            fingerprint = self.fingerprint
             while again:  # a content may lose its last path while it is on its way to another: that one is decoded then
                 again = False
                 opened = open_source(source, data_root=data_root, exclude=self.path)
-                for batch in encoded(opened, self._store, hasher, unchanged):
-                    lines = self._commit(batch, opened.root, hasher.fingerprint)
+                for batch in encoded(opened, self._store, lambda: self.hasher, unchanged):
+                    lines = self._commit(batch, opened.root, fingerprint)
                     again |= len(lines) < len(batch)
                     counts.update(line.status for line in lines)
                     counts["decoded"] += sum(found.pixels is not None for found in batch)
@@ -207,25 +208,25 @@ class Collection:
         """Add contents without files: uint8 arrays, PIL images, bytes or paths; the item's id of each.
 
         Each content is kept in the collection, so that another model can code it later; one that is there already
-        keeps its id and its metadata. Raises HashretError for an image that cannot be read, before anything is added.
+        keeps its id and its metadata. Raises HashretError for an image that cannot be read: of the thousand that it is
+        among, and of those after, nothing is added.
         """
-        hasher = self.hasher
-        contents = [to_content(image) for image in images]
-        if metadata is not None and len(metadata) != len(contents):
-            raise ValueError(f"{len(contents)} images need as many metadata, not {len(metadata)}")
-        prepared = list(in_order(hasher.preprocessing, contents))
-        pixels = [p.pixels for p in prepared]
-        codes = hasher.encode_pixels(np.stack(pixels)) if pixels else np.empty((0, 1), np.uint8)
         ids: list[int] = []
+        if metadata is not None:
+            images = list(images)
+            if len(metadata) != len(images):
+                raise ValueError(f"{len(images)} images need as many metadata, not {len(metadata)}")
         with self._writing():
-            if self.fingerprint != hasher.fingerprint:
-                raise HashretError("the collection has changed to another model meanwhile: add the images again")
-            for start in range(0, len(contents), BATCH_ITEMS):
+            hasher = self.hasher
+            for batch in batches(images, BATCH_ITEMS):
+                contents = list(in_order(to_content, batch))
+                prepared = list(in_order(hasher.preprocessing, contents))
+                codes = hasher.encode_pixels(np.stack([one.pixels for one in prepared]))
+                told = [None] * len(batch) if metadata is None else metadata[len(ids) : len(ids) + len(batch)]
                 rows = [
-                    self._keep_blob(contents[i], prepared[i].width, prepared[i].height, codes[i].tobytes())
-                    ._replace(metadata=metadata[i] if metadata is not None else None)
-                    for i in range(start, min(start + BATCH_ITEMS, len(contents)))
-                ]  # fmt: skip
+                    self._keep_blob(content, one.width, one.height, code.tobytes(), extra)
+                    for content, one, code, extra in zip(contents, prepared, codes, told, strict=True)
+                ]
                 with self._store.write() as generation:
                     ids += [i for i in self._store.put(rows, hasher.fingerprint, generation) if i is not None]
             self._index.keep()
@@ -411,7 +412,9 @@ class Collection:
             with suppress(HashretError):
                 yield from open_source(root.removesuffix("!/").removesuffix("#"), exclude=self.path)
 
-    def _keep_blob(self, content: ImageContent, width: int, height: int, code: bytes) -> Content:
+    def _keep_blob(
+        self, content: ImageContent, width: int, height: int, code: bytes, metadata: dict[str, Any] | None
+    ) -> Content:
         """Store a content that has no file of its own under its SHA-256, durably, and describe it."""
         data, digest = content_bytes(content), sha256(content)
         blob = self.path / BLOBS / digest
@@ -419,7 +422,7 @@ class Collection:
             blob.parent.mkdir(exist_ok=True)
             if not blob.exists():
                 write_durably(blob, data)
-        return Content(BLOBS, digest, None, len(data), 0, digest, len(data), width, height, code)
+        return Content(BLOBS, digest, None, len(data), 0, digest, len(data), width, height, code, metadata)
 
     # How an answer comes about
 

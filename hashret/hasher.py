@@ -277,17 +277,18 @@ def parse_duration(text: str | float) -> float:
 
 
 def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, when the member takes them all, with values of the right kinds."""
+    """All settings of the member, with those given, which it must have, of the right kinds, in place of defaults."""
     defaults = MODELS[model].defaults()
+    known = ", ".join(f"{key}={value}" for key, value in defaults.items()) or "none"
     for name, value in settings.items():
         if name not in defaults:
-            known = ", ".join(f"{key}={value}" for key, value in defaults.items()) or "none"
             raise ValueError(f"model {model!r} has no setting {name!r}; it has {known}")
         kind = type(defaults[name])
         if kind is float and type(value) is int:
             settings[name] = float(value)
         elif type(value) is not kind:
             raise ValueError(f"setting {name!r} is a {kind.__name__} such as {defaults[name]!r}, not {value!r}")
+    settings = defaults | settings  # so that a stored model does not change when a default does
     with torch.device("meta"):  # whatever else is wrong with a value shows when the member is built
         MODELS[model]((1, 8, 8), 8, **settings)
     return settings

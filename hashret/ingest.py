@@ -6,8 +6,9 @@ and hashes, one decodes, and one thread runs the model; each holds a bounded num
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +22,17 @@ if TYPE_CHECKING:
     from hashret.hasher import Hasher
 
 BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged, together
-CHUNK = 32  # files that a thread reads or decodes at a time; rows of an array cost less each
-ARRAY_CHUNK = 8 * CHUNK
+FILE_CHUNK = 32  # files that a thread reads or decodes at a time
+MODEL_CHUNK = 8 * FILE_CHUNK  # images that the model is given at a time
 
 
-class Found(NamedTuple):
-    """A record on its way into the collection, one field after the other."""
+@dataclass(slots=True)
+class Found:
+    """A record on its way into the collection; each stage fills in what it finds out."""
 
     record: Record
     before: Seen | None = None  # what was known of its path
-    content: Content | HashretError | None = None  # None before it is read, or if it is known and was let go
+    content: Content | HashretError | None = None  # until it is decoded, or known to be there; or why it has none
     sha256: str = ""
     pixels: NDArray[np.uint8] | None = None  # for the model; None for a content that is known already
     width: int = 0
@@ -38,30 +40,56 @@ class Found(NamedTuple):
     code: bytes | None = None
 
 
-def encoded(source: Source, store: Store, hasher: "Hasher", unchanged: Callable[[Seen], None]) -> Iterator[list[Found]]:
+def encoded(
+    source: Source, store: Store, hasher: "Callable[[], Hasher]", unchanged: Callable[[Seen], None]
+) -> Iterator[list[Found]]:
     """The records that are new or have changed, with codes of the contents that are new, in batches to be committed.
 
-    `unchanged` is called for every other record.
+    `unchanged` is called for every other record; `hasher` gives the model, and is not asked for it if nothing is new.
     """
-    chunk = ARRAY_CHUNK if source.arrays else CHUNK
 
-    def mark_known(found: list[Found]) -> list[Found]:
-        known = store.find([one.sha256 for one in found])
-        return [one._replace(content=None) if one.sha256 in known else one for one in found]
+    model: Hasher
 
-    chunks = batches(_changed(source, store, unchanged), chunk)
-    hashed = map(mark_known, in_order(hash_contents, chunks, ahead=4))
-    decoded = in_order(lambda found: decode(found, hasher.preprocessing), hashed, ahead=4)
-    yield from in_order(lambda found: _encode(found, hasher), _timed(decoded, BATCH_ITEMS - chunk), threads=1, ahead=2)
+    def mark_known(chunk: list[Found]) -> list[Found]:
+        nonlocal model
+        known = store.find([found.sha256 for found in chunk])
+        for found in chunk:
+            if found.sha256 in known:
+                found.content = None
+        if len(known) < len(chunk):
+            model = hasher()  # here, in the caller's thread: the others have no connection to the database
+        return chunk
+
+    def decode_new(chunk: list[Found]) -> list[Found]:
+        return decode(chunk, model.preprocessing) if any(found.content is not None for found in chunk) else chunk
+
+    def encode(chunk: list[Found]) -> list[Found]:
+        new = [found for found in chunk if found.pixels is not None]
+        if new:
+            codes = model.encode_pixels(np.stack([found.pixels for found in new if found.pixels is not None]))
+            for found, code in zip(new, codes, strict=True):
+                found.code = code.tobytes()
+        return chunk
+
+    changed = _changed(source, store, unchanged)
+    decoded: Iterable[list[Found]]
+    if source.arrays:  # nothing to wait for and little to compute: threads would only fight for the interpreter
+        decoded = map(decode_new, map(mark_known, map(hash_contents, batches(changed, MODEL_CHUNK))))
+    else:
+        hashed = in_order(hash_contents, batches(changed, FILE_CHUNK), ahead=4)
+        decoded = in_order(decode_new, map(mark_known, hashed), ahead=4)
+    yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), threads=1, ahead=2), BATCH_ITEMS - MODEL_CHUNK)
 
 
 def _changed(source: Source, store: Store, unchanged: Callable[[Seen], None]) -> Iterator[Found]:
-    for record in source:
-        seen = store.seen(source.root, record.name)
-        if seen is not None and (seen.size, seen.mtime_ns) == (record.size, record.mtime_ns):
-            unchanged(seen)
-        else:
-            yield Found(record, seen, read(record) if source.streaming else None)
+    for records in batches(source, 1 if source.streaming else MODEL_CHUNK):
+        known = store.seen(source.root, [record.name for record in records])
+        for record in records:
+            seen = known.get(record.name)
+            if seen is not None and (seen.size, seen.mtime_ns) == (record.size, record.mtime_ns):
+                unchanged(seen)
+            else:
+                yield Found(record, seen, read(record) if source.streaming else None)
 
 
 def read(record: Record) -> Content | HashretError:
@@ -73,35 +101,25 @@ def read(record: Record) -> Content | HashretError:
 
 
 def hash_contents(chunk: list[Found]) -> list[Found]:
-    """The records with their contents, unless they were read already, and what these are known by."""
-    hashed = []
+    """Read the contents that were not read yet, and find out what they are known by."""
     for found in chunk:
-        content = read(found.record) if found.content is None else found.content
-        digest = "" if isinstance(content, HashretError) else sha256(content)
-        hashed.append(found._replace(content=content, sha256=digest))
-    return hashed
+        if found.content is None:
+            found.content = read(found.record)
+        if not isinstance(found.content, HashretError):
+            found.sha256 = sha256(found.content)
+    return chunk
 
 
 def decode(chunk: list[Found], preprocessing: Preprocessing) -> list[Found]:
-    """The records with the pixels that the model sees; an image that cannot be decoded gives way to the reason."""
-    decoded = []
+    """Turn contents into the pixels that the model sees, or into the reason why that cannot be done."""
     for found in chunk:
-        content = found.content
-        if content is not None and not isinstance(content, HashretError):
+        if found.content is not None and not isinstance(found.content, HashretError):
             try:
-                pixels, width, height = preprocessing(content)
-                decoded.append(found._replace(content=None, pixels=pixels, width=width, height=height))
+                found.pixels, found.width, found.height = preprocessing(found.content)
+                found.content = None
             except HashretError as error:
-                decoded.append(found._replace(content=error))
-        else:
-            decoded.append(found)
-    return decoded
-
-
-def _encode(batch: list[Found], hasher: "Hasher") -> list[Found]:
-    pixels = [found.pixels for found in batch if found.pixels is not None]
-    codes = iter(hasher.encode_pixels(np.stack(pixels)) if pixels else ())
-    return [found if found.pixels is None else found._replace(code=next(codes).tobytes()) for found in batch]
+                found.content = error
+    return chunk
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,0 +1,85 @@
+"""Images per second of Collection.index, beside the bare decode loop and the bare forward pass of the same model.
+
+    python benchmarks/encode.py --arrays train-images-idx3-ubyte.gz --photos photos.tar.gz
+
+All on all cores, in one run, each measured `--repeats` times in turn; medians. Decoding and the model share the cores
+when images are indexed, so photos can reach 1 / (1/decode + 1/forward) at most; of that, and for arrays of the forward
+pass alone, the share is printed. Codes in the collection are compared with those of the bare passes.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hashret import Collection, Hasher
+from hashret.hasher import BATCH
+from hashret.sources import in_order, open_source
+from hashret.training import device, to_input
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def forward(hasher: Hasher, pixels: np.ndarray) -> None:
+    """What encoding cannot do without: pixels to network input to outputs, a batch at a time."""
+    member = hasher._parts()[1]
+    with torch.inference_mode():
+        for start in range(0, len(pixels), BATCH):
+            member.outputs(to_input(pixels[start : start + BATCH], device()))
+
+
+def measure(source: object, steps: int, repeats: int, decoded: bool) -> dict[str, float]:
+    hasher = Hasher().fit(source, steps=steps)
+    contents = [record.read() for record in open_source(source)]  # type: ignore[arg-type]
+    pixels = np.stack([hasher.preprocessing(content).pixels for content in contents])
+    times: dict[str, list[float]] = {"decode": [], "forward": [], "index": []}
+    for _ in range(repeats):
+        if decoded:
+            times["decode"].append(seconds(lambda: [None for _ in in_order(hasher.preprocessing, contents)]))
+        times["forward"].append(seconds(lambda: forward(hasher, pixels)))
+        with tempfile.TemporaryDirectory() as folder, Collection.create(Path(folder) / "c", hasher) as collection:
+            collection.query_codes(hasher.encode_pixels(pixels[:1]))  # loads what a first query loads
+            times["index"].append(seconds(lambda: collection.index(source)))  # noqa: B023 (called at once)
+            assert len(collection) <= len(pixels)
+            answers = collection.query_codes(hasher.encode_pixels(pixels[:100]), k=1)
+            assert all(hits[0].distance == 0 for hits in answers), "codes differ from those of the bare passes"
+    rates = {name: len(pixels) / statistics.median(took) for name, took in times.items() if took}
+    bound = 1 / (1 / rates["decode"] + 1 / rates["forward"]) if decoded else rates["forward"]
+    return rates | {"bound": bound, "share": rates["index"] / bound}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arrays", default="fashion-mnist:train", help="a source of arrays")
+    parser.add_argument("--photos", help="a source of image files")
+    parser.add_argument("--steps", type=int, default=20, help="training steps of the default model: any will do")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    rows = {}
+    arrays = np.stack([record.read() for record in open_source(asked.arrays)])  # type: ignore[arg-type]
+    rows["arrays"] = measure(arrays, asked.steps, asked.repeats, decoded=False)
+    if asked.photos:
+        rows["photos"] = measure(asked.photos, asked.steps, asked.repeats, decoded=True)
+    if asked.json:
+        print(json.dumps(rows))
+        return
+    print(f"images per second, {torch.get_num_threads()} threads")
+    print(f"{'':8}{'decode':>10}{'forward':>10}{'index':>10}{'of bound':>10}")
+    for name, row in rows.items():
+        decode = f"{row['decode']:>10,.0f}" if "decode" in row else f"{'–':>10}"
+        print(f"{name:8}{decode}{row['forward']:>10,.0f}{row['index']:>10,.0f}{row['share']:>10.2f}")
+
+
+if __name__ == "__main__":
+    main()
