@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from PIL import Image
 
 from hashret.codes import Codes, check_codes
 from hashret.errors import HashretError
 from hashret.files import write_durably
 from hashret.images import Content as ImageContent
-from hashret.images import content_bytes, read_file, sha256, to_content
+from hashret.images import Prepared, Preprocessing, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex
+from hashret.indexes.protocol import check_count
 from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read
 from hashret.live import LiveIndex, make_index
 from hashret.sources import Record, in_order, open_source
-from hashret.store import Content, Item, Seen, Store
+from hashret.store import Content, Item, Seen, Store, sqlite_errors
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -94,14 +97,20 @@ class Collection:
         Raises HashretError if there is a collection already.
         """
         folder = Path(path).absolute()
-        if (folder / "items.db").exists():
-            raise HashretError(f"there is a collection at {folder} already: open it, or choose another folder")
+        model = folder / "models" / hasher.fingerprint
         make_index(index, hasher.bits)
         with _plain_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            hasher.save(folder / "models" / hasher.fingerprint)
-            settings = {"fingerprint": hasher.fingerprint, "bits": str(hasher.bits), "index": index}
-            Store.create(folder / "items.db", settings).close()
+            with _locked(folder):  # or two processes might each put a new database there
+                if (folder / "items.db").exists():
+                    raise HashretError(f"there is a collection at {folder} already: open it, or choose another folder")
+                try:
+                    hasher.save(model)
+                    settings = {"fingerprint": hasher.fingerprint, "bits": str(hasher.bits), "index": index}
+                    Store.create(folder / "items.db", settings).close()
+                except BaseException:
+                    shutil.rmtree(model, ignore_errors=True)
+                    raise
         return cls(folder)
 
     @classmethod
@@ -182,21 +191,23 @@ class Collection:
                 told = {key: float(counts[key]) for key in ("added", "updated", "unchanged", "failed")}
                 progress(Progress("indexing", int(sum(told.values())), opened.length, told))
 
-        again = True
+        only: set[str] | None = None
         with self._writing():
             fingerprint = self.fingerprint
-            while again:  # a content may lose its last path while it is on its way to another: that one is decoded then
-                again = False
+            while only is None or only:  # a content may lose its last path on its way to another: that is done again
                 opened = open_source(source, data_root=data_root, exclude=self.path)
-                for batch in encoded(opened, self._store, lambda: self.hasher, unchanged):
-                    lines = self._commit(batch, opened.root, fingerprint)
-                    again |= len(lines) < len(batch)
-                    counts.update(line.status for line in lines)
-                    counts["decoded"] += sum(found.pixels is not None for found in batch)
-                    failures += [(line.path, line.reason) for line in lines if line.reason is not None]
-                    if committed is not None:
-                        committed(lines)
-                    show()
+                stream = encoded(opened, self._store, lambda: self.hasher, unchanged, only)
+                only = set()
+                with closing(stream):
+                    for batch in stream:
+                        lines = self._commit(batch, opened.root, fingerprint)
+                        only |= {opened.root + found.record.name for found in batch} - {line.path for line in lines}
+                        counts.update(line.status for line in lines)
+                        counts["decoded"] += sum(found.pixels is not None for found in batch)
+                        failures += [(line.path, line.reason) for line in lines if line.reason is not None]
+                        if committed is not None:
+                            committed(lines)
+                        show()
             if prune:
                 names = (record.name for record in open_source(source, data_root=data_root, exclude=self.path))
                 counts["removed"] = self._prune(opened.root, names, force)
@@ -207,11 +218,13 @@ class Collection:
     def add(self, images: Iterable[Any], metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
         """Add contents without files: uint8 arrays, PIL images, bytes or paths; the item's id of each.
 
-        Each content is kept in the collection, so that another model can code it later; one that is there already
-        keeps its id and its metadata. Raises HashretError for an image that cannot be read: of the thousand that it is
-        among, and of those after, nothing is added.
+        A single path, PIL image or bytes is a batch of one. Each content is kept in the collection, so that another
+        model can code it later; one that is there already keeps its id and its metadata. Raises HashretError for an
+        image that cannot be read: of the thousand that it is among, and of those after, nothing is added.
         """
         ids: list[int] = []
+        if isinstance(images, str | os.PathLike | bytes | Image.Image):
+            images = [images]
         if metadata is not None:
             images = list(images)
             if len(metadata) != len(images):
@@ -219,8 +232,7 @@ class Collection:
         with self._writing():
             hasher = self.hasher
             for batch in batches(images, BATCH_ITEMS):
-                contents = list(in_order(to_content, batch))
-                prepared = list(in_order(hasher.preprocessing, contents))
+                contents, prepared = zip(*in_order(partial(_prepare, hasher.preprocessing), batch), strict=True)
                 codes = hasher.encode_pixels(np.stack([one.pixels for one in prepared]))
                 told = [None] * len(batch) if metadata is None else metadata[len(ids) : len(ids) + len(batch)]
                 rows = [
@@ -309,13 +321,15 @@ class Collection:
 
     def query_item(self, item_id: int, k: int | None = 10, max_distance: int | None = None) -> list[Hit]:
         """What `query` gives for the image of an item, leaving out the item itself; HashretError if there is none."""
-        settings = self._settings()
-        with self._store.read():
-            ids, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), [item_id])
-        if not len(ids):
-            raise HashretError(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
-        hits = self.query_codes(codes, None if k is None else k + 1, max_distance)[0]
-        return [hit for hit in hits if hit.id != item_id][:k]
+        more = None if k is None else check_count(k, 1, "k") + 1
+        while True:
+            with self._store.read() as settings:
+                ids, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), [item_id])
+            if not len(ids):
+                raise HashretError(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
+            hits = self._answer(codes, more, max_distance, settings["fingerprint"])
+            if hits is not None:  # as in query_batch
+                return [hit for hit in hits[0] if hit.id != item_id][:k]
 
     def get(self, item_id: int) -> Item:
         """The item with this id; raises HashretError if there is none."""
@@ -342,7 +356,7 @@ class Collection:
                 "training": config["training"],
                 "index": settings["index"],
                 "generation": int(settings["generation"]),
-                "bytes_on_disk": sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()),
+                "bytes_on_disk": sum(map(_size, self.path.rglob("*"))),
             }
 
     # How an index run goes
@@ -409,8 +423,9 @@ class Collection:
                 status = file.stat()
                 yield Record(file.name, status.st_size, status.st_mtime_ns, None, partial(read_file, file))
         else:
+            source = root if Path(root).is_dir() else root.removesuffix("!/").removesuffix("#")
             with suppress(HashretError):
-                yield from open_source(root.removesuffix("!/").removesuffix("#"), exclude=self.path)
+                yield from open_source(source, exclude=self.path)
 
     def _keep_blob(
         self, content: ImageContent, width: int, height: int, code: bytes, metadata: dict[str, Any] | None
@@ -436,6 +451,8 @@ class Collection:
         """The hits of each code, from one generation; None if the codes are of another model than `fingerprint`."""
         if k is None and max_distance is None:
             raise ValueError("give k, max_distance, or both")
+        if max_distance is not None:
+            check_count(max_distance, 0, "max_distance")
         answers: list[list[Hit]] = []
         for start in range(0, len(codes), BATCH_ITEMS):
             while True:
@@ -471,22 +488,8 @@ class Collection:
         """Hold the collection's lock: threads wait for it, another process is refused."""
         if self.read_only:
             raise HashretError(f"{self.path} was opened read-only: open it for writing to change it")
-        with _process_lock(self.path):
-            try:
-                lock = FileLock(self.path / "lock", timeout=0)
-                lock.acquire()
-            except Timeout:
-                raise HashretError(
-                    f"another process is writing to {self.path}: run the command again when it has finished"
-                ) from None
-            except OSError as error:
-                raise HashretError(
-                    f"{self.path} cannot be written to ({error.strerror}): check its permissions"
-                ) from None
-            try:
-                yield
-            finally:
-                lock.release()
+        with _locked(self.path), sqlite_errors(self._store.path):
+            yield
 
 
 def locate(path: str | os.PathLike[str] | None = None) -> Path:
@@ -503,10 +506,25 @@ _locks: dict[str, threading.RLock] = {}
 _locks_lock = threading.Lock()
 
 
-def _process_lock(path: Path) -> threading.RLock:
-    """The lock that all objects of this process share for a folder."""
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder: other threads wait for it, another process is refused."""
     with _locks_lock:
-        return _locks.setdefault(os.path.realpath(path), threading.RLock())
+        ours = _locks.setdefault(os.path.realpath(folder), threading.RLock())
+    with ours:
+        try:
+            lock = FileLock(folder / "lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise HashretError(
+                f"another process is writing to {folder}: run the command again when it has finished"
+            ) from None
+        except OSError as error:
+            raise HashretError(f"{folder} cannot be written to ({error.strerror}): check its permissions") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def _search(
@@ -520,6 +538,22 @@ def _search(
     hits = index.search(codes, k)
     near = [slice(None) if max_distance is None else row <= max_distance for row in hits.distances]
     return [(hits.distances[i][keep], hits.ids[i][keep]) for i, keep in enumerate(near)]
+
+
+def _prepare(preprocessing: Preprocessing, image: Any) -> tuple[ImageContent, Prepared]:
+    try:
+        content = to_content(image)
+        return content, preprocessing(content)
+    except HashretError as error:
+        where = os.fspath(image) if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
+        raise HashretError(f"{where}: {error}") from error
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except FileNotFoundError:  # a writer has just replaced it
+        return 0
 
 
 def _note_folder(name: str, folders: list[str]) -> str:

@@ -5,7 +5,7 @@ and hashes, one decodes, and one thread runs the model; each holds a bounded num
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,16 @@ class Found:
 
 
 def encoded(
-    source: Source, store: Store, hasher: "Callable[[], Hasher]", unchanged: Callable[[Seen], None]
-) -> Iterator[list[Found]]:
+    source: Source,
+    store: Store,
+    hasher: "Callable[[], Hasher]",
+    unchanged: Callable[[Seen], None],
+    only: Set[str] | None = None,
+) -> Generator[list[Found], None, None]:
     """The records that are new or have changed, with codes of the contents that are new, in batches to be committed.
 
     `unchanged` is called for every other record; `hasher` gives the model, and is not asked for it if nothing is new.
+    `only` are the whole paths of the records to look at, if not all.
     """
 
     model: Hasher
@@ -71,7 +76,7 @@ def encoded(
                 found.code = code.tobytes()
         return chunk
 
-    changed = _changed(source, store, unchanged)
+    changed = _changed(source, store, unchanged, only)
     decoded: Iterable[list[Found]]
     if source.arrays:  # nothing to wait for and little to compute: threads would only fight for the interpreter
         decoded = map(decode_new, map(mark_known, map(hash_contents, batches(changed, MODEL_CHUNK))))
@@ -81,8 +86,9 @@ def encoded(
     yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), threads=1, ahead=2), BATCH_ITEMS - MODEL_CHUNK)
 
 
-def _changed(source: Source, store: Store, unchanged: Callable[[Seen], None]) -> Iterator[Found]:
-    for records in batches(source, 1 if source.streaming else MODEL_CHUNK):
+def _changed(source: Source, store: Store, unchanged: Callable[[Seen], None], only: Set[str] | None) -> Iterator[Found]:
+    wanted = source if only is None else (record for record in source if source.root + record.name in only)
+    for records in batches(wanted, 1 if source.streaming else MODEL_CHUNK):
         known = store.seen(source.root, [record.name for record in records])
         for record in records:
             seen = known.get(record.name)

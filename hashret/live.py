@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ from hashret.store import Store
 
 
 class Live(NamedTuple):
-    """An index, and which model and generation of the database it shows."""
+    """An index of some kind, and which model and generation of the database it shows."""
 
+    kind: str
     fingerprint: str
     generation: int
     codes: CodeIndex
@@ -39,10 +41,11 @@ class LiveIndex:
 
         To be called within the `store.read` that gave the settings. An answer counts only if `holds` says so after it.
         """
-        fingerprint, generation, bits = settings["fingerprint"], int(settings["generation"]), int(settings["bits"])
+        kind, fingerprint, bits = settings["index"], settings["fingerprint"], int(settings["bits"])
+        generation = int(settings["generation"])
         with self._lock:
             live = self._live
-            if live is None or live.fingerprint != fingerprint:
+            if live is None or (live.kind, live.fingerprint) != (kind, fingerprint):
                 live = self._load(settings)
             if live is not None and live.generation < generation:
                 self._live = None  # while it moves on, no answer of it counts
@@ -50,10 +53,10 @@ class LiveIndex:
                 if changes is not None:
                     live.codes.remove(changes.removed)
                     live.codes.add(changes.codes, changes.added)
-                live = None if changes is None else Live(fingerprint, generation, live.codes)
+                live = None if changes is None else Live(kind, fingerprint, generation, live.codes)
             if live is None:
                 ids, codes = self._store.codes(fingerprint, bits)
-                live = Live(fingerprint, generation, make_index(settings["index"], bits))
+                live = Live(kind, fingerprint, generation, make_index(kind, bits))
                 live.codes.add(codes, ids)
             self._live = live
             return live if live.generation == generation else None
@@ -78,23 +81,33 @@ class LiveIndex:
             codes = INDEXES[settings["index"].partition(":")[0]].load(file, verify=False)
         except (OSError, HashretError):
             return None
-        return Live(told["fingerprint"], told["generation"], codes)
+        return Live(settings["index"], told["fingerprint"], told["generation"], codes)
 
     def keep(self) -> None:
-        """Write the cache, if there is none or it is far behind; to be called by whoever holds the write lock."""
+        """Write the cache, if there is none, or not the one that was written, or if it is far behind.
+
+        To be called by whoever holds the write lock.
+        """
         with self._store.read() as settings:
             told = _told(settings)
             reached = -1 if told is None else int(told["generation"])
             behind = self._store.count(f"changes WHERE generation > {reached}")
             enough = max(BATCH_ITEMS, self._store.count("items") // 20)
-            if told is not None and (self._folder / told["name"]).exists() and behind <= enough:
-                return
+            with suppress(FileNotFoundError):
+                if told is not None and behind <= enough and _status(self._folder / told["name"]) == told["status"]:
+                    return
             live = self.at(settings)
         assert live is not None  # nobody else can have written
         kind = re.sub("[^a-zA-Z0-9]", "-", settings["index"])
         file = self._folder / f"{live.fingerprint[:16]}-{live.generation:012d}.{kind}"
-        self._folder.mkdir(exist_ok=True)
-        live.codes.save(file)
+        try:
+            self._folder.mkdir(exist_ok=True)
+            live.codes.save(file)
+        except OSError as error:
+            raise HashretError(
+                f"{self._folder} cannot be written ({error.strerror}): everything is stored, but searches will start "
+                f"slowly until a command can write there"
+            ) from error
         record = {
             "name": file.name,
             "fingerprint": live.fingerprint,

@@ -9,10 +9,12 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from sqlite_utils import Database
 
 from hashret.codes import Codes
 from hashret.errors import HashretError
+from hashret.files import put_in_place
 
 SCHEMA_VERSION = 1  # PRAGMA user_version
 SCHEMA = """
@@ -43,6 +46,14 @@ CREATE TABLE changes (
   generation INTEGER NOT NULL, op TEXT NOT NULL, item_id INTEGER NOT NULL,
   PRIMARY KEY (generation, item_id, op)) WITHOUT ROWID;
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+# The models that codes are of, one step in the table's order for each, where SELECT DISTINCT would read all codes.
+_FINGERPRINTS = """
+WITH RECURSIVE model(fingerprint) AS (
+  SELECT min(fingerprint) FROM codes
+  UNION SELECT (SELECT min(fingerprint) FROM codes WHERE fingerprint > model.fingerprint) FROM model)
+SELECT fingerprint FROM model WHERE fingerprint IS NOT NULL
 """
 
 
@@ -100,13 +111,17 @@ class Store:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:
+            raise HashretError(f"{path} cannot be opened ({error.strerror}): check the folder's permissions") from error
+        if not there:
             raise HashretError(f"there is no collection at {path.parent}: make one with hashret index SOURCE")
         self.path = path
         self.read_only = read_only
         self._threads = threading.local()
-        self._opened: list[Database] = []
-        with _plain_errors(path):
+        self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        with sqlite_errors(path):
             version = self.db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
                 raise HashretError(f"{path} was made by a newer hashret: upgrade hashret to open it")
@@ -115,49 +130,52 @@ class Store:
 
     @classmethod
     def create(cls, path: Path, settings: dict[str, str]) -> "Store":
-        """A new database; it appears whole or not at all."""
+        """A new database in place of whatever is there; it appears whole or not at all."""
         written = path.with_name(path.name + ".new")
-        written.unlink(missing_ok=True)
-        with _plain_errors(path):
-            db = _connect(f"file:{_quoted(written)}", read_only=False)
-            db.executescript(SCHEMA)
-            db.conn.executemany(
-                "INSERT INTO settings VALUES (?, ?)", [*settings.items(), ("generation", "0"), ("changes_after", "0")]
-            )
-            db.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            db.conn.commit()
-            db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            db.close()
-        written.rename(path)
+        _discard(written)
+        try:
+            with sqlite_errors(path), closing(_connect(f"file:{_quoted(written)}", read_only=False)) as db:
+                db.executescript(SCHEMA)
+                db.conn.executemany(
+                    "INSERT INTO settings VALUES (?, ?)",
+                    [*settings.items(), ("generation", "0"), ("changes_after", "0")],
+                )
+                db.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                db.conn.commit()
+                db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            put_in_place(written, path)
+        finally:
+            _discard(written)
         return cls(path)
 
     @property
     def db(self) -> Database:
         """This thread's connection."""
-        if not hasattr(self._threads, "db"):
+        if not hasattr(self._threads, "connection"):
             uri = f"file:{_quoted(self.path)}?mode={'ro' if self.read_only else 'rw'}"
-            if self.read_only and not self.path.with_name(self.path.name + "-wal").exists():
-                uri += "" if os.access(self.path.parent, os.W_OK) else "&immutable=1"
-            self._threads.db = _connect(uri, self.read_only)
-            self._opened.append(self._threads.db)
-        db: Database = self._threads.db
-        return db
+            if self.read_only and not os.access(self.path.parent, os.W_OK) and not _has_wal(self.path):
+                uri += "&immutable=1"
+            self._threads.connection = _Connection(_connect(uri, self.read_only))
+            self._opened.add(self._threads.connection)
+        connection: _Connection = self._threads.connection
+        return connection.db
 
     def close(self) -> None:
-        for db in self._opened:
-            db.close()
-        self._opened.clear()
+        for connection in list(self._opened):
+            connection.db.close()
         self._threads = threading.local()
 
     @contextmanager
     def read(self) -> Iterator[dict[str, str]]:
         """A transaction in which everything read is of one generation; gives the settings."""
-        with _plain_errors(self.path):
-            self.db.conn.execute("BEGIN")
+        with sqlite_errors(self.path):
+            conn = self.db.conn
+            conn.execute("BEGIN")
             try:
                 yield self.settings()
             finally:
-                self.db.conn.execute("COMMIT")
+                if conn.in_transaction:
+                    conn.execute("COMMIT")
 
     @contextmanager
     def write(self, step: int = 1) -> Iterator[int]:
@@ -165,7 +183,7 @@ class Store:
 
         With a `step` of 0 it makes no new one: nothing may change that an answer is made of.
         """
-        with _plain_errors(self.path):
+        with sqlite_errors(self.path):
             conn = self.db.conn
             conn.execute("BEGIN IMMEDIATE")
             try:
@@ -186,7 +204,7 @@ class Store:
         self.db.conn.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
 
     def count(self, table: str) -> int:
-        with _plain_errors(self.path):
+        with sqlite_errors(self.path):
             return int(self.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
     # Paths and failures
@@ -252,12 +270,16 @@ class Store:
         ]
         conn.executemany(
             "INSERT OR REPLACE INTO paths VALUES (?, ?, ?, ?, ?, ?)",
-            [(_text(c.root), _text(c.name), ids[c.sha256], c.label, c.size, c.mtime_ns) for c in contents],
+            [
+                (_text(c.root), _text(c.name), ids[c.sha256], c.label and _text(c.label), c.size, c.mtime_ns)
+                for c in contents
+            ],
         )
         conn.executemany(
             "DELETE FROM failures WHERE root = ? AND name = ?", [(_text(c.root), _text(c.name)) for c in contents]
         )
-        self._drop_orphans({item_id for _, item_id in led} - set(ids.values()), generation)
+        last = {(c.root, c.name): ids[c.sha256] for c in contents}  # an archive may hold a name twice
+        self._drop_orphans({item_id for _, item_id in led}.union(ids.values()).difference(last.values()), generation)
         return [ids.get(content.sha256) for content in asked]
 
     def put_failures(self, failures: Iterable[tuple[str, str, int, int, str]]) -> None:
@@ -300,9 +322,10 @@ class Store:
     def _drop_orphans(self, ids: set[int], generation: int) -> None:
         """Remove those of the items that no path leads to."""
         conn = self.db.conn
+        models = conn.execute(_FINGERPRINTS).fetchall() if ids else []
         for i in ids:
             if conn.execute("SELECT 1 FROM paths WHERE item_id = ? LIMIT 1", (i,)).fetchone() is None:
-                conn.execute("DELETE FROM codes WHERE item_id = ?", (i,))
+                conn.executemany("DELETE FROM codes WHERE fingerprint = ? AND item_id = ?", [(f, i) for (f,) in models])
                 conn.execute("DELETE FROM items WHERE id = ?", (i,))
                 conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'remove', ?)", (generation, i))
 
@@ -317,7 +340,7 @@ class Store:
         paths: dict[int, list[tuple[str, str | None]]] = {}
         sql = "SELECT item_id, root, name, label FROM paths WHERE item_id IN (SELECT value FROM json_each(?))"
         for i, root, name, label in self.db.conn.execute(sql, (wanted,)):
-            paths.setdefault(i, []).append((_from_text(root) + _from_text(name), label))
+            paths.setdefault(i, []).append((_from_text(root) + _from_text(name), label and _from_text(label)))
         found = {}
         for row in self.db.conn.execute("SELECT * FROM items WHERE id IN (SELECT value FROM json_each(?))", (wanted,)):
             own = sorted(paths.get(row[0], []), key=lambda path: path[0])
@@ -390,6 +413,16 @@ class Store:
         self.forget_changes(generation)
 
 
+class _Connection:
+    """What a thread holds; it is closed with the thread, or by `Store.close`."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+
+    def __del__(self) -> None:
+        self.db.close()
+
+
 def _connect(uri: str, read_only: bool) -> Database:
     conn = sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
     if not read_only:
@@ -400,15 +433,27 @@ def _connect(uri: str, read_only: bool) -> Database:
 
 def _quoted(path: Path) -> str:
     """A path as part of an SQLite URI."""
-    return os.fsencode(path.absolute()).replace(b"%", b"%25").replace(b"?", b"%3f").replace(b"#", b"%23").decode()
+    return quote(os.fsencode(path.absolute()))
+
+
+def _has_wal(path: Path) -> bool:
+    """Whether there is more of a database than its file; an empty log without an index is only what a reader left."""
+    wal, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    return wal.exists() and (index.exists() or wal.stat().st_size > 0)
+
+
+def _discard(path: Path) -> None:
+    """Delete a database, and the log that SQLite would take for that of another one under its name."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 @contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
-    """Say what SQLite's errors mean."""
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Say what SQLite's errors mean for the database at `path`."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         text = str(error)
         advice: dict[str, Callable[[], str]] = {
             "full": lambda: f"the disk of {path.parent} is full: free some space and run the command again",
@@ -416,9 +461,10 @@ def _plain_errors(path: Path) -> Iterator[None]:
             "unable to open": lambda: f"{path} cannot be opened: check the folder's permissions",
             "locked": lambda: f"{path.parent} is being written to by another process: try again when it has finished",
             "malformed": lambda: f"{path} is damaged: restore it from a backup",
+            "decode": lambda: f"{path} is damaged: restore it from a backup",
             "not a database": lambda: f"{path} is damaged, or no database: restore it from a backup",
             "disk I/O": lambda: f"{path.parent} cannot be read or written ({text}): check the disk",
-            "no such table": lambda: f"{path} is no database of a collection: choose another folder",
+            "no such": lambda: f"{path} is no database of a collection: choose another folder",
         }
         for part, say in advice.items():
             if part in text:
