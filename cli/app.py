@@ -3,8 +3,11 @@
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
+import io
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +24,7 @@ from hashret.errors import HashretError
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(name="hashret", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(name="hashret", add_completion=False, rich_markup_mode=None)
 
 
 def _show_version(wanted: bool) -> None:
@@ -30,29 +33,52 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def hashret(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Find similar images in milliseconds by compact binary codes, learned from your own images without labels.
 
     Two commands to begin with: hashret index photos/, then hashret query image.png
     """
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+class _Interrupted(Exception):
+    """Ctrl-C in a command. Typer would make of a KeyboardInterrupt what its version likes."""
+
+
+def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
+    @wraps(command)
+    def interruptible(*arguments: Any, **options: Any) -> int:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+    return interruptible
 
 
 for command in (train, index, query, info, reindex, demo):
-    app.command()(command)
+    app.command()(_interruptible(command))
 
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 come out as the bytes they are
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; its exit code."""
     try:
-        return app(arguments, prog_name="hashret", standalone_mode=False) or 0
+        code: int = app(arguments, prog_name="hashret", standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+        return code
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "hashret"
@@ -66,7 +92,7 @@ def run(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         return _fail(f"{error.filename or 'the system'}: {error.strerror or error}: check the disk and permissions", 1)
-    except (KeyboardInterrupt, typer.Abort):
+    except (_Interrupted, KeyboardInterrupt, typer.Abort):
         return _fail("interrupted: run the same command to go on", 130)
 
 

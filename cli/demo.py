@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
-from hashret.cli.common import Quiet, progress, say
+from hashret.cli.common import Quiet, progress, say, usage
+from hashret.errors import HashretError
 
 QUERIES = 200  # images that are not indexed, to ask for
+NOTE = "Made by hashret demo, which begins anew here when it is run again.\n"
 
 
 def demo(
@@ -28,6 +30,13 @@ def demo(
     from hashret.plots import contact_sheet
     from hashret.sources import open_source
 
+    with usage("--budget"):
+        seconds = parse_duration(budget)
+    note = out / "README.txt"
+    if out.is_dir() and any(out.iterdir()) and not (note.is_file() and note.read_text() == NOTE):
+        raise HashretError(f"{out} holds files that hashret demo did not make: choose another place with --out DIR")
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(NOTE)
     records = list(open_source("digits"))
     photos, queries = out / "photos", out / "queries"
     shutil.rmtree(out / ".hashret", ignore_errors=True)
@@ -40,7 +49,7 @@ def demo(
     say(f"2. hashret train {photos} --budget {budget}", quiet)
     hasher = Hasher(bits=64)
     with progress(quiet) as show:
-        hasher.fit(photos, budget=parse_duration(budget), seed=seed, progress=show)
+        hasher.fit(photos, budget=seconds, seed=seed, progress=show)
     say(f"3. hashret index {photos}", quiet)
     with Collection.create(out / ".hashret", hasher) as collection:
         with progress(quiet) as show:

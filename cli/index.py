@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hashret.cli.common import CollectionFolder, DataRoot, Json, Quiet, Source, check_writable, progress, say, usage
+from hashret.errors import HashretError
 
 if TYPE_CHECKING:
     from hashret.collection import Indexed
@@ -46,14 +47,14 @@ def index(
         from hashret.hasher import Hasher
 
         hasher = Hasher()
-        say(f"no model yet: learning {hasher.bits}-bit codes with {hasher.model} from {source} for 2 minutes", quiet)
+        say(f"no model yet: learning {hasher.bits}-bit codes with {hasher.model} from {source}, in 2 minutes", quiet)
         checkpoint = place / "training.checkpoint"
-        if interrupted := fit(hasher, source, checkpoint, quiet, data_root=root, exclude=place):
+        interrupted = fit(hasher, source, checkpoint, quiet, data_root=root, exclude=place)
+        if not (place / "items.db").exists():  # as it does where another process was faster
             put_model(place, hasher, index)
+        if interrupted:
             say(f"hashret: interrupted at {interrupted}; the model is usable: run the same command to index with it")
             return 130
-        put_model(place, hasher, index)
-        checkpoint.unlink(missing_ok=True)
 
     def tell(batch: "list[Indexed]") -> None:
         if jsonl:
@@ -66,11 +67,15 @@ def index(
         with progress(quiet) as show:
             report = there.index(source, prune=prune, force=force, data_root=root, progress=show, committed=tell)
         items = len(there)
+    if items:
+        (place / "training.checkpoint").unlink(missing_ok=True)  # a collection with items takes no other training
     for path, reason in report.failures:
         say(f"hashret: skipped {path}: {reason}")
     if as_json:
         print(json.dumps({"items": items, **report._asdict()}))
     counts = {name: getattr(report, name) for name in ("added", "updated", "unchanged", "removed", "failed")}
+    if not any(counts.values()):
+        raise HashretError(f"{source} has no images ({report.ignored:,} other files were passed over)")
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "added")
     ignored = f"; {report.ignored:,} files that are no images by name passed over" if report.ignored else ""
     say(f"{told}; {items:,} items in {place}{ignored}", quiet)

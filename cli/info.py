@@ -2,10 +2,10 @@
 
 import json
 
-from hashret.cli.common import CollectionFolder, Json
+from hashret.cli.common import CollectionFolder, Json, Quiet
 
 
-def info(collection: CollectionFolder = None, as_json: Json = False) -> int:
+def info(collection: CollectionFolder = None, as_json: Json = False, quiet: Quiet = False) -> int:
     """Show what the collection holds, and of which model its codes are."""
     from hashret.collection import Collection, locate
 

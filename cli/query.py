@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, say
+from hashret.cli.common import CollectionFolder, Json, Quiet, say
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def query(
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON document a query, a line each.")] = False,
     paths: Annotated[bool, typer.Option("--paths", help="Only the paths.")] = False,
+    quiet: Quiet = False,
 ) -> int:
     """Print the images most similar to each IMAGE: distance in bits, and path."""
     from hashret.collection import Collection, locate
@@ -41,10 +42,11 @@ def query(
     if as_json + jsonl + paths > 1:
         raise typer.BadParameter("give one of --json, --jsonl and --paths")
     k = 10 if k is None and radius is None else k
-    documents, failed = [], False
+    documents, failed, several = [], False, len(images) > 1
     with Collection.open(locate(collection), read_only=True) as there:
         queries = _queries(images, there)
         while batch := list(islice(queries, TOGETHER)):
+            several |= len(batch) > 1
             for asked, hits in _answers(there, batch, k, radius):
                 if isinstance(hits, str):
                     failed = True
@@ -56,11 +58,11 @@ def query(
                 elif paths:
                     print(*(hit.path for hit in hits), sep="\n", end="\n" if hits else "")
                 else:
-                    if len(images) > 1 or len(batch) > 1:
+                    if several:
                         print(asked.text)
                     print(*(f"{hit.distance:4d}  {hit.path}" for hit in hits), sep="\n", end="\n" if hits else "")
     if as_json:
-        print(json.dumps(documents[0] if len(images) == 1 and len(documents) == 1 else documents))
+        print(json.dumps(documents if several or failed else documents[0]))
     return 1 if failed else 0
 
 
@@ -96,12 +98,15 @@ def _records(text: str) -> Iterator[_Query]:
             raise
         yield _Query(text, "image", read_file(text))
         return
+    empty = True
     for record in source:
-        name = source.root + record.name
+        name, empty = source.root + record.name, False
         try:
             yield _Query(name, "image", record.read())
         except HashretError as error:
             yield _Query(name, "broken", str(error))
+    if empty:
+        raise HashretError(f"no images ({source.ignored:,} other files were passed over)")
 
 
 def _code(text: str, bits: int) -> Any:
@@ -114,9 +119,10 @@ def _code(text: str, bits: int) -> Any:
 
 
 def _item_id(text: str) -> int:
-    if not text.removeprefix("id:").isdigit():
+    number = text.removeprefix("id:")
+    if not number.isdecimal() or len(number) > 18:  # SQLite's are of 64 bits
         raise HashretError("an item is named by its number, such as id:7")
-    return int(text.removeprefix("id:"))
+    return int(number)
 
 
 def _answers(

@@ -43,12 +43,21 @@ def train(
     if output is None:
         refuse_items(place)
     check_writable(output or place)
-    from hashret.hasher import Hasher, parse_duration
+    from hashret.hasher import FILES, Hasher, parse_duration
+    from hashret.images import Preprocessing
 
+    if output is not None:
+        output = output.resolve()
+        if output.is_dir() and not {file.name for file in output.iterdir()} <= FILES:
+            raise HashretError(f"{output} holds something else than a model: choose another folder")
     with usage("model, head, bits or settings"):
         hasher = Hasher(model, bits, head, **parse_settings(setting or []))
     with usage("--budget"):
         seconds = None if budget is None else parse_duration(budget)
+    shape = parse_size(size)
+    with usage("--size"):
+        if shape is not None:
+            Preprocessing(*shape, channels=1)
     if sum(value is not None for value in (budget, epochs, steps)) > 1:
         raise typer.BadParameter("give one of --budget, --epochs and --steps")
     checkpoint = place / "training.checkpoint" if output is None else output.with_name(output.name + ".checkpoint")
@@ -61,7 +70,7 @@ def train(
         epochs=epochs,
         steps=steps,
         seed=seed,
-        size=parse_size(size),
+        size=shape,
         limit=limit,
         batch=batch,
         learning_rate=learning_rate,
@@ -73,6 +82,7 @@ def train(
         hasher.save(output)
         say(f"model in {output}: hashret reindex {output} codes a collection with it", quiet)
     else:
+        refuse_items(place)  # which another process may have put there meanwhile
         put_model(place, hasher)
         say(f"model in {place}: next, hashret index {source}", quiet)
     if interrupted:

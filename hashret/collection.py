@@ -469,7 +469,10 @@ class Collection:
         return answers
 
     def _hits(self, found: list[tuple[NDArray[np.int32], NDArray[np.int64]]]) -> list[list[Hit]]:
-        items = self._store.items(np.unique(np.concatenate([ids for _, ids in found])).tolist())
+        wanted = np.unique(np.concatenate([ids for _, ids in found])).tolist()
+        items = self._store.items(wanted)
+        if len(items) < len(wanted):
+            raise HashretError(f"{self._store.path} is damaged: restore it from a backup")
         whole = {i: self._absolute(item) for i, item in items.items()}
         return [
             [
