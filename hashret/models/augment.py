@@ -14,9 +14,10 @@ from torch.nn import functional as F
 def augment(x: Tensor, *, crop: float, rotation: float, flip: float, light: float, erase: float) -> Tensor:
     """Another view of each image: float32 (n, c, h, w) in and out, in [0, 1].
 
-    `crop` is the smallest share of a side that is kept, `rotation` the largest turn in degrees, `flip` the probability
-    of a mirror image, `light` the largest relative change of contrast and, by channel, of brightness, and `erase` the
-    largest side of an erased rectangle as a share of the image's.
+    `crop` is the smallest share of a side that is kept (before a change of the aspect ratio by at most exp(1 − crop)),
+    `rotation` the largest turn in degrees, `flip` the probability of a mirror image, `light` the largest relative
+    change of contrast and, by channel, of brightness, and `erase` the largest side of an erased rectangle as a share of
+    the image's.
     """
     n, channels, height, width = x.shape
 
@@ -29,8 +30,8 @@ def augment(x: Tensor, *, crop: float, rotation: float, flip: float, light: floa
     mirror = torch.where(uniform(0, 1) < flip, -1.0, 1.0).to(x.dtype)
     theta = x.new_empty(n, 2, 3)
     theta[:, 0, 0] = scale * stretch * angle.cos() * mirror
-    theta[:, 0, 1] = -scale * angle.sin()
-    theta[:, 1, 0] = scale * angle.sin() * mirror
+    theta[:, 0, 1] = -scale * angle.sin() * (height / width)  # both axes run from −1 to 1, whatever the sides are
+    theta[:, 1, 0] = scale * angle.sin() * (width / height) * mirror
     theta[:, 1, 1] = scale / stretch * angle.cos()
     theta[:, :, 2] = uniform(-1, 1, 2) * (1 - scale)[:, None]
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)

@@ -23,7 +23,7 @@ class VariationalAutoencoder(Member):
     def __init__(self, *args: Any, beta: float = 1.0, **parts: Any) -> None:
         """`beta` weighs the KL term: 1 gives the evidence lower bound; its inverse is the λ on the reconstruction."""
         super().__init__(*args, **parts)
-        if beta < 0:
+        if not beta >= 0:
             raise ValueError(f"beta must be 0 or more, not {beta}")
         self.beta = beta
 
