@@ -83,4 +83,4 @@ class Member(nn.Module):
 def straight_through_sign(h: Tensor) -> Tensor:
     """−1 or +1 by the sign of `h`, with the gradient of tanh (Bengio, Léonard and Courville 2013)."""
     soft = torch.tanh(h)
-    return soft + (torch.where(h > 0, 1.0, -1.0).to(h.dtype) - soft).detach()
+    return torch.where(h > 0, 1.0, -1.0).to(h.dtype) + (soft - soft.detach())  # in this order it is ±1 to the last bit
