@@ -298,7 +298,10 @@ class Store:
         return [sha256 for _, sha256 in there]
 
     def paths_not_in(self, root: str, names: Iterable[str]) -> tuple[int, list[str]]:
-        """How many paths and failures are recorded under `root`, and the names among them that `names` lacks."""
+        """How many paths and failures are recorded under `root`, and the names among them that `names` lacks.
+
+        To be called inside `write`.
+        """
         conn = self.db.conn
         conn.execute("CREATE TEMP TABLE IF NOT EXISTS present (name PRIMARY KEY) WITHOUT ROWID")
         conn.execute("DELETE FROM present")
