@@ -323,7 +323,7 @@ class _Held(NamedTuple):
     original: Content | None  # kept while a size smaller than `pixels` may still be chosen
 
 
-_MAX_SIDE, _MIN_SIDE = 64, 8
+_MAX_SIDE, _MIN_SIDE = 32, 8  # at 32 a minute on two cores teaches a model something; at 64, four times as slow, not
 _MAX_ORIGINALS = 2**28  # bytes
 
 
@@ -338,9 +338,9 @@ def sample(
     """At most `limit` images of a source, each with the same chance, and the preprocessing that fits them.
 
     One pass, in memory for the result and a quarter of a gigabyte; only chosen images are decoded. `size` is (height,
-    width). Without it, images that all have one size with sides up to 64 keep that; others become squares of 64, or of
-    the median short side where that is smaller, but at least 8 (the median is not waited for, and the side is 64, once
-    the originals of images larger than 64 fill the quarter gigabyte). The model sees colour when any image has some
+    width). Without it, images that all have one size with sides up to 32 keep that; others become squares of 32, or of
+    the median short side where that is smaller, but at least 8 (the median is not waited for, and the side is 32, once
+    the originals of images larger than 32 fill the quarter gigabyte). The model sees colour when any image has some
     (`hashret.images.has_colour`). `progress` is told how many records were seen. The same seed gives the same sample.
     Raises HashretError when there is no image or none that can be read, ValueError for an impossible size or limit.
     """

@@ -471,12 +471,12 @@ def sizes(*shapes: tuple[int, int]) -> list[Content]:
     ("shapes", "size"),
     [
         ([(28, 28)] * 3, (28, 28)),
-        ([(64, 20)] * 3, (64, 20)),
+        ([(32, 20)] * 3, (32, 20)),
         ([(5, 5)] * 2, (5, 5)),
-        ([(65, 65)] * 3, (64, 64)),
+        ([(33, 33)] * 3, (32, 32)),
         ([(28, 28), (28, 29)], (28, 28)),
-        ([(240, 300), (300, 240), (20, 20)], (64, 64)),
-        ([(240, 300), (32, 50), (40, 30)], (32, 32)),
+        ([(240, 300), (300, 240), (20, 20)], (32, 32)),
+        ([(240, 300), (24, 50), (40, 20)], (24, 24)),
         ([(3, 3), (4, 4), (5, 5)], (8, 8)),
         ([(1000, 3), (3, 1000), (30, 30)], (8, 8)),
     ],
@@ -498,11 +498,11 @@ def test_a_jpeg_that_decodes_at_a_reduced_size_is_sampled_as_it_is_prepared() ->
     check(sample(Contents(large), size=(100, 20)), large)
 
 
-def test_originals_are_bounded_in_memory_and_then_the_side_is_64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_originals_are_bounded_in_memory_and_then_the_side_is_32(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = sizes((300, 200), *[(30, 20)] * 5)
     assert sample(Contents(contents)).preprocessing == Preprocessing(20, 20, 3)
     monkeypatch.setattr(sources, "_MAX_ORIGINALS", 100_000)
-    assert sample(Contents(contents)).preprocessing == Preprocessing(64, 64, 3)
+    assert sample(Contents(contents)).preprocessing == Preprocessing(32, 32, 3)
     monkeypatch.setattr(sources, "_MAX_ORIGINALS", 200_000)
     assert sample(Contents(contents)).preprocessing == Preprocessing(20, 20, 3)
     # An original that a later image replaces no longer counts.
@@ -640,5 +640,5 @@ def test_the_photo_archive_is_photos(shared_data: Path) -> None:
     source = open_source(shared_data / "photos" / "photos.tar.gz")
     sampled = sample(source, limit=200, seed=3)
     assert sampled.seen == 1514 and not sampled.failures and source.ignored == 0
-    assert sampled.preprocessing == Preprocessing(64, 64, 3)
+    assert sampled.preprocessing == Preprocessing(32, 32, 3)
     assert len({record.label for record in source}) == 33
