@@ -4,24 +4,30 @@ import copy
 import hashlib
 import json
 import math
+import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hashret.errors import HashretError
-from hashret.files import put_in_place
+from hashret.files import write_durably
 from hashret.models.base import Member
 
 Images = NDArray[np.uint8]
+
+REPORT_EVERY, SAVE_EVERY = 0.2, 30.0  # seconds from one report of progress, and from one checkpoint, to the next
 
 
 class Progress(NamedTuple):
@@ -53,6 +59,12 @@ def to_input(images: Images, where: torch.device) -> Tensor:
     return torch.tensor(images, device=where).permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
+def split(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows to train on, and those that are held out: one in twenty, at most 5,000, drawn with `seed`."""
+    rows, held_out = np.split(np.random.default_rng(seed).permutation(images), [images - min(images // 20, 5000)])
+    return rows, held_out
+
+
 def train(
     member: Member,
     images: Images,
@@ -66,71 +78,111 @@ def train(
     weight_decay: float = 1e-4,
     checkpoint: Path | None = None,
     resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Training:
     """Train `member` in place on uint8 images (n, h, w, c), by AdamW under a cosine schedule.
 
     Say how long by one of `steps`, `epochs` or `budget` (seconds; a warm-up on a copy is timed, and fixes the number
-    of steps). One image in twenty, at most 5,000, is held out and only measured. All randomness of a step comes from
-    (seed, step), so the same seed and steps give the same weights on the same machine, also when `resume` continues
-    from `checkpoint`. On a GPU the forward pass runs in bfloat16. KeyboardInterrupt ends the training early: the
-    member is usable, and the checkpoint holds the place. Raises HashretError for fewer than two images, a loss that is
-    not finite, or a checkpoint of another training.
+    of steps). The rows that `split` holds out are only measured. All randomness of a step comes from (seed, step), so
+    the same seed and steps give the same weights on the same machine, also when `resume` continues from `checkpoint`,
+    which must be of the same images, seed, rates, member, and `settings` of the member. On a GPU the forward pass runs
+    in bfloat16. Ctrl-C ends the training after the step that is under way: the member is usable, and the checkpoint
+    holds the place. A second Ctrl-C does not wait, and leaves the checkpoint as it was. Raises HashretError for fewer
+    than two images, a loss that is not finite, or a checkpoint that is damaged or of another training, and ValueError
+    for impossible values.
     """
+    for name, value, least in (("steps", steps, 1), ("epochs", epochs, 1), ("batch", batch, 2), ("seed", seed, 0)):
+        if value is not None and (type(value) is not int or not least <= value < 2**32):
+            raise ValueError(f"{name} must be a whole number from {least} to 2³² − 1, not {value!r}")
+    if budget is not None and not 0 < budget < math.inf:
+        raise ValueError(f"budget must be a positive number of seconds, not {budget!r}")
+    if resume and checkpoint is None:
+        raise ValueError("resume needs a checkpoint to resume from")
     if len(images) < 2:
         raise HashretError("one image is not enough to learn from: give a source with at least two images")
     where = device()
     member.to(where).train()
-    order = np.random.default_rng(seed).permutation(len(images))
-    rows, held_out = np.split(order, [len(order) - min(len(order) // 20, 5000)])
+    rows, held_out = split(len(images), seed)
     batch = min(batch, len(rows))
     per_epoch = len(rows) // batch
     optimiser = torch.optim.AdamW(member.parameters(), learning_rate, weight_decay=weight_decay)
-    identity = _identity(member, images, seed=seed, batch=batch, rates=(learning_rate, weight_decay))
+    identity = _identity(member, settings, images, seed=seed, batch=batch, rates=(learning_rate, weight_decay))
 
     start = 0
+    asked_for = steps if steps is not None else epochs and epochs * per_epoch
     if resume and checkpoint is not None:
         start, planned = _load_checkpoint(checkpoint, member, optimiser, identity)
-        if (steps or (epochs or 0) * per_epoch or planned) != planned:
+        if asked_for not in (None, planned):
             raise HashretError(f"the checkpoint is of a training of {planned} steps: resume it without another number")
-    elif steps is not None or epochs is not None:
-        planned = steps if steps is not None else (epochs or 0) * per_epoch
+    elif asked_for is not None:
+        planned = asked_for
     else:
         sample = to_input(images[rows[:batch]], where)
         planned = _steps_within(budget or 120.0, member, sample, learning_rate, weight_decay)
-    if planned < 1:
-        raise ValueError(f"steps, epochs and budget must be positive, not {steps}, {epochs}, {budget}")
 
-    step, interrupted = start, False
+    step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
     running: dict[str, Tensor] = {}
     began = saved = shown = time.monotonic()
     shuffled = np.empty(0, np.int64)
     try:
-        while step < planned:
-            epoch, i = divmod(step, per_epoch)
-            if i == 0 or step == start:
-                shuffled = np.random.default_rng((seed, epoch)).permutation(rows)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate * _schedule(step, planned)
-            picked = images[shuffled[i * batch : (i + 1) * batch]]
-            terms = _step(member, optimiser, to_input(picked, where), (seed << 32) + step)
-            keep = min(0.98, step / (step + 1))
-            running = {name: keep * running.get(name, term) + (1 - keep) * term for name, term in terms.items()}
-            step += 1
-            now = time.monotonic()
-            if now - shown > 0.2 or step == planned:
-                shown = now
-                _report(step, planned, running, progress)
-            if checkpoint is not None and now - saved > 30:
-                _save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
-                saved = now
+        with _ctrl_c_waits() as pressed, torch.backends.cudnn.flags(enabled=True, deterministic=True):
+            while step < planned and not pressed:
+                epoch, i = divmod(step, per_epoch)
+                if i == 0 or step == start:
+                    shuffled = np.random.default_rng((seed, epoch)).permutation(rows)
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate * _schedule(step, planned)
+                picked = images[shuffled[i * batch : (i + 1) * batch]]
+                whole = False
+                terms = _step(member, optimiser, to_input(picked, where), (seed << 32) + step)
+                step, whole = step + 1, True
+                keep = min(0.98, 1 - 1 / step)
+                running = {name: keep * running.get(name, term) + (1 - keep) * term for name, term in terms.items()}
+                now = time.monotonic()
+                saving = now - saved > SAVE_EVERY
+                if saving or now - shown > REPORT_EVERY or step == planned:
+                    shown = now
+                    _report(step, planned, running, progress)
+                if checkpoint is not None and saving:
+                    _save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
+                    saved = now
+            interrupted = bool(pressed)
     except KeyboardInterrupt:
         interrupted = True
-        if checkpoint is not None:
-            _save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
+    if interrupted and whole and checkpoint is not None:
+        _save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
     seconds = time.monotonic() - began
+    member.eval()
     measured = _measure(member, images[held_out], where) if len(held_out) > 1 else {}
     return Training(step, planned, batch, seconds, {k: float(v) for k, v in running.items()}, measured, interrupted)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[list[int]]:
+    """Within, the first Ctrl-C only adds to the list, where Python would break off the line that is being run.
+
+    A step that is broken off has changed some of the weights and statistics, and no training can go on from it to the
+    same result. Threads other than the main one never see Ctrl-C, and a program that has taken it keeps it.
+    """
+    pressed: list[int] = []
+
+    def press(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _step(member: Member, optimiser: torch.optim.Optimizer, x: Tensor, seed: int) -> dict[str, Tensor]:
@@ -174,8 +226,7 @@ def _report(step: int, planned: int, running: dict[str, Tensor], progress: Calla
 
 
 def _measure(member: Member, images: Images, where: torch.device, batch: int = 250) -> dict[str, float]:
-    """Each loss term in evaluation mode, averaged over batches of equal size as far as they go."""
-    member.eval()
+    """Each loss term, averaged over batches of equal size as far as they go."""
     torch.manual_seed(0)
     parts = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch))
     with torch.inference_mode():
@@ -183,11 +234,25 @@ def _measure(member: Member, images: Images, where: torch.device, batch: int = 2
     return {name: statistics.fmean(float(t[name]) for t in terms) for name in terms[0]}
 
 
-def _identity(member: Member, images: Images, **settings: Any) -> str:
-    """What makes two trainings the same one: the architecture, the initial settings and the images."""
+def _identity(member: Member, settings: Mapping[str, Any] | None, images: Images, **values: Any) -> str:
+    """What makes two trainings the same one: the architecture, all settings and the images."""
     shapes = {name: list(tensor.shape) for name, tensor in member.state_dict().items()}
-    told = json.dumps([type(member).__name__, shapes, settings, images.shape], sort_keys=True)
+    told = json.dumps([type(member).__name__, dict(settings or {}), shapes, values, images.shape], sort_keys=True)
     return hashlib.sha256(told.encode() + hashlib.sha256(np.ascontiguousarray(images).data).digest()).hexdigest()
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """The name, type, shape and contents of each of the tensors, in the order of their names, to take a digest of."""
+    for name, tensor in sorted(tensors.items()):
+        yield f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode()
+        yield tensor.numpy().tobytes()
+
+
+def _sum(tensors: Mapping[str, Tensor], *told: str) -> str:
+    digest = hashlib.sha256(" ".join(told).encode())
+    for part in tensor_bytes(tensors):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _save_checkpoint(
@@ -196,14 +261,10 @@ def _save_checkpoint(
     tensors = {f"member.{name}": tensor for name, tensor in member.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{name}": tensor for name, tensor in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = {"step": str(step), "planned": str(planned), "identity": identity}
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(path.name + ".tmp")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        written,
-        {"step": str(step), "planned": str(planned), "identity": identity},
-    )
-    put_in_place(written, path)
+    write_durably(path, save(tensors, told | {"sha256": _sum(tensors, *told.values())}))
 
 
 def _load_checkpoint(path: Path, member: Member, optimiser: torch.optim.Optimizer, identity: str) -> tuple[int, int]:
@@ -216,7 +277,9 @@ def _load_checkpoint(path: Path, member: Member, optimiser: torch.optim.Optimize
             if told["identity"] != identity:
                 raise HashretError(f"{path} is of another training: train without --resume")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, TypeError) as error:
+        if told["sha256"] != _sum(tensors, told["step"], told["planned"], told["identity"]):
+            raise ValueError("it is not what was saved")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise HashretError(f"{path} is damaged ({error}): train without --resume") from None
     member.load_state_dict({n.removeprefix("member."): t for n, t in tensors.items() if n.startswith("member.")})
     state: dict[int, dict[str, Tensor]] = {}

@@ -1,0 +1,476 @@
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from hashret import training
+from hashret.errors import HashretError
+from hashret.hasher import Hasher
+from hashret.models import MODELS, Member
+from hashret.training import Progress, Training, split, train
+
+LEARNED = [name for name, member in MODELS.items() if member.trainable]
+THREADS = torch.get_num_threads()
+DIGITS = (load_digits().images[:300, ..., None] * 15.9375).astype(np.uint8)  # (300, 8, 8, 1)
+STEPS = 12  # at 5 steps an epoch of 285 images in batches of 57
+BATCH = 57
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks as small as these are no faster on two threads, and far slower while the machine has other work."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(THREADS)
+
+
+def build(name: str = "denoising", seed: int = 0, **parts: Any) -> Member:
+    torch.manual_seed(seed)
+    return MODELS[name]((1, 8, 8), 16, network="mlp", width=1, **parts)
+
+
+def weights(member: Member) -> dict[str, list[float]]:
+    return {name: tensor.tolist() for name, tensor in member.state_dict().items()}
+
+
+def learn(member: Member, images: Any = DIGITS, **how: Any) -> Training:
+    return train(member, images, **({"steps": STEPS, "batch": BATCH} | how))
+
+
+def learned(name: str = "denoising", **how: Any) -> dict[str, list[float]]:
+    member = build(name)
+    learn(member, **how)
+    return weights(member)
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is reported after each step."""
+    monkeypatch.setattr(training, "REPORT_EVERY", -1.0)
+
+
+# Once and again
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_seed_and_steps_fix_the_weights(name: str) -> None:
+    once = learned(name)
+    torch.manual_seed(99)  # nothing but the seed matters
+    np.random.seed(99)  # noqa: NPY002
+    assert learned(name) == once
+    assert learned(name, seed=1) != once
+    assert learned(name, steps=STEPS + 1) != once
+    assert once != weights(build(name))
+
+
+def test_seed_and_steps_fix_the_weights_on_two_threads_too() -> None:
+    torch.set_num_threads(2)
+    fingerprints = {Hasher("contrastive", 32, width=8).fit(DIGITS, steps=5).fingerprint for _ in range(3)}
+    assert len(fingerprints) == 1
+
+
+def test_a_training_leaves_the_callers_random_numbers_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3).tolist()
+    torch.manual_seed(5)
+    Hasher("vae", 16, network="mlp", width=1).fit(DIGITS, steps=2)
+    assert torch.rand(3).tolist() == expected
+
+
+def test_epochs_are_steps_through_all_images_but_those_held_out() -> None:
+    member = build()
+    done = learn(member, steps=None, epochs=2)
+    assert (done.steps, done.planned, done.batch, done.interrupted) == (10, 10, BATCH, False)
+    assert weights(member) == learned(steps=10)
+
+
+def test_a_budget_fixes_steps_that_give_the_same_weights() -> None:
+    member = build()
+    done = learn(member, steps=None, budget=0.4)
+    assert done.steps == done.planned >= 1
+    assert weights(member) == learned(steps=done.steps)
+
+
+def test_every_image_is_seen_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    member = build("ae")
+    loss = member.loss
+
+    def watched(x: Tensor) -> dict[str, Tensor]:
+        seen.append(x.clone())
+        return loss(x)
+
+    monkeypatch.setattr(member, "loss", watched)
+    learn(member, steps=10)
+    rows, held_out = split(300, 0)
+    expected = sorted(DIGITS[rows].tobytes()[i : i + 64] for i in range(0, 285 * 64, 64))
+    for epoch in (seen[:5], seen[5:10]):
+        pixels = (torch.cat(epoch) * 255).round().to(torch.uint8).numpy().tobytes()
+        assert sorted(pixels[i : i + 64] for i in range(0, len(pixels), 64)) == expected
+    assert not torch.equal(seen[0], seen[5])  # in another order
+    assert sum(map(len, seen[10:])) == len(held_out) == 15
+
+
+# What is not learned from
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_images_held_out_are_only_measured(name: str) -> None:
+    rows, held_out = split(300, 0)
+    assert sorted([*rows, *held_out]) == list(range(300)) and len(held_out) == 15
+    changed = DIGITS.copy()
+    changed[held_out] = 255 - changed[held_out]
+    hashers = [Hasher(name, 16, network="mlp", width=1).fit(images, steps=5) for images in (DIGITS, changed)]
+    assert hashers[0].fingerprint == hashers[1].fingerprint  # neither the weights nor the head know them
+    assert hashers[0].training["held_out"] != hashers[1].training["held_out"]
+    changed[rows[0]] = 255 - changed[rows[0]]
+    other = Hasher(name, 16, network="mlp", width=1).fit(changed, steps=5)
+    assert other.fingerprint != hashers[0].fingerprint
+
+
+def test_held_out_losses_are_those_of_the_trained_member() -> None:
+    member = build("ae")
+    done = learn(member)
+    _, held_out = split(300, 0)
+    x = torch.from_numpy(DIGITS[held_out]).permute(0, 3, 1, 2) / 255
+    member.eval()
+    assert done.held_out == pytest.approx({name: term.item() for name, term in member.loss(x).items()}, rel=1e-4)
+    assert learn(build("vae")).held_out.keys() == {"reconstruction", "kl"}
+    assert learn(build("vae"), DIGITS[:30]).held_out == {}  # one image is no measure
+    assert len(split(1_000_000, 0)[1]) == 5000
+
+
+def test_labels_are_never_read(tmp_path: Path) -> None:
+    def idx(array: Any) -> bytes:
+        return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + bytes(array.tobytes())
+
+    source = tmp_path / "digits-images-idx3-ubyte"
+    source.write_bytes(idx(DIGITS[..., 0]))
+    fingerprints = set()
+    for labels in (None, np.zeros(300, np.uint8), np.arange(300).astype(np.uint8)):
+        if labels is not None:
+            (tmp_path / "digits-labels-idx1-ubyte").write_bytes(idx(labels))
+        fingerprints.add(Hasher("contrastive", 16, network="mlp", width=1).fit(source, steps=3).fingerprint)
+    assert len(fingerprints) == 1
+
+
+# Ctrl-C, and going on
+
+
+def press_in_progress(at: int) -> Callable[[Member], dict[str, Any]]:
+    """KeyboardInterrupt from the function that is told about progress, after step `at`."""
+
+    def progress(told: Progress) -> None:
+        if told.done == at:
+            raise KeyboardInterrupt
+
+    return lambda member: {"progress": progress}
+
+
+def press_in_step(at: int, what: Callable[[], None] = lambda: signal.raise_signal(signal.SIGINT)) -> Any:
+    """Ctrl-C, or something else, in the middle of step `at` + 1, when batch statistics are already of it."""
+
+    def arrange(member: Member) -> dict[str, Any]:
+        loss, calls = member.loss, [0]
+
+        def interrupted(x: Tensor) -> dict[str, Tensor]:
+            terms = loss(x)
+            calls[0] += 1
+            if calls[0] == at + 1:
+                what()
+            return terms
+
+        member.loss = interrupted  # type: ignore[method-assign]
+        return {}
+
+    return arrange
+
+
+INTERRUPTIONS = {
+    "in progress": (press_in_progress(5), 5),
+    "in progress, in an epoch": (press_in_progress(7), 7),
+    "in a step": (press_in_step(6), 7),  # which is taken to its end
+    "in the first step": (press_in_step(0), 1),
+    "in the last step": (press_in_step(STEPS - 1), STEPS),
+}
+
+
+@pytest.mark.usefixtures("every_step")
+@pytest.mark.parametrize(("arrange", "steps"), INTERRUPTIONS.values(), ids=INTERRUPTIONS)
+@pytest.mark.parametrize("name", LEARNED)
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    tmp_path: Path, name: str, arrange: Any, steps: int
+) -> None:
+    checkpoint = tmp_path / "made" / "for it" / "checkpoint"
+    member = build(name)
+    done = learn(member, checkpoint=checkpoint, **arrange(member))
+    assert (done.interrupted, done.steps, done.planned) == (True, steps, STEPS)
+    assert member.outputs(torch.rand(2, 1, 8, 8)).isfinite().all() and not member.training
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["checkpoint"]
+
+    torch.manual_seed(99)
+    member = build(name, seed=3)  # whatever is in it is replaced
+    done = learn(member, checkpoint=checkpoint, resume=True)
+    assert (done.interrupted, done.steps, done.planned) == (False, STEPS, STEPS)
+    assert weights(member) == learned(name)
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_training_may_be_interrupted_again_and_again(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    for at in (2, 3, 9):
+        member = build()
+        assert learn(member, checkpoint=checkpoint, resume=at > 2, **press_in_progress(at)(member)).steps == at
+    for how in ({"steps": STEPS}, {"steps": None}, {"steps": None, "budget": 60.0}):  # all twelve steps, all the same
+        member = build()
+        assert learn(member, checkpoint=checkpoint, resume=True, **how).steps == STEPS
+        assert weights(member) == learned()
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_training_goes_on_from_the_last_checkpoint_before_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
+
+    def crash(told: Progress) -> None:
+        if told.done == 8:
+            raise RuntimeError("a crash")
+
+    with pytest.raises(RuntimeError, match="a crash"):
+        learn(build(), checkpoint=tmp_path / "checkpoint", progress=crash)
+    reports: list[Progress] = []
+    member = build()
+    learn(member, checkpoint=tmp_path / "checkpoint", resume=True, progress=reports.append)
+    assert reports[0].done == 8  # the first after the seven that were saved
+    assert weights(member) == learned()
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_step_that_is_broken_off_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press_twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    member = build()
+    done = learn(member, checkpoint=tmp_path / "checkpoint", **press_in_step(6, press_twice)(member))
+    assert (done.interrupted, done.steps) == (True, 6)
+    assert not (tmp_path / "checkpoint").exists()  # its batch statistics are of seven steps, its weights of six
+
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
+    member = build()
+    assert learn(member, checkpoint=tmp_path / "checkpoint", **press_in_step(6, press_twice)(member)).interrupted
+    member = build()
+    learn(member, checkpoint=tmp_path / "checkpoint", resume=True)
+    assert weights(member) == learned()
+
+
+def test_ctrl_c_is_pythons_own_again_after_a_training() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    member = build()
+    learn(member, **press_in_step(2)(member))
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(HashretError):
+        learn(build(), learning_rate=1e30)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_program_that_takes_ctrl_c_itself_keeps_it() -> None:
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        member = build()
+        done = learn(member, **press_in_step(2)(member))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert pressed == [signal.SIGINT] and not done.interrupted
+    assert weights(member) == learned()
+
+
+def test_a_training_in_a_thread_is_the_same() -> None:
+    result: list[Any] = []
+    thread = threading.Thread(target=lambda: result.append(learned()))
+    thread.start()
+    thread.join()
+    assert result == [learned()]
+
+
+def test_an_interrupted_hasher_is_usable_and_says_so(tmp_path: Path) -> None:
+    def press(told: Progress) -> None:
+        if told.stage == "training":
+            raise KeyboardInterrupt
+
+    hasher = Hasher("contrastive", 16, network="mlp", width=1)
+    hasher.fit(DIGITS, steps=10_000, checkpoint=tmp_path / "checkpoint", progress=press)
+    assert hasher.training["interrupted"] and 0 < hasher.training["steps"] < 10_000
+    assert hasher.encode(DIGITS).shape == (300, 2)
+    hasher.save(tmp_path / "model")
+    assert (Hasher.load(tmp_path / "model").encode(DIGITS) == hasher.encode(DIGITS)).all()
+
+
+# Checkpoints that do not fit
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Of the fifth of twelve steps."""
+    path = tmp_path / "checkpoint"
+    member = build()
+    learn(member, checkpoint=path, **press_in_step(4)(member))
+    return path
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "ae"},  # of the same shapes
+        {"name": "vae"},
+        {"seed": 1},
+        {"batch": 50},
+        {"learning_rate": 1e-3},
+        {"weight_decay": 0.0},
+        {"images": DIGITS[:299]},
+        {"images": np.where(np.arange(300)[:, None, None, None] == 7, 255 - DIGITS, DIGITS)},
+        {"settings": {"strength": 0.5}},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_training_is_refused(checkpoint: Path, other: dict[str, Any]) -> None:
+    other = dict(other)
+    member = build(other.pop("name", "denoising"))
+    before = weights(member)
+    with pytest.raises(HashretError, match="is of another training: train without --resume"):
+        learn(member, other.pop("images", DIGITS), checkpoint=checkpoint, resume=True, **other)
+    assert weights(member) == before
+
+
+def test_another_setting_of_the_hasher_is_another_training(tmp_path: Path) -> None:
+    def press(told: Progress) -> None:
+        if told.stage == "training":
+            raise KeyboardInterrupt
+
+    where = tmp_path / "checkpoint"
+    Hasher("vae", 16, network="mlp", width=1, beta=2).fit(DIGITS, steps=10_000, checkpoint=where, progress=press)
+    with pytest.raises(HashretError, match="is of another training"):
+        Hasher("vae", 16, network="mlp", width=1).fit(DIGITS, steps=10_000, checkpoint=where, resume=True)
+
+
+def test_another_number_of_steps_is_refused(checkpoint: Path) -> None:
+    for how in ({"steps": 13}, {"steps": None, "epochs": 2}):
+        with pytest.raises(HashretError, match="is of a training of 12 steps: resume it without another number"):
+            learn(build(), checkpoint=checkpoint, resume=True, **how)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def flip_a_bit_of_the_weights(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+
+
+def change_the_step(path: Path) -> None:
+    data = path.read_bytes()
+    assert data.count(b'"step":"5"') == 1
+    path.write_bytes(data.replace(b'"step":"5"', b'"step":"6"'))
+
+
+def forget_what_it_says(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(re.sub(rb'"sha256":"', b'"sha257":"', data))
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, empty, garbage, flip_a_bit_of_the_weights, change_the_step, forget_what_it_says, a_folder, Path.unlink],
+)
+def test_a_damaged_checkpoint_is_refused(checkpoint: Path, damage: Callable[[Path], None]) -> None:
+    damage(checkpoint)
+    member = build()
+    before = weights(member)
+    with pytest.raises(HashretError, match="(is damaged|nothing to resume).*: train without --resume"):
+        learn(member, checkpoint=checkpoint, resume=True)
+    assert weights(member) == before
+
+
+# What cannot be trained
+
+
+@pytest.mark.parametrize("images", [DIGITS[:0], DIGITS[:1]], ids=["none", "one"])
+def test_one_image_is_refused(images: Any) -> None:
+    with pytest.raises(HashretError, match="at least two images"):
+        learn(build(), images)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_two_images_are_enough(name: str) -> None:
+    member = build(name)
+    done = learn(member, DIGITS[:2], steps=3)
+    assert done.batch == 2 and member.outputs(torch.rand(2, 1, 8, 8)).isfinite().all()
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(HashretError, match=r"loss is not finite at step \d+.*lower learning rate"):
+        learn(build("ae"), learning_rate=1e30)
+    with pytest.raises(HashretError, match="lower learning rate"):  # the one step spoils the weights after its loss
+        Hasher("ae", 16, network="mlp", width=1).fit(DIGITS, steps=1, learning_rate=1e30)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"steps": -5},
+        {"steps": 2.5},
+        {"steps": True},
+        {"steps": None, "epochs": 0},
+        {"steps": None, "budget": 0.0},
+        {"steps": None, "budget": -1.0},
+        {"steps": None, "budget": float("nan")},
+        {"batch": 0},
+        {"batch": 1},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"learning_rate": -1.0},
+        {"resume": True},
+    ],
+    ids=str,
+)
+def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
+    name, value = list(wrong.items())[-1]
+    with pytest.raises(ValueError, match=f"{name.replace('_', '.')}.*{value if name != 'resume' else 'checkpoint'}"):
+        learn(build(), **wrong)
+
+
+@pytest.mark.usefixtures("every_step")
+def test_progress_names_every_term_of_the_loss() -> None:
+    reports: list[Progress] = []
+    done = learn(build("vae"), progress=reports.append)
+    assert [(told.stage, told.done, told.total) for told in reports] == [("training", i, 12) for i in range(1, 13)]
+    assert all(told.terms.keys() == {"reconstruction", "kl"} for told in reports)
+    assert done.terms == reports[-1].terms
