@@ -4,13 +4,15 @@ import copy
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,26 +21,30 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import hashret
 from hashret.codes import Codes, check_bits, pack
 from hashret.errors import HashretError
 from hashret.files import put_in_place
-from hashret.images import Preprocessing, to_content
+from hashret.images import Preprocessing, one_line, to_content
 from hashret.models import MODELS
 from hashret.models.base import Member, choose
 from hashret.models.heads import HEADS, Head, check_head
 from hashret.sources import in_order, open_source, sample
-from hashret.training import Progress, Training, device, to_input, train
+from hashret.training import Progress, Training, device, split, tensor_bytes, to_input, train
 
 FORMAT = 1  # of the model folder and of what its codes mean
 DEFAULT_MODEL = "contrastive"
 BATCH = 256  # images in one forward pass
+MAX_WEIGHTS = 2**30  # of a member: four gigabytes, and training needs as much again three times
+MOST_NUMBERS = 2**28  # that a head is fitted on: a gigabyte
+FILES = {"config.json", "model.safetensors", "README.md"}  # of a model folder
 
 # An image with an output nearer to its threshold than this many training standard deviations is computed again in
-# float64, because float32 sums differ in their last places from batch to batch.
+# float64, because float32 sums differ in their last places from batch to batch. `fit` sees to it that they never differ
+# by as much.
 DOUBT = 1e-4
 # In float64 a bit is 1 above the threshold and this much more: an output placed on the threshold itself, where even
 # float64 sums may fall to either side, is 0 in every batch.
@@ -55,7 +61,7 @@ class Hasher:
 
     def __init__(self, model: str = DEFAULT_MODEL, bits: int = 64, head: str | None = None, **settings: Any) -> None:
         member = choose(MODELS, model, "model")
-        self.model, self.bits, self.head = model, check_bits(bits), head or member.head
+        self.model, self.bits, self.head = model, check_bits(bits), member.head if head is None else head
         choose(HEADS, self.head, "head")
         self.settings = _check_settings(model, settings)
         self._fitted: tuple[Preprocessing, Member, Head] | None = None
@@ -93,6 +99,9 @@ class Hasher:
         """
         if sum(value is not None for value in (budget, steps, epochs)) > 1:
             raise ValueError("give one of budget, steps and epochs")
+        seconds = None if budget is None else parse_duration(budget)
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be a whole number from 0 to 2³² − 1, not {seed!r}")
         opened = open_source(source, data_root=data_root, exclude=exclude)
 
         def reading(done: int) -> None:
@@ -104,7 +113,8 @@ class Hasher:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             member = self._build(preprocessing)
-            check_head(self.head, len(images), member.latent, self.bits)
+            rows = split(len(images), seed)[0] if member.trainable else np.arange(len(images))
+            check_head(self.head, len(rows), member.latent, self.bits)
             trained = None
             if member.trainable:
                 trained = train(
@@ -112,17 +122,23 @@ class Hasher:
                     images,
                     steps=steps,
                     epochs=epochs,
-                    budget=None if budget is None else parse_duration(budget),
+                    budget=seconds,
                     seed=seed,
                     checkpoint=checkpoint,
                     resume=resume,
+                    settings=self.settings,
                     progress=progress,
                     **rates,
                 )
         member.eval().requires_grad_(False).to(device())
-        # A head is fitted on at most 2²⁸ numbers: a gigabyte.
-        values = _values(member, images[: max(self.bits, 2**28 // member.latent)])
-        self._fitted = preprocessing, member, HEADS[self.head](values, self.bits, seed)
+        most = max(self.bits, MOST_NUMBERS // member.latent)
+        if len(rows) > most:  # drawn from all over the source, which may be sorted
+            rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+        values = _values(member, images, rows)
+        if not np.isfinite(values).all():
+            raise HashretError("the model's outputs are not finite numbers: train with a lower learning rate")
+        head = HEADS[self.head](values, self.bits, seed)
+        self._fitted = preprocessing, member, head.steadied(_rounding(member, head, images[rows[:BATCH]]), DOUBT)
         self.__dict__.pop("fingerprint", None)
         self.__dict__.pop("_exact", None)
         self._training = {
@@ -140,16 +156,19 @@ class Hasher:
 
     def encode(self, images: Any) -> Codes:
         """Codes, uint8 (n, bits // 8), of a batch of images: a uint8 array (n, h, w) or (n, h, w, c), or a sequence of
-        uint8 arrays (h, w) or (h, w, c), PIL images and paths; a single path or PIL image is a batch of one.
+        uint8 arrays (h, w) or (h, w, c), PIL images, paths and bytes of files; a single one of the last three is a
+        batch of one.
 
         A code depends on the image and the model alone, not on the batch. Raises HashretError for a file that cannot
         be read, ValueError for anything else that is no image.
         """
         preprocessing = self.preprocessing
-        if isinstance(images, str | os.PathLike | Image.Image):
+        if isinstance(images, str | os.PathLike | Image.Image | bytes):
             images = [images]
         if isinstance(images, np.ndarray) and images.ndim not in (3, 4):
             raise ValueError(f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}")
+        if not isinstance(images, Iterable):
+            raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")
         prepared = in_order(lambda image: preprocessing(to_content(image)).pixels, images)
         codes = [self.encode_pixels(np.stack(batch)) for batch in _batches(prepared, 4 * BATCH)]
         return np.concatenate(codes) if codes else np.empty((0, self.bits // 8), np.uint8)
@@ -159,11 +178,12 @@ class Hasher:
         preprocessing, member, head = self._parts()
         expected = (preprocessing.height, preprocessing.width, preprocessing.channels)
         if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
-            raise ValueError(f"pixels must be uint8 (n, {expected}), not {pixels.dtype} {pixels.shape}")
+            raise ValueError(f"pixels must be uint8 {('n', *expected)}, not {pixels.dtype} {pixels.shape}")
+        where = next(chain(member.parameters(), member.buffers(), [head.threshold])).device
         out = np.empty((len(pixels), self.bits), np.bool_)
         for start in range(0, len(pixels), BATCH):
-            x = to_input(pixels[start : start + BATCH], next(iter(member.buffers()), head.threshold).device)
-            with torch.inference_mode(), _full_float32():
+            x = to_input(pixels[start : start + BATCH], where)
+            with _full_float32(where):
                 margins = head.margins(member.outputs(x))
                 bits = margins > 0
                 for i in (margins.abs() < DOUBT).any(1).nonzero()[:, 0].tolist():
@@ -185,28 +205,31 @@ class Hasher:
     def fingerprint(self) -> str:
         """SHA-256, in hex, over weights, head, preprocessing and code format: models of one give the same codes."""
         digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
-        for name, tensor in sorted(self._tensors().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.numpy().tobytes())
+        for part in tensor_bytes(self._tensors()):
+            digest.update(part)
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model folder, `config.json`, `model.safetensors` and a model card, whole or not at all."""
-        target = Path(path)
+        target = Path(os.path.abspath(path))  # noqa: PTH100  # unlike Path.absolute it takes "." and ".."
         if target.exists() and not (target.is_dir() and _holds_only_a_model(target)):
             raise HashretError(f"{target} exists and is no model folder: choose another place")
+        config = self._description() | {"fingerprint": self.fingerprint, "training": self._training}
         target.parent.mkdir(parents=True, exist_ok=True)
         written, old = (target.with_name(f"{target.name}.{os.getpid()}.{what}") for what in ("new", "old"))
+        shutil.rmtree(written, ignore_errors=True)  # of a process that was killed, and had the same number
         try:
             written.mkdir()
-            save_file(self._tensors(), written / "model.safetensors")
-            config = self._description() | {"fingerprint": self.fingerprint, "training": self._training}
-            (written / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            (written / "README.md").write_text(_card(config))
+            (written / "model.safetensors").write_bytes(save(self._tensors()))
+            (written / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+            (written / "README.md").write_text(_card(config), "utf-8", "surrogateescape")
             if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
                 target.replace(old)
             put_in_place(written, target)
         finally:
+            if old.exists() and not target.exists():
+                old.replace(target)
             shutil.rmtree(written, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
@@ -214,24 +237,28 @@ class Hasher:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The hasher saved at `path`; raises HashretError if there is none, or it is damaged or too new."""
         folder = Path(path)
-        if not (folder / "config.json").is_file():
-            raise HashretError(f"{folder} is no model folder: make one with hashret train SOURCE -o {folder}")
         try:
-            config = json.loads((folder / "config.json").read_text())
+            if not (folder / "config.json").is_file():
+                raise HashretError(f"{folder} is no model folder: make one with hashret train SOURCE -o {folder}")
+            config = json.loads((folder / "config.json").read_text("utf-8"))
             if config["format"] > FORMAT:
                 raise HashretError(f"{folder} was made by a newer hashret: upgrade hashret to read it")
+            if config["format"] != FORMAT:
+                raise ValueError(f"format {config['format']!r}")
             hasher = cls(config["model"], config["bits"], config["head"], **config["settings"])
+            hasher.settings = config["settings"]  # without those that members did not have yet when it was made
+            hasher._training = dict(config["training"])
             preprocessing = Preprocessing.from_dict(config["preprocessing"])
             tensors = load_file(folder / "model.safetensors")
             with torch.device("meta"):
                 member = hasher._build(preprocessing)
+            _check_tensors(tensors, member, hasher.bits)
             member.load_state_dict(_below("member.", tensors), assign=True)
             head = Head(**_below("head.", tensors))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
             raise HashretError(f"the model in {folder} is damaged ({reason}): restore it or train again") from None
         hasher._fitted = preprocessing, member.eval().requires_grad_(False), head
-        hasher._training = config.get("training", {})
         if hasher.fingerprint != config.get("fingerprint"):
             raise HashretError(f"the model in {folder} was changed since it was saved: restore it or train again")
         member.to(device())
@@ -244,6 +271,10 @@ class Hasher:
 
     def _build(self, preprocessing: Preprocessing) -> Member:
         shape = (preprocessing.channels, preprocessing.height, preprocessing.width)
+        with torch.device("meta"):  # takes no memory
+            weights = sum(p.numel() for p in MODELS[self.model](shape, self.bits, **self.settings).parameters())
+        if weights > MAX_WEIGHTS:
+            raise HashretError(f"a network of {weights:,} weights is too large: choose smaller settings or images")
         return MODELS[self.model](shape, self.bits, **self.settings)
 
     @cached_property
@@ -284,29 +315,67 @@ def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
         if name not in defaults:
             raise ValueError(f"model {model!r} has no setting {name!r}; it has {known}")
         kind = type(defaults[name])
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**53:
             settings[name] = float(value)
-        elif type(value) is not kind:
+        elif type(value) is not kind or (kind is float and not math.isfinite(value)):
             raise ValueError(f"setting {name!r} is a {kind.__name__} such as {defaults[name]!r}, not {value!r}")
+        elif kind is int and abs(value) >= 2**24:  # sizes that PyTorch could not even count the weights of
+            raise ValueError(f"setting {name!r} must be less than 2²⁴, not {value}")
     settings = defaults | settings  # so that a stored model does not change when a default does
     with torch.device("meta"):  # whatever else is wrong with a value shows when the member is built
         MODELS[model]((1, 8, 8), 8, **settings)
     return settings
 
 
-def _values(member: Member, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The member's outputs, float32 (n, latent), for images in the preprocessing's format."""
-    out = np.empty((len(images), member.latent), np.float32)
-    with torch.inference_mode(), _full_float32():
-        for start in range(0, len(images), BATCH):
-            x = to_input(images[start : start + BATCH], device())
+def _check_tensors(tensors: dict[str, Tensor], member: Member, bits: int) -> None:
+    """Raises ValueError unless these are the tensors of such a member and of a head for it, all of finite numbers."""
+    expected = {f"member.{name}": (tuple(t.shape), t.dtype) for name, t in member.state_dict().items()}
+    heads = {"threshold": (bits,), "scale": (bits,), "mean": (member.latent,), "projection": (member.latent, bits)}
+    if member.latent == bits and not {"head.mean", "head.projection"} & tensors.keys():
+        del heads["mean"], heads["projection"]
+    expected |= {f"head.{name}": (shape, torch.float64) for name, shape in heads.items()}
+    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    for name in sorted(expected | found):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{name} is {found.get(name)}, not {expected.get(name)}")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    if not (tensors["head.scale"] > 0).all():
+        raise ValueError("head.scale has numbers that are not positive")
+
+
+def _values(member: Member, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The member's outputs, float32 (n, latent), for some of the images, which are in the preprocessing's format."""
+    out = np.empty((len(rows), member.latent), np.float32)
+    with _full_float32(device()):
+        for start in range(0, len(rows), BATCH):
+            x = to_input(images[rows[start : start + BATCH]], device())
             out[start : start + BATCH] = member.outputs(x).cpu().numpy()
     return out
 
 
-def _full_float32() -> Any:
-    """Convolutions without TF32, which PyTorch allows by default; matrix products have full precision anyway."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+def _rounding(member: Member, head: Head, images: NDArray[np.uint8]) -> Tensor:
+    """By how much, (bits), the margins of these images differ at most between float32 and float64."""
+    x = to_input(images, device())
+    with _full_float32(x.device):
+        exact = head.margins(copy.deepcopy(member).double().outputs(x.double()))
+        return (head.margins(member.outputs(x)) - exact).abs().amax(0).cpu()
+
+
+_precision = threading.Lock()  # PyTorch's switches are the whole process's
+
+
+@contextmanager
+def _full_float32(where: torch.device) -> Iterator[None]:
+    """Inference in float32 as it is: without TF32, bf16 or autocast, whatever this process has chosen."""
+    with torch.inference_mode(), torch.autocast(where.type, enabled=False), _precision:
+        chosen = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(chosen)
 
 
 def _told(training: Training) -> dict[str, Any]:
@@ -325,7 +394,8 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _holds_only_a_model(folder: Path) -> bool:
-    return {file.name for file in folder.iterdir()} <= {"config.json", "model.safetensors", "README.md"}
+    names = {file.name for file in folder.iterdir()}
+    return not names or {"config.json", "model.safetensors"} <= names <= FILES
 
 
 def _card(config: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ never on one, so that no training image's bit hangs on a rounding error.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,12 @@ class Head:
             values = (values - self.mean.to(values)) @ self.projection.to(values)
         return (values - self.threshold.to(values)) / self.scale.to(values)
 
+    def steadied(self, error: Tensor, doubt: float) -> "Head":
+        """The same head for a computer whose margins are wrong by up to `error` (bits): with wider units where it is
+        more than a tenth of `doubt`, and a constant 0 where a bit would say little but how its numbers were rounded."""
+        scale = self.scale * (10 * error / doubt).clamp(min=1)
+        return replace(self, threshold=self.threshold + torch.where(error > 0.01, scale, 0.0), scale=scale)
+
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in asdict(self).items() if tensor is not None}
 
@@ -60,7 +66,7 @@ def _with_thresholds(
 
 
 def _at_zero(values: Values, counts: NDArray[np.int64]) -> int:
-    return int(np.searchsorted(values, 0.0))
+    return int(np.searchsorted(values, 0.0, side="right"))
 
 
 def _at_median(values: Values, counts: NDArray[np.int64]) -> int:
@@ -71,6 +77,8 @@ def _at_median(values: Values, counts: NDArray[np.int64]) -> int:
 def check_head(head: str, images: int, numbers: int, bits: int) -> None:
     """Raises HashretError if `head` cannot make `bits` bits of so many images with so many numbers each."""
     choose(HEADS, head, "head")
+    if images < 2:
+        raise HashretError("one image is not enough to learn from: give a source with at least two images")
     if head in ("sign", "median") and numbers != bits:
         raise HashretError(
             f"head {head!r} makes one bit of every number, and {numbers} numbers cannot give {bits} bits: "

@@ -1,0 +1,793 @@
+import json
+import os
+import re
+import resource
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from hashret.codes import Codes, hamming, to_hex
+from hashret.errors import HashretError
+from hashret.hasher import FORMAT, Hasher, parse_duration
+from hashret.images import Preprocessing
+from hashret.models import MODELS, Member
+from hashret.models.networks import NETWORKS
+from hashret.models.vae import VariationalAutoencoder
+from hashret.training import to_input
+
+Pixels = NDArray[np.uint8]
+
+DIGITS: Pixels = (load_digits().images * 15.9375).astype(np.uint8)  # (1797, 8, 8)
+LABELS: NDArray[np.int64] = load_digits().target
+COLOUR: Pixels = np.stack([DIGITS, DIGITS // 2, 255 - DIGITS], -1)
+MEMBERS = [(name, network) for name, member in MODELS.items() for network in (NETWORKS if member.trainable else [""])]
+STORED = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks as small as these are no faster on two threads, and far slower while the machine has other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def on_two_threads(hasher: Hasher, images: Any) -> Codes:
+    torch.set_num_threads(2)
+    try:
+        return hasher.encode(images)
+    finally:
+        torch.set_num_threads(1)
+
+
+def fit(name: str, network: str, images: Pixels, bits: int = 32, width: int = 8, steps: int = 20) -> Hasher:
+    if not network:
+        return Hasher(name, bits).fit(images)
+    return Hasher(name, bits, network=network, width=width).fit(images, steps=steps)
+
+
+@pytest.fixture(scope="module", params=MEMBERS, ids="-".join)
+def hasher(request: pytest.FixtureRequest) -> Hasher:
+    """Each member on each network, on grey digits."""
+    name, network = request.param
+    return fit(name, network, DIGITS)
+
+
+@pytest.fixture(scope="module")
+def small() -> Hasher:
+    return fit("vae", "mlp", DIGITS, bits=16, width=1, steps=5)
+
+
+def in_batches(hasher: Hasher, images: Any, size: int) -> Codes:
+    return np.concatenate([hasher.encode(images[i : i + size]) for i in range(0, len(images), size)])
+
+
+# Similar images
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("name", "network"), MEMBERS)
+def test_neighbours_are_of_the_same_kind_and_a_stored_model_finds_the_same(
+    tmp_path: Path, name: str, network: str, channels: int
+) -> None:
+    images = DIGITS if channels == 1 else COLOUR
+    hasher = fit(name, network, images, bits=32, width=16, steps=120)
+    assert hasher.preprocessing == Preprocessing(8, 8, channels)
+    codes = hasher.encode(images)
+    nearest = np.argsort(hamming(codes[:300], codes[300:]), axis=1, kind="stable")[:, :10]
+    precision = (LABELS[300:][nearest] == LABELS[:300, None]).mean()
+    assert precision > (0.5 if network else 0.4)  # chance is 0.1
+
+    hasher.save(tmp_path / "model")
+    stored = Hasher.load(tmp_path / "model")
+    assert (stored.encode(images) == codes).all()
+    assert stored.fingerprint == hasher.fingerprint and stored.training == hasher.training
+    assert repr(stored) == repr(hasher)
+
+
+# A code depends on the image and the model alone
+
+
+def kinds_of_images() -> Pixels:
+    """Digits, and images that no digit is like."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    plain = np.linspace(0, 255, 10).astype(np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    return np.concatenate([DIGITS[:250], noise, plain])
+
+
+def test_codes_are_the_same_alone_and_in_any_batch(hasher: Hasher) -> None:
+    images = kinds_of_images()
+    expected = hasher.encode(images)
+    for size in (1, 7, 256):
+        assert (in_batches(hasher, images, size) == expected).all()
+    assert (hasher.encode(images[::-1])[::-1] == expected).all()
+    assert (on_two_threads(hasher, images) == expected).all()
+
+
+def outputs(hasher: Hasher, images: Pixels, *, exact: bool, together: bool) -> Tensor:
+    """What the head compares with its thresholds, (n, bits), without any care."""
+    _, member, head = hasher._parts()
+    x = to_input(images[..., None], torch.device("cpu"))
+    member, x = (hasher._exact, x.double()) if exact else (member, x)
+    with torch.inference_mode():
+        rows = [x] if together else [x[i : i + 1] for i in range(len(x))]
+        values = [member.outputs(row) for row in rows]
+        if head.projection is not None and head.mean is not None:
+            values = [(row - head.mean.to(row)) @ head.projection.to(row) for row in values]
+    return torch.cat(values)
+
+
+def with_threshold(hasher: Hasher, threshold: Tensor) -> Hasher:
+    preprocessing, member, head = hasher._parts()
+    other = Hasher(hasher.model, hasher.bits, hasher.head, **hasher.settings)
+    other._fitted = preprocessing, member, replace(head, threshold=threshold.double())
+    return other
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "one by one"])
+@pytest.mark.parametrize("exact", [False, True], ids=["float32", "float64"])
+def test_codes_are_the_same_with_outputs_on_the_threshold(hasher: Hasher, exact: bool, together: bool) -> None:
+    images = DIGITS[:64]
+    values = outputs(hasher, images, exact=exact, together=together)
+    threshold = values[torch.arange(32), torch.arange(32)].clone()  # bit j on the output of image j
+    hard = with_threshold(hasher, threshold)
+    codes = hard.encode(images)
+    for size in (1, 7, 31):
+        assert (in_batches(hard, images, size) == codes).all()
+    assert (on_two_threads(hard, images) == codes).all()
+    if exact:  # an output on the threshold is not above it
+        assert not np.unpackbits(codes, axis=1)[range(32), range(32)].any()
+
+
+def test_codes_are_the_same_where_float32_is_rough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before, on a machine whose float32 sums surely differ from batch to batch, and by more than usual."""
+
+    class Rough(Member):
+        def outputs(self, x: Tensor) -> Tensor:
+            values: Tensor = self.encoder(x)
+            return values * (1 + 1e-6 * (len(x) % 100)) if x.dtype == torch.float32 else values
+
+    monkeypatch.setitem(MODELS, "rough", Rough)
+    hasher = fit("rough", "mlp", DIGITS)
+    images = DIGITS[:64]
+    for together in (True, False):
+        threshold = outputs(hasher, images, exact=False, together=together)[range(32), range(32)].clone()
+        hard = with_threshold(hasher, threshold)
+        bits = [outputs(hasher, images, exact=False, together=t) > threshold for t in (True, False)]
+        assert (bits[0] != bits[1]).any()  # a plain comparison would not do
+        codes = hard.encode(images)
+        for size in (1, 7, 31):
+            assert (in_batches(hard, images, size) == codes).all()
+
+
+def test_codes_are_the_same_where_a_projection_gives_nothing_but_rounding_errors() -> None:
+    """Images of doubled pixels, and grey ones in colour, have components that are 0 but for rounding."""
+    doubled = DIGITS[:300].repeat(2, 1).repeat(2, 2)
+    coloured = DIGITS[:300, ..., None].repeat(3, 3)
+    coloured[0, 0, 0] = 255, 0, 0
+    for images in (doubled, coloured):
+        hasher = Hasher("pca", 80).fit(images)
+        codes = hasher.encode(images)
+        assert (in_batches(hasher, images, 1) == codes).all()
+        assert (in_batches(hasher, images, 7) == codes).all()
+        bits = np.unpackbits(codes, axis=1)
+        assert not bits[1:, 66:].any() and bits[:, :50].any(0).all()
+
+
+def test_codes_do_not_depend_on_what_the_process_has_chosen(small: Hasher) -> None:
+    images = DIGITS[:300]
+    expected = small.encode(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (small.encode(images) == expected).all()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert (small.encode(images) == expected).all()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's switch for TF32 is the whole process's: no thread may leave its old value to another."""
+    seen = set()
+
+    class Watching(Member):
+        def outputs(self, x: Tensor) -> Tensor:
+            seen.add(torch.backends.cudnn.allow_tf32)
+            outputs: Tensor = self.encoder(x)
+            seen.add(torch.backends.cudnn.allow_tf32)
+            return outputs
+
+    monkeypatch.setitem(MODELS, "watching", Watching)
+    hasher = fit("watching", "conv", DIGITS[:200], steps=2)
+    before = torch.backends.cudnn.allow_tf32
+    expected = hasher.encode(DIGITS[:200])
+    wrong = []
+
+    def encode() -> None:
+        for i in range(0, 200, 10):
+            if (hasher.encode(DIGITS[i : i + 10]) != expected[i : i + 10]).any():
+                wrong.append(i)
+
+    threads = [threading.Thread(target=encode) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and seen == {False}
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+# What can be encoded
+
+
+def test_every_form_of_an_image_gives_the_same_code(tmp_path: Path) -> None:
+    hasher = fit("itq", "", COLOUR, 16)
+    expected = hasher.encode(COLOUR[:6])
+    assert expected.shape == (6, 2) and expected.dtype == np.uint8 and len(np.unique(expected, axis=0)) > 1
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    pictures = [Image.fromarray(image) for image in COLOUR[:6]]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    same: list[Any] = [
+        list(COLOUR[:6]),
+        iter(COLOUR[:6]),
+        pictures,
+        paths,
+        [str(path) for path in paths],
+        [path.read_bytes() for path in paths],
+        [COLOUR[0], pictures[1], paths[2], str(paths[3]), paths[4].read_bytes(), COLOUR[5]],
+        np.concatenate([COLOUR[:6], np.full((6, 8, 8, 1), 255, np.uint8)], 3),  # opaque
+        np.asfortranarray(COLOUR[:6]),
+        COLOUR[5::-1][::-1],
+    ]
+    for images in same:
+        assert (hasher.encode(images) == expected).all()
+    for image in (pictures[0], paths[0], str(paths[0]), paths[0].read_bytes()):
+        assert (hasher.encode(image) == expected[:1]).all()
+    grey = [DIGITS[0], DIGITS[0, ..., None], DIGITS[0, ..., None].repeat(3, 2), Image.fromarray(DIGITS[0])]
+    assert len({bytes(code) for code in hasher.encode(grey)}) == 1
+    assert hasher.encode(DIGITS[:3]).shape == (3, 2)
+    nothing: list[Any] = [[], DIGITS[:0], iter(())]
+    for images in nothing:
+        assert hasher.encode(images).shape == (0, 2)
+
+
+def test_images_of_any_sizes_are_one_batch(small: Hasher) -> None:
+    generator = np.random.default_rng(0)
+    sizes = [(1, 1), (8, 8), (300, 20), (7, 400), (16, 16)]
+    images = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    codes = small.encode(images)
+    assert codes.shape == (5, 2)
+    assert (codes == np.concatenate([small.encode([image]) for image in images])).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (DIGITS[0], r"\(n, h, w\) or \(n, h, w, c\), not \(8, 8\)"),
+        (DIGITS[None, None], "shape"),
+        (np.array("a.png"), "shape"),
+        (DIGITS[:2].astype(np.float32), "uint8"),
+        (DIGITS[:2].astype(np.int64), "uint8"),
+        (np.zeros((2, 8, 8, 2), np.uint8), "uint8"),
+        (np.zeros((2, 0, 8), np.uint8), "uint8"),
+        ([DIGITS[0].tolist()], "not list"),
+        ([None], "not NoneType"),
+        (None, "not NoneType"),
+        (5, "not int"),
+        ([b""], "empty file"),
+        (b"no image", "no format"),
+        ("nowhere.png", "cannot be read"),
+        ([DIGITS[0], Path("nowhere.png")], "cannot be read"),
+        (torch.zeros(2, 8, 8), "not Tensor"),
+    ],
+    ids=str,
+)
+def test_anything_else_is_refused(small: Hasher, images: Any, reason: str) -> None:
+    with pytest.raises((ValueError, HashretError), match=reason):
+        small.encode(images)
+
+
+def test_pixels_of_another_size_are_refused(small: Hasher) -> None:
+    floats: Any = DIGITS[:2, ..., None].astype(np.float32)
+    for wrong in (DIGITS[:2], DIGITS[:2, :4, :, None], COLOUR[:2], floats):
+        with pytest.raises(ValueError, match=r"uint8 \('n', 8, 8, 1\), not (uint8|float32) \(2, "):
+            small.encode_pixels(wrong)
+
+
+def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
+    acts: list[Callable[[Hasher], Any]] = [
+        lambda hasher: hasher.encode(DIGITS),
+        lambda hasher: hasher.fingerprint,
+        lambda hasher: hasher.save(tmp_path / "a" / "model"),
+    ]
+    for act in acts:
+        with pytest.raises(HashretError, match="has learned nothing yet: call fit, or Hasher.load"):
+            act(Hasher())
+    assert list(tmp_path.iterdir()) == []
+
+
+# What can be learned, and how
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"model": "none"}, "no model 'none'; choose one of ae, .*itq"),
+        ({"head": "none"}, "no head 'none'; choose one of sign, "),
+        ({"head": ""}, "no head ''"),
+        ({"bits": 12}, "multiple of 8"),
+        ({"bits": 2048}, "multiple of 8"),
+        ({"bits": 64.0}, "multiple of 8"),
+        ({"beta": 1.0}, "'contrastive' has no setting 'beta'; it has network=conv, .*temperature=0.2"),
+        ({"model": "lsh", "width": 3}, "'lsh' has no setting 'width'; it has none"),
+        ({"width": "wide"}, "'width' is a int such as 32, not 'wide'"),
+        ({"width": 2.0}, "'width' is a int"),
+        ({"width": True}, "'width' is a int"),
+        ({"width": 0}, "width 1 or more"),
+        ({"width": -1}, "width 1 or more"),
+        ({"width": 10**30}, "less than 2²⁴"),
+        ({"latent": 2**24}, "less than 2²⁴"),
+        ({"network": "none"}, "no network 'none'; choose one of mlp, conv"),
+        ({"network": 3}, "'network' is a str"),
+        ({"temperature": "hot"}, "'temperature' is a float such as 0.2, not 'hot'"),
+        ({"temperature": float("nan")}, "'temperature' is a float"),
+        ({"temperature": float("inf")}, "'temperature' is a float"),
+        ({"temperature": 10**400}, "'temperature' is a float"),
+        ({"temperature": 0}, "temperature must be above 0"),
+    ],
+    ids=str,
+)
+def test_names_and_settings_that_do_not_exist_are_refused_with_those_that_do(
+    wrong: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Hasher(**wrong)
+
+
+def test_a_network_beyond_all_memory_is_refused_before_it_is_made() -> None:
+    for settings in ({"width": 2**24 - 1}, {"network": "mlp", "latent": 2**24 - 1}, {"network": "mlp", "width": 3000}):
+        with pytest.raises(HashretError, match="weights is too large"):
+            Hasher("ae", 32, "itq", **settings).fit(DIGITS, steps=1, size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"steps": 1, "epochs": 1}, "give one of budget, steps and epochs"),
+        ({"steps": 1, "budget": "2m"}, "give one of"),
+        ({"steps": 0}, "steps must be .* not 0"),
+        ({"budget": "soon"}, "not 'soon'"),
+        ({"seed": -1}, "seed must be .* not -1"),
+        ({"seed": 1.5}, "seed must be"),
+        ({"size": (0, 5)}, "not 0"),
+        ({"limit": 0}, "limit must be at least 1"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["ae", "lsh"])
+def test_impossible_values_are_refused(name: str, wrong: dict[str, Any], reason: str) -> None:
+    if name == "lsh" and wrong == {"steps": 0}:
+        return  # it takes no steps at all
+    with pytest.raises(ValueError, match=reason):
+        Hasher(name).fit(DIGITS[:50], **wrong)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_too_few_images_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(HashretError, match="one image is not enough|needs at least as many images"):
+        Hasher(name).fit(DIGITS[:1], steps=1)
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(HashretError, match="has no images"):
+        Hasher(name).fit(tmp_path)
+
+
+def test_a_head_that_cannot_be_fitted_is_refused_before_the_training() -> None:
+    for model, head, settings in (("ae", "itq", {}), ("ae", "sign", {"latent": 16}), ("pca", "pca", {})):
+        with pytest.raises(HashretError, match=f"head '{head}'"):
+            Hasher(model, 64, head, **settings).fit(DIGITS[:60], steps=10**9)
+    assert Hasher("ae", 16, "itq", latent=24, network="mlp", width=1).fit(DIGITS[:60], steps=1).bits == 16
+
+
+def test_a_head_is_fitted_to_images_from_all_over_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.concatenate([np.zeros((400, 64, 64), np.uint8), np.full((400, 64, 64), 255, np.uint8)])
+    images += np.random.default_rng(0).integers(0, 2, images.shape, np.uint8)  # 255 + 1 is 0: half of its pixels
+    monkeypatch.setattr("hashret.hasher.MOST_NUMBERS", 4096 * 100)
+    hasher = Hasher("pca", 8).fit(images)
+    first = np.unpackbits(hasher.encode(images), axis=1)[:, 0]
+    assert abs(int(first[:400].sum()) - int(first[400:].sum())) == 400
+
+
+def test_a_second_fit_replaces_the_first_and_a_failed_one_does_not() -> None:
+    hasher = Hasher("pca", 16).fit(DIGITS[:500])
+    first, codes = hasher.fingerprint, hasher.encode(DIGITS)
+    with pytest.raises(HashretError):
+        hasher.fit(DIGITS[:3])
+    assert hasher.fingerprint == first and (hasher.encode(DIGITS) == codes).all()
+    hasher.fit(COLOUR[:500])
+    again = Hasher("pca", 16).fit(COLOUR[:500])
+    assert hasher.fingerprint == again.fingerprint != first
+    assert (hasher.encode(COLOUR) == again.encode(COLOUR)).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("2m", 120), ("1.5h", 5400), (" 2 m ", 120), (30, 30), (0.5, 0.5), ("0.25s", 0.25)],
+)
+def test_durations(text: str | float, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "m", "2d", "-3", "0", "0m", "1e3", "1h30m", "nan", "inf", "2 m s", None, True, -1]
+)
+def test_what_is_no_duration_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match="90s, 2m or 1h, not"):
+        parse_duration(text)
+
+
+# The fingerprint
+
+
+def fingerprint_of(hasher: Hasher) -> str:
+    hasher.__dict__.pop("fingerprint", None)
+    return hasher.fingerprint
+
+
+def test_the_fingerprint_is_of_everything_that_makes_a_code(tmp_path: Path, small: Hasher) -> None:
+    small.save(tmp_path / "model")
+    expected = small.fingerprint
+    assert re.fullmatch("[0-9a-f]{64}", expected)
+    hasher = Hasher.load(tmp_path / "model")
+    preprocessing, member, head = hasher._parts()
+    for name, tensor in [*member.state_dict().items(), *vars(head).items()]:
+        if tensor is None:
+            continue
+        flat = tensor.view(-1) if tensor.ndim else tensor.view(1)
+        before = flat[-1].clone()
+        flat[-1] += 1
+        assert fingerprint_of(hasher) != expected, name
+        flat[-1] = before
+        assert fingerprint_of(hasher) == expected, name
+    for other in (Preprocessing(8, 9, 1), Preprocessing(9, 8, 1), Preprocessing(8, 8, 3)):
+        hasher._fitted = other, member, head
+        assert fingerprint_of(hasher) != expected
+    hasher._fitted = preprocessing, member, head
+    for attribute, value in (("model", "ae"), ("bits", 32), ("head", "sign"), ("settings", {})):
+        before = getattr(hasher, attribute)
+        setattr(hasher, attribute, value)
+        assert fingerprint_of(hasher) != expected, attribute
+        setattr(hasher, attribute, before)
+    hasher._training = {"source": "elsewhere"}
+    assert fingerprint_of(hasher) == expected
+
+
+def test_trainings_that_give_the_same_model_have_the_same_fingerprint(tmp_path: Path, small: Hasher) -> None:
+    np.save(tmp_path / "digits.npy", DIGITS)
+    again = Hasher("vae", 16, network="mlp", width=1).fit(tmp_path / "digits.npy", steps=5)
+    assert again.fingerprint == small.fingerprint and again.training["source"] != small.training["source"]
+    other = Hasher("vae", 16, network="mlp", width=1).fit(DIGITS, steps=5, seed=1)
+    assert other.fingerprint != small.fingerprint
+
+
+def test_a_stored_model_outlives_a_new_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Hasher) -> None:
+    """A member that learns a new trick has a setting more; models from before are still what they were."""
+    small.save(tmp_path / "model")
+
+    class Newer(VariationalAutoencoder):
+        def __init__(self, *args: Any, trick: bool = False, **parts: Any) -> None:
+            super().__init__(*args, **parts)
+
+    monkeypatch.setitem(MODELS, "vae", Newer)
+    stored = Hasher.load(tmp_path / "model")
+    assert stored.fingerprint == small.fingerprint
+    assert (stored.encode(DIGITS) == small.encode(DIGITS)).all()
+    stored.save(tmp_path / "again")
+    assert Hasher.load(tmp_path / "again").fingerprint == small.fingerprint
+
+
+# On disk
+
+GOLDEN: dict[str, list[str]] = {
+    "pca-16": ["3f4a", "c6b1", "cefd", "016a", "ad55", "058e", "8662", "78cf", "4c06", "3bd6"],
+    "vae-mlp-16": ["00f9", "7b0f", "f826", "a8b5", "d3c5", "c8f7", "c74c", "7daa", "3a23", "c787"],
+    "binary-conv-16": ["49b6", "49b2", "0936", "41b2", "43b2", "49b7", "49b2", "49b2", "49b2", "4172"],
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_stored_models_give_the_codes_that_they_always_gave(name: str) -> None:
+    """If this fails, every collection of every user is broken: mend the code, never the numbers here."""
+    hasher = Hasher.load(STORED / name)
+    twice = DIGITS[8].repeat(2, 0).repeat(2, 1)
+    inputs = [*DIGITS[:8], twice, COLOUR[9].repeat(5, 1)]  # the last two are resized, and one of them is in colour
+    assert to_hex(hasher.encode(inputs)) == GOLDEN[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small: Hasher) -> Path:
+    small.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_folder_holds_what_it_should(folder: Path, small: Hasher) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["fingerprint"] == small.fingerprint and config["format"] == FORMAT == 1
+    assert config["preprocessing"] == {"height": 8, "width": 8, "channels": 1}
+    assert config["settings"] == {"network": "mlp", "likelihood": "bernoulli", "latent": 0, "width": 1, "beta": 1.0}
+    assert config["training"]["steps"] == 5 and config["training"]["held_out"].keys() == {"reconstruction", "kl"}
+    card = (folder / "README.md").read_text()
+    assert small.fingerprint in card and "8 × 8 × 1" in card and "| steps | 5 |" in card
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """As somebody would who knows how the fingerprint is made."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+    config = json.loads((folder / "config.json").read_text())
+    described = {key: config[key] for key in ("format", "model", "bits", "head", "settings", "preprocessing")}
+    from hashlib import sha256
+
+    digest = sha256(json.dumps(described, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+    change_config(folder, fingerprint=digest.hexdigest())
+
+
+def test_the_fingerprint_is_what_the_damages_below_make_of_it(folder: Path, small: Hasher) -> None:
+    change_tensors(folder, lambda tensors: None)
+    assert Hasher.load(folder).fingerprint == small.fingerprint
+
+
+@pytest.mark.parametrize("place", ["nowhere", ".", "model/config.json", "x" * 300, "null\0byte"])
+def test_what_is_no_model_folder_is_refused(folder: Path, place: str) -> None:
+    with pytest.raises(HashretError, match="is no model folder: make one with|is damaged"):
+        Hasher.load(folder.parent / place)
+
+
+def truncate(name: str, to: int) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:to])
+
+    return damage
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "truncated weights": truncate("model.safetensors", -1),
+    "a header of weights": truncate("model.safetensors", 300),
+    "empty weights": truncate("model.safetensors", 0),
+    "truncated config": truncate("config.json", -20),
+    "empty config": truncate("config.json", 0),
+    "a flipped bit": flip_a_bit,
+    "config in UTF-16": lambda f: (f / "config.json").write_text((f / "config.json").read_text(), "utf-16"),
+    "deep config": lambda folder: (folder / "config.json").write_text("[" * 100_000),
+    "endless number": lambda folder: (folder / "config.json").write_text('{"format": ' + "9" * 5000 + "}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_model_is_refused(folder: Path, damage: Callable[[Path], Any]) -> None:
+    damage(folder)
+    with pytest.raises(HashretError, match="is no model folder|is damaged|was changed since") as refusal:
+        Hasher.load(folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": "ae"},
+        {"model": "none"},
+        {"model": ["vae"]},
+        {"model": None},
+        {"bits": 8},
+        {"bits": 24},
+        {"bits": "16"},
+        {"bits": 16.0},
+        {"head": "sign"},
+        {"head": "itq"},
+        {"head": {}},
+        {"settings": {}},
+        {"settings": None},
+        {"settings": ["width"]},
+        {"settings": {"network": "mlp", "width": 1}},
+        {"settings": {"network": "mlp", "width": 2}},
+        {"settings": {"network": "mlp", "width": 2**23}},
+        {"settings": {"network": "mlp", "width": 10**18}},
+        {"settings": {"network": "conv", "width": 1}},
+        {"settings": {"bits": 16, "self": 1}},
+        {"preprocessing": {"height": 8, "width": 8, "channels": 3}},
+        {"preprocessing": {"height": 10_000, "width": 10_000, "channels": 1}},
+        {"preprocessing": {"height": 2**40, "width": 2**40, "channels": 1}},
+        {"preprocessing": {"height": 8.0, "width": 8, "channels": 1}},
+        {"preprocessing": {"height": 8, "width": 8}},
+        {"preprocessing": ["height", "width", "channels"]},
+        {"training": None},
+        {"training": "long"},
+        {"fingerprint": "0" * 64},
+        {"fingerprint": None},
+        {"format": "1"},
+        {"format": None},
+        {"format": 0},
+    ],
+    ids=str,
+)
+def test_a_config_that_was_changed_is_refused(folder: Path, changed: dict[str, Any]) -> None:
+    change_config(folder, **changed)
+    with pytest.raises(HashretError, match="is damaged|was changed since|too large") as refusal:
+        Hasher.load(folder)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_part_of_the_config_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for key in config:
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != key}))
+        with pytest.raises(HashretError, match="is damaged|was changed since"):
+            Hasher.load(folder)
+
+
+def test_a_model_of_a_newer_format_is_refused(folder: Path) -> None:
+    change_config(folder, format=FORMAT + 1, model="from the future", settings=None)
+    with pytest.raises(HashretError, match="was made by a newer hashret: upgrade hashret to read it"):
+        Hasher.load(folder)
+
+
+def fill(name: str, value: float) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda tensors: tensors[name].view(-1)[0].fill_(value)
+
+
+def put(name: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda tensors: tensors.__setitem__(name, tensor)
+
+
+WEIGHT = "member.encoder.1.weight"  # (16, 64)
+WRONG_TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
+    "a missing weight": (rf"{WEIGHT} is None, not \(\(16, 64\)", lambda tensors: tensors.pop(WEIGHT)),
+    "a missing threshold": ("head.threshold is None", lambda tensors: tensors.pop("head.threshold")),
+    "a weight too many": ("member.other is .*, not None", put("member.other", torch.zeros(3))),
+    "a part of a head too many": ("head.other is .*, not None", put("head.other", torch.zeros(3))),
+    "something else": ("other is .*, not None", put("other", torch.zeros(3))),
+    "another shape": (f"{WEIGHT} is", put(WEIGHT, torch.zeros(64, 16))),
+    "another type": (f"{WEIGHT} is", put(WEIGHT, torch.zeros(16, 64).half())),
+    "a narrow threshold": ("head.threshold is", put("head.threshold", torch.zeros(8).double())),
+    "a scalar scale": ("head.scale is", put("head.scale", torch.tensor(1.0).double())),
+    "a float32 threshold": ("head.threshold is", put("head.threshold", torch.zeros(16))),
+    "a projection without a mean": ("head.mean is None", put("head.projection", torch.eye(16).double())),
+    "NaN weights": (f"{WEIGHT} has numbers that are not finite", fill(WEIGHT, float("nan"))),
+    "infinite weights": (f"{WEIGHT} has numbers", fill(WEIGHT, float("inf"))),
+    "a NaN threshold": ("head.threshold has numbers", fill("head.threshold", float("nan"))),
+    "no unit": ("head.scale has numbers that are not positive", fill("head.scale", 0.0)),
+    "a negative unit": ("head.scale has numbers that are not positive", fill("head.scale", -1.0)),
+}
+
+
+@pytest.mark.parametrize(("reason", "change"), WRONG_TENSORS.values(), ids=WRONG_TENSORS)
+def test_wrong_tensors_are_refused(folder: Path, reason: str, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    change_tensors(folder, change)
+    with pytest.raises(HashretError, match=rf"is damaged \({reason}.*: restore it or train again"):
+        Hasher.load(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_saving_over_a_model_replaces_it(folder: Path, small: Hasher) -> None:
+    other = Hasher("lsh", 16).fit(DIGITS)
+    other.save(folder)
+    assert Hasher.load(folder).fingerprint == other.fingerprint
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    (folder.parent / "empty").mkdir()
+    small.save(folder.parent / "empty")
+    assert Hasher.load(folder.parent / "empty").fingerprint == small.fingerprint
+
+
+def test_saving_over_anything_else_is_refused(tmp_path: Path, small: Hasher) -> None:
+    (tmp_path / "file").write_text("mine")
+    for name in ("photos/cat.jpg", "project/README.md", "project/.git", "settings/config.json", "more/config.json",
+                 "more/model.safetensors", "more/README.md", "more/notes"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = files(tmp_path)
+    for name in ("file", "photos", "project", "settings", "more", "."):
+        with pytest.raises(HashretError, match="exists and is no model folder: choose another place"):
+            small.save(tmp_path / name)
+    (tmp_path / "project" / ".git").unlink()
+    with pytest.raises(HashretError, match="exists and is no model folder"):
+        small.save(tmp_path / "project")  # a README alone is no model
+    (tmp_path / "project" / ".git").write_text("mine")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("room", [0, 1_000, 9_000])
+@pytest.mark.parametrize("over", [True, False], ids=["over another", "new"])
+def test_a_model_that_does_not_fit_on_the_disk_leaves_everything_as_it_was(
+    folder: Path, small: Hasher, room: int, over: bool
+) -> None:
+    target = folder if over else folder.parent / "other"
+    before = files(folder.parent)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # files may not grow beyond it
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            small.save(target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(folder.parent) == before and Hasher.load(folder).fingerprint == small.fingerprint
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_model_is_not_lost_when_the_disk_fails_at_the_last_moment(
+    folder: Path, small: Hasher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(written: Path, target: Path) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("hashret.hasher.put_in_place", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        Hasher("lsh", 16).fit(DIGITS[:20]).save(folder)
+    assert Hasher.load(folder).fingerprint == small.fingerprint
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_what_a_killed_process_left_behind_does_not_matter(folder: Path, small: Hasher) -> None:
+    for what in ("new", "old"):
+        shutil.copytree(folder, folder.with_name(f"model.{os.getpid()}.{what}"))
+    small.save(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_model_can_be_saved_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Hasher
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small.save("a/../model")
+    assert Hasher.load("model").fingerprint == small.fingerprint
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    small.save(".")
+    assert Hasher.load(tmp_path / "empty").fingerprint == small.fingerprint
+
+
+def test_a_source_may_have_any_name(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"caf\xe9 | \xe2\x82\xac")
+    source.mkdir()
+    for i in range(5):
+        Image.fromarray(DIGITS[i]).save(source / f"{i}.png")
+    hasher = Hasher("lsh", 16).fit(source)
+    hasher.save(tmp_path / "model")
+    assert Hasher.load(tmp_path / "model").training["source"] == f"{source}/"
