@@ -215,7 +215,7 @@ class Collection:
         kinds = ("added", "unchanged", "updated", "removed", "failed", "decoded")
         return IndexReport(**{kind: counts[kind] for kind in kinds}, ignored=opened.ignored, failures=failures)
 
-    def add(self, images: Iterable[Any], metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
+    def add(self, images: Any, metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
         """Add contents without files: uint8 arrays, PIL images, bytes or paths; the item's id of each.
 
         A single path, PIL image or bytes is a batch of one. Each content is kept in the collection, so that another

@@ -1,0 +1,1314 @@
+import hashlib
+import io
+import itertools
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashret import ingest, live
+from hashret.codes import Codes, hamming
+from hashret.collection import Collection, Hit, Indexed, IndexReport, locate
+from hashret.errors import HashretError
+from hashret.hasher import Hasher
+from hashret.images import content_bytes
+
+Pixels = NDArray[np.uint8]
+NONE = {"added": 0, "unchanged": 0, "updated": 0, "removed": 0, "failed": 0, "decoded": 0, "ignored": 0}
+dates = itertools.count(1_600_000_000, 10)
+
+
+@cache
+def digits() -> Pixels:
+    from sklearn.datasets import load_digits
+
+    return (load_digits().images * 15).astype(np.uint8)
+
+
+@cache
+def hasher(model: str = "lsh", bits: int = 16) -> Hasher:
+    return Hasher(model, bits).fit(digits()[:300])
+
+
+@cache
+def png(i: int) -> bytes:
+    """Digit i as a file. Every one has the same number of bytes, so that only its date or content can tell."""
+    file = io.BytesIO()
+    Image.fromarray(digits()[i]).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+def write(folder: Path, files: Mapping[str, int | bytes]) -> Path:
+    """Files of digits, or of other bytes, each with a date of its own."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(data) if isinstance(data, int) else data)
+        os.utime(path, (next(dates),) * 2)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write(tmp_path / "photos", {f"{i % 3}/{i:02d}.png": i for i in range(12)})
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Iterator[Collection]:
+    with Collection.create(tmp_path / "c", hasher()) as made:
+        yield made
+
+
+def rows(collection: Collection, sql: str) -> list[tuple[Any, ...]]:
+    """What another program reads in the database."""
+    with closing(sqlite3.connect(f"file:{collection.path / 'items.db'}?mode=ro", uri=True)) as conn:
+        return conn.execute(sql).fetchall()
+
+
+def stored(collection: Collection) -> tuple[NDArray[np.int64], Codes]:
+    """Ids and codes of the current model, straight from the database."""
+    sql = "SELECT item_id, code FROM codes WHERE fingerprint = (SELECT value FROM settings WHERE key = 'fingerprint')"
+    found = sorted(rows(collection, sql))
+    codes = np.frombuffer(b"".join(code for _, code in found), np.uint8).reshape(len(found), collection.bits // 8)
+    return np.array([i for i, _ in found], np.int64), codes
+
+
+def brute(ids: NDArray[np.int64], codes: Codes, query: Codes, k: int | None, r: int | None) -> list[tuple[int, int]]:
+    """(distance, id) of the nearest k, of those within r, or both."""
+    found = sorted(zip(hamming(query, codes)[0].tolist(), ids.tolist(), strict=True))
+    return [pair for pair in found if r is None or pair[0] <= r][:k]
+
+
+def pairs(hits: list[Hit]) -> list[tuple[int, int]]:
+    return [(hit.distance, hit.id) for hit in hits]
+
+
+ASKED: list[tuple[int | None, int | None]] = [
+    (1, None),
+    (5, None),
+    (10_000, None),
+    (None, 0),
+    (None, 5),
+    (3, 4),
+    (99, 2),
+]
+
+
+def check_answers(
+    collection: Collection, *views: Collection, asked: list[tuple[int | None, int | None]] = ASKED
+) -> None:
+    """Answers equal brute force over what is in the database, through the collection and other objects of it."""
+    ids, codes = stored(collection)
+    exact = collection.info()["index"] == "bitflip"
+    others = np.random.default_rng(len(ids)).integers(0, 256, (2, collection.bits // 8), np.uint8)
+    queries = np.concatenate([codes[:1], others])
+    everything = [brute(ids, codes, query[None], None, None) for query in queries]
+    for k, r in asked:
+        expected = [[pair for pair in pairs if r is None or pair[0] <= r][:k] for pairs in everything]
+        for view in (collection, *views):
+            found = [pairs(hits) for hits in view.query_codes(queries, k, r)]
+            if exact:
+                assert found == expected
+            else:
+                assert [[d for d, _ in hits] for hits in found] == [[d for d, _ in hits] for hits in expected]
+                assert all(set(hits) <= set(pairs) for hits, pairs in zip(found, everything, strict=True))
+                assert all(len(set(hits)) == len(hits) for hits in found)
+
+
+def check_codes(collection: Collection) -> None:
+    """The code of every file and blob is in the database as the model gives it for the image alone."""
+    ids, codes = stored(collection)
+    model = collection.hasher
+    for i, code in zip(ids.tolist(), codes, strict=True):
+        path = collection.get(i).paths[0]
+        if not Path(path).is_file():
+            continue
+        assert (model.encode_pixels(model.preprocessing(Path(path).read_bytes()).pixels[None])[0] == code).all()
+
+
+def told(report: IndexReport) -> dict[str, int]:
+    """The counts of a report that are not 0."""
+    return {name: count for name, count in report._asdict().items() if name != "failures" and count}
+
+
+# What an index run finds
+
+
+def test_everything_is_new_once(collection: Collection, photos: Path) -> None:
+    assert told(collection.index(photos)) == {"added": 12, "decoded": 12}
+    assert collection.index(photos) == IndexReport(**NONE | {"unchanged": 12}, failures=[])
+    assert len(collection) == 12
+    assert {hit.path for hit in collection.query(photos / "0/00.png", k=12)} == {str(p) for p in photos.rglob("*.png")}
+    first = collection.query(photos / "1/04.png", k=1)[0]
+    assert first.distance == 0 and first.label == "1" and first.metadata is None and first.paths == [first.path]
+    check_codes(collection)
+    check_answers(collection)
+
+
+def test_files_that_were_only_touched_are_not_decoded(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    write(photos, {"0/00.png": 0, "1/01.png": 1})
+    assert told(collection.index(photos)) == {"unchanged": 12}
+    before = rows(collection, "SELECT * FROM changes")
+    (photos / "0/00.png").write_bytes(png(20))  # of the date that the last run saw: not even read
+    (seen,) = rows(collection, "SELECT mtime_ns FROM paths WHERE name = '0/00.png'")[0]
+    os.utime(photos / "0/00.png", ns=(seen, seen))
+    assert told(collection.index(photos)) == {"unchanged": 12}
+    assert rows(collection, "SELECT * FROM changes") == before
+
+
+def test_a_changed_file_is_coded_again(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    old = collection.query(photos / "2/02.png", k=1)[0].id
+    write(photos, {"2/02.png": 30})
+    assert told(collection.index(photos)) == {"unchanged": 11, "updated": 1, "decoded": 1}
+    (hit,) = collection.query(photos / "2/02.png", k=1)
+    assert hit.distance == 0 and hit.path == str(photos / "2/02.png") and hit.id > 12
+    assert len(collection) == 12
+    with pytest.raises(HashretError, match=f"no item {old}"):
+        collection.get(old)
+    check_answers(collection)
+
+
+def test_a_moved_file_is_not_decoded(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    item = collection.query(photos / "0/03.png", k=1)[0].id
+    (photos / "new").mkdir()
+    (photos / "0/03.png").rename(photos / "new/name.png")
+    assert told(collection.index(photos, prune=True)) == {"added": 1, "unchanged": 11, "removed": 1}
+    assert collection.get(item).paths == [str(photos / "new/name.png")] and collection.get(item).label == "new"
+    assert len(collection) == 12
+
+
+def test_equal_files_are_one_item(collection: Collection, photos: Path) -> None:
+    write(photos, {"copy.png": 0, "z/copy.png": 0})
+    assert told(collection.index(photos)) == {"added": 14, "decoded": 14}
+    assert len(collection) == 12 and collection.info()["paths"] == 14
+    (hit,) = collection.query(photos / "copy.png", k=1)
+    assert (
+        hit.paths == [str(photos / name) for name in ("0/00.png", "copy.png", "z/copy.png")]
+        and hit.path == hit.paths[0]
+    )
+    (photos / "0/00.png").unlink()
+    assert told(collection.index(photos, prune=True)) == {"unchanged": 13, "removed": 1}
+    assert collection.get(hit.id).paths == [str(photos / name) for name in ("copy.png", "z/copy.png")]
+
+
+def test_pruning_forgets_what_is_gone_under_this_source_alone(collection: Collection, photos: Path) -> None:
+    other = write(photos.parent / "other", {"x.png": 40, "y.png": 0})
+    collection.index(photos)
+    collection.index(other)
+    for name in ("0/00.png", "1/01.png"):
+        (photos / name).unlink()
+    (other / "x.png").unlink()
+    assert told(collection.index(photos)) == {"unchanged": 10}
+    assert len(collection) == 13
+    assert told(collection.index(photos, prune=True)) == {"unchanged": 10, "removed": 2}
+    assert len(collection) == 12  # 0/00.png is still at other/y.png
+    assert collection.query_codes(hasher().encode(digits()[:1]), k=1)[0][0].paths == [str(other / "y.png")]
+    check_answers(collection)
+
+
+def test_pruning_most_of_a_source_needs_force(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    shutil.rmtree(photos / "0")
+    shutil.rmtree(photos / "1")
+    write(photos, {"2/new.png": 50})
+    with pytest.raises(HashretError, match=r"8 of 13 paths under .*/photos/ would be forgotten: .* --force"):
+        collection.index(photos, prune=True)
+    assert len(collection) == 13
+    shutil.rmtree(photos / "2")
+    with pytest.raises(HashretError, match="13 of 13"):
+        collection.index(photos, prune=True)
+    assert len(collection) == 13
+    assert told(collection.index(photos, prune=True, force=True)) == {"removed": 13}
+    assert len(collection) == 0 and collection.query_codes(np.zeros((2, 2), np.uint8)) == [[], []]
+
+
+def test_half_of_a_source_may_be_pruned(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    for i in range(6):
+        (photos / f"{i % 3}/{i:02d}.png").unlink()
+    assert told(collection.index(photos, prune=True)) == {"unchanged": 6, "removed": 6}
+
+
+def test_a_source_that_is_missing_is_refused(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    photos.rename(photos.parent / "elsewhere")
+    with pytest.raises(HashretError, match="there is no"):
+        collection.index(photos, prune=True, force=True)
+    assert len(collection) == 12
+
+
+BROKEN = {"broken.jpg": b"Dear diary", "empty.png": b"", "half.png": b""}
+
+
+def test_broken_files_are_reported_once_and_tried_again_when_they_change(collection: Collection, photos: Path) -> None:
+    write(photos, BROKEN | {"half.png": png(60)[:60]})
+    report = collection.index(photos)
+    assert told(report) == {"added": 12, "failed": 3, "decoded": 12}
+    assert [path for path, _ in report.failures] == [str(photos / name) for name in sorted(BROKEN)]
+    assert all(reason and "\n" not in reason for _, reason in report.failures)
+    assert told(again := collection.index(photos)) == {"unchanged": 12, "failed": 3} and again.failures == []
+    write(photos, {"broken.jpg": b"Dear diary", "half.png": 60})
+    report = collection.index(photos, prune=True)
+    assert told(report) == {"added": 1, "unchanged": 12, "failed": 2, "decoded": 1}
+    assert [path for path, _ in report.failures] == [str(photos / "broken.jpg")]
+    assert collection.info()["failures"] == 2 and len(collection) == 13
+    (photos / "empty.png").unlink()
+    assert told(collection.index(photos, prune=True)) == {"unchanged": 13, "failed": 1, "removed": 1}
+    assert collection.info()["failures"] == 1
+
+
+def test_a_file_that_breaks_stays_what_it_was(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    before = collection.query(photos / "0/00.png", k=1)
+    write(photos, {"0/00.png": b"no more"})
+    for failures in (1, 0):
+        report = collection.index(photos, prune=True)
+        assert told(report) == {"unchanged": 11, "failed": 1} and len(report.failures) == failures
+        assert collection.query_codes(hasher().encode(digits()[:1]), k=1)[0] == before
+    write(photos, {"0/00.png": 0})
+    assert told(collection.index(photos)) == {"unchanged": 12}
+    write(photos, {"0/00.png": 70})
+    assert told(collection.index(photos)) == {"unchanged": 11, "updated": 1, "decoded": 1}
+
+
+def test_what_cannot_be_read_now_is_tried_every_time_and_never_gone(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    (photos / "0/00.png").unlink()
+    (photos / "0/00.png").symlink_to(photos / "on a disk that is not there.png")
+    for _ in range(2):
+        report = collection.index(photos, prune=True)
+        assert told(report) == {"unchanged": 11, "failed": 1}
+        assert [path for path, _ in report.failures] == [str(photos / "0/00.png")]
+    assert len(collection) == 12 and collection.info()["failures"] == 0
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user whom permissions bind, as they do not bind root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresgid(65534, 65534, 0)
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+
+
+@pytest.fixture
+def anywhere() -> Iterator[Path]:
+    """A folder where everyone may write, unlike pytest's own, which another user cannot even enter."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with Collection.create(folder / "first", hasher()) as collection:  # loads what another user could not load
+            collection.index(write(folder / "one", {"1.png": 1}), prune=True)
+            collection.query(folder / "one/1.png")
+            collection.query_codes(np.zeros((1, 2), np.uint8), None, 3)
+        folder.chmod(0o777)
+        yield folder
+
+
+def test_the_files_of_a_folder_that_cannot_be_read_are_not_gone(anywhere: Path) -> None:
+    with unprivileged():
+        photos = write(anywhere / "photos", {f"{i % 3}/{i:02d}.png": i for i in range(12)})
+        with Collection.create(anywhere / "c", hasher()) as collection:
+            collection.index(photos)
+            (photos / "1/01.png").unlink()
+            (photos / "0").chmod(0)
+            report = collection.index(photos, prune=True)
+            assert told(report) == {"unchanged": 7, "failed": 1, "removed": 1}
+            assert report.failures == [(f"{photos}/0/", "cannot be read: Permission denied")]
+            (photos / "0").chmod(0o755)
+            (photos / "0/00.png").chmod(0)
+            write(photos, {"1/04.png": 4})
+            assert told(collection.index(photos, prune=True)) == {"unchanged": 11}
+
+
+def test_a_collection_that_may_only_be_read_answers(anywhere: Path) -> None:
+    photos = write(anywhere / "photos", {f"{i}.png": i for i in range(12)})
+    attempts: list[Callable[[Collection], Any]] = [
+        lambda c: c.index(photos), lambda c: c.add([digits()[0]]), lambda c: c.remove([1])
+    ]  # fmt: skip
+    with Collection.create(anywhere / "c", hasher()) as collection:
+        collection.index(photos)
+        expected = collection.query(photos / "0.png")
+    for left in ("", "-wal"):  # nothing, or the empty log of a reader long gone
+        if left:
+            (anywhere / "c/items.db-wal").touch()
+        before = sorted(anywhere.rglob("*"))
+        for path in (anywhere / "c", *(anywhere / "c").rglob("*")):
+            path.chmod(path.stat().st_mode & 0o555)
+        with unprivileged():
+            with Collection.open(anywhere / "c", read_only=True) as there:
+                assert there.query(photos / "0.png") == expected
+                assert there.info()["items"] == len(there) == 12
+                assert there.get(1).id == 1 and len(there.query_item(1, None, 3)) < 12
+            for attempt in attempts:
+                refused = pytest.raises(HashretError, match=f"^{anywhere / 'c'}.* cannot be (written to|opened)")
+                with refused, Collection.open(anywhere / "c") as there:
+                    attempt(there)
+            with pytest.raises(HashretError, match="cannot be written"):
+                Collection.create(anywhere / "c/d", hasher())
+        for path in (anywhere / "c", *(anywhere / "c").rglob("*")):
+            path.chmod(path.stat().st_mode | 0o200)
+        assert sorted(anywhere.rglob("*")) == before
+
+
+# Sources
+
+
+def test_every_form_of_source_gives_the_same_codes(tmp_path: Path, photos: Path) -> None:
+    files = sorted(path.relative_to(photos) for path in photos.rglob("*.png"))
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(photos / file, str(file))
+    with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as tar:
+        tar.add(photos, ".")
+    np.save(tmp_path / "photos.npy", np.stack([np.asarray(Image.open(photos / file)) for file in files]))
+    found = []
+    for source in ("photos", "photos.zip", "photos.tar.gz", "photos.npy"):
+        with Collection.create(tmp_path / "c" / source, hasher()) as there:
+            assert told(there.index(tmp_path / source)) == {"added": 12, "decoded": 12}
+            assert told(there.index(tmp_path / source)) == {"unchanged": 12}
+            ids, codes = stored(there)
+            paths = {there.get(i).paths[0]: code.tobytes() for i, code in zip(ids.tolist(), codes, strict=True)}
+            between = {"photos": "/", "photos.npy": "#"}.get(source, "!/")
+            names = [str(i) if between == "#" else str(file) for i, file in enumerate(files)]
+            found.append([paths[f"{tmp_path / source}{between}{name}"] for name in names])
+    assert found[0] == [code.tobytes() for code in hasher().encode([photos / file for file in files])]
+    assert found[1:] == found[:1] * 3
+
+
+def test_a_content_is_one_item_wherever_it_lies(tmp_path: Path, photos: Path, collection: Collection) -> None:
+    shutil.make_archive(str(tmp_path / "packed"), "zip", photos)
+    collection.index(photos)
+    assert told(collection.index(tmp_path / "packed.zip")) == {"added": 12}
+    assert len(collection) == 12
+    (hit,) = collection.query(photos / "0/00.png", k=1)
+    assert hit.paths == [f"{tmp_path}/packed.zip!/0/00.png", f"{photos}/0/00.png"]
+    shutil.rmtree(photos / "0")
+    shutil.rmtree(photos / "1")
+    assert told(collection.index(photos, prune=True, force=True)) == {"unchanged": 4, "removed": 8}
+    assert len(collection) == 12
+    (tmp_path / "packed.zip").touch()
+    assert told(collection.index(tmp_path / "packed.zip")) == {"unchanged": 12}
+
+
+def test_an_archive_may_hold_a_name_twice(tmp_path: Path, collection: Collection) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, i in (("a.png", 0), ("b.png", 1), ("a.png", 2)):
+            member = tarfile.TarInfo(name)
+            member.size = len(png(i))
+            tar.addfile(member, io.BytesIO(png(i)))
+    for _ in range(2):
+        collection.index(tmp_path / "a.tar")
+        assert len(collection) == 2
+        hits = collection.query_codes(hasher().encode(digits()[2:3]), k=9)[0]
+        assert {hit.path for hit in hits} == {f"{tmp_path}/a.tar!/{name}" for name in ("a.png", "b.png")}
+        check_answers(collection)
+
+
+def test_the_collection_is_not_indexed_into_itself(tmp_path: Path, photos: Path) -> None:
+    with Collection.create(photos / "similar", hasher()) as there:
+        write(there.path, {"blobs/x.png": 90, "y.png": 91})
+        there.add([digits()[5]])
+        assert told(there.index(photos)) == {"added": 12, "decoded": 12}
+        assert told(there.index(photos, prune=True)) == {"unchanged": 12}
+    for hidden in (photos / ".hashret", photos / "0/.hashret"):
+        with Collection.create(hidden, hasher()) as there:
+            write(there.path, {"y.png": 92})
+            (photos / "link").symlink_to(hidden)
+            assert told(there.index(photos / "0")) == {"added": 4, "decoded": 4}
+            (photos / "link").unlink()
+
+
+def test_files_that_are_no_images_by_name_are_counted(collection: Collection, photos: Path) -> None:
+    write(photos, {"notes.txt": b"", "0/.hidden.png": 1, "x.mp4": b""})
+    assert told(collection.index(photos)) == {"added": 12, "decoded": 12, "ignored": 3}
+
+
+def test_paths_that_are_no_utf8(collection: Collection, tmp_path: Path) -> None:
+    names = [os.fsdecode(b"\xff.png"), os.fsdecode(b"caf\xe9/a.png"), "café/b.png"]
+    folder = write(tmp_path / os.fsdecode(b"f\xf6"), dict(zip(names, range(3), strict=True)))
+    assert told(collection.index(folder)) == {"added": 3, "decoded": 3}
+    assert told(collection.index(folder, prune=True)) == {"unchanged": 3}
+    for i, name in enumerate(names):
+        (hit,) = collection.query(folder / name, k=1)
+        assert hit.path == str(folder / name) and Path(hit.path).read_bytes() == png(i)
+        assert hit.label == (None if i == 0 else names[i].split("/")[0])
+    collection.reindex(hasher("pca", 8))
+    check_codes(collection)
+
+
+# Batches, interruption, durability
+
+
+@pytest.fixture
+def rows_of_pixels(tmp_path: Path) -> Path:
+    """2,500 different images in one file: more than two batches."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2500, 8, 8), np.uint8)
+    np.save(tmp_path / "rows.npy", pixels)
+    return tmp_path / "rows.npy"
+
+
+def test_what_is_reported_is_durable(collection: Collection, rows_of_pixels: Path) -> None:
+    lines: list[Indexed] = []
+    sizes = []
+
+    def committed(batch: list[Indexed]) -> None:
+        lines.extend(batch)
+        sizes.append(len(batch))
+        known = {(f"{root}{name}", i) for root, name, i in rows(collection, "SELECT root, name, item_id FROM paths")}
+        assert known == {(line.path, line.id) for line in lines}
+        assert {i for (i,) in rows(collection, "SELECT item_id FROM codes")} == {line.id for line in lines}
+
+    assert told(collection.index(rows_of_pixels, committed=committed)) == {"added": 2500, "decoded": 2500}
+    assert len(sizes) >= 3 and max(sizes) <= 1000
+    assert [line.path for line in lines] == [f"{rows_of_pixels}#{i}" for i in range(2500)]
+    assert {line.status for line in lines} == {"added"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interruption_keeps_what_was_reported(
+    collection: Collection, rows_of_pixels: Path, error: type[BaseException]
+) -> None:
+    reported: list[Indexed] = []
+
+    def committed(batch: list[Indexed]) -> None:
+        reported.extend(batch)
+        if len(reported) > 1000:
+            raise error
+
+    before = threading.active_count()
+    try:
+        collection.index(rows_of_pixels, committed=committed)
+    except error:
+        assert threading.active_count() <= before  # nobody works on for an index run that is over
+    else:
+        raise AssertionError("it went on")
+    kept = {f"{root}{name}" for root, name in rows(collection, "SELECT root, name FROM paths")}
+    assert kept == {line.path for line in reported} and 1000 < len(kept) < 2500
+    check_answers(collection)
+    left = 2500 - len(kept)
+    assert told(collection.index(rows_of_pixels)) == {"added": left, "unchanged": len(kept), "decoded": left}
+    check_answers(collection)
+
+
+def test_a_content_that_loses_its_last_path_on_its_way_to_another(collection: Collection, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1100, 8, 8), np.uint8)
+    source = tmp_path / "rows.npy"
+    np.save(source, pixels)
+    collection.index(source)
+    moving = pixels[0].copy()
+    pixels[0] = 7
+    pixels[800] = moving  # known when it was read, and gone when its batch was committed
+    np.save(source, pixels)
+    os.utime(source, (next(dates),) * 2)
+    lines: list[Indexed] = []
+    report = collection.index(source, committed=lines.extend)
+    assert told(report) == {"unchanged": 1098, "updated": 2, "decoded": 2}
+    assert sorted(line.path for line in lines) == sorted(f"{source}#{i}" for i in range(1100))
+    (hit,) = collection.query(moving, k=1)
+    assert hit.distance == 0 and f"{source}#800" in hit.paths
+    assert len(collection) == 1100
+    assert told(collection.index(source)) == {"unchanged": 1100}
+    check_answers(collection)
+
+
+@pytest.mark.parametrize("sizes", [1, 3])
+def test_small_batches_lead_to_the_same(
+    collection: Collection, photos: Path, monkeypatch: pytest.MonkeyPatch, sizes: int
+) -> None:
+    for name in ("FILE_CHUNK", "MODEL_CHUNK", "BATCH_ITEMS"):
+        monkeypatch.setattr(ingest, name, sizes)
+    write(photos, BROKEN | {"copy.png": 0})
+    assert told(collection.index(photos))["added"] == 13
+    write(photos, {"0/00.png": 3, "0/03.png": 0, "copy.png": 1, "1/01.png": 80, "2/02.png": 2, "zz.png": 2})
+    (photos / "0/06.png").rename(photos / "moved.png")
+    lines: list[Indexed] = []
+    report = collection.index(photos, prune=True, committed=lines.extend)
+    assert {name: report._asdict()[name] for name in ("added", "updated", "unchanged", "removed", "failed")} == {
+        "added": 2, "updated": 4, "unchanged": 8, "removed": 1, "failed": 3
+    }  # fmt: skip
+    assert len(lines) == len({line.path for line in lines}) == 7
+    assert len(collection) == 13 and report.failures == []
+    check_codes(collection)
+    check_answers(collection)
+
+
+# Answers
+
+
+@pytest.mark.parametrize("kind", ["bitflip", "faiss", "faiss:BFlat"])
+@pytest.mark.parametrize("bits", [8, 64])
+def test_answers_equal_brute_force(tmp_path: Path, kind: str, bits: int) -> None:
+    model = hasher("lsh", bits)
+    with Collection.create(tmp_path / "c", model, kind) as collection:
+        queries = model.encode(digits()[:3])
+        assert collection.query_codes(queries, 5) == collection.query_codes(queries, None, bits) == [[], [], []]
+        collection.add(digits()[:1200])
+        with Collection.open(tmp_path / "c", read_only=True) as fresh:
+            check_answers(collection, fresh)
+            assert collection.query(digits()[0], 3, 9) == fresh.query_batch(digits()[:1], 3, 9)[0]
+            for asked in (None, 4):
+                hits = collection.query_item(7, k=asked, max_distance=bits // 4)
+                ids, codes = stored(collection)
+                expected = brute(ids, codes, codes[ids == 7], None, bits // 4)
+                assert [hit.distance for hit in hits] == [d for d, i in expected if i != 7][:asked]
+                assert 7 not in {hit.id for hit in hits}
+
+
+def test_a_query_is_the_same_alone_and_among_others(collection: Collection) -> None:
+    collection.add(digits()[:100])
+    together = collection.query_batch(digits()[:1300], k=3)
+    assert len(together) == 1300
+    assert together[::100] == [collection.query(digits()[i], k=3) for i in range(0, 1300, 100)]
+    assert collection.query_batch([], k=3) == []
+    assert pairs(collection.query(Image.fromarray(digits()[5]))) == pairs(collection.query(png(5)))
+
+
+def test_impossible_questions_are_refused(collection: Collection) -> None:
+    collection.add(digits()[:3])
+    query = np.zeros((1, 2), np.uint8)
+    for ask in (
+        lambda: collection.query_codes(query, None, None),
+        lambda: collection.query_codes(query, 0),
+        lambda: collection.query_codes(query, -1),
+        lambda: collection.query_codes(query, 3, -1),
+        lambda: collection.query_codes(query, None, -1),
+        lambda: collection.query_item(1, 0),
+        lambda: collection.query_item(1, None, None),
+        lambda: collection.query_codes(np.zeros((1, 3), np.uint8)),
+        lambda: collection.query_codes(np.zeros((1, 2), np.int64)),
+        lambda: collection.query(digits()[0].astype(float)),
+    ):
+        with pytest.raises(ValueError, match=r".+"):
+            ask()
+    with pytest.raises(HashretError, match="no item 4"):
+        collection.query_item(4)
+    with pytest.raises(HashretError, match="cannot be read"):
+        collection.query("no such file.png")
+
+
+NAMES = ["a.png", "b.png", "c.png", "x/a.png", "x/b.png", "y/c.png"]
+POOL = 8  # different images
+KINDS = ["bitflip", "faiss:BFlat", "faiss"]
+Key = tuple[str, int]  # "file" or "array", and which of the pool
+
+
+@cache
+def digest(key: Key) -> str:
+    data = png(key[1]) if key[0] == "file" else content_bytes(digits()[key[1]])
+    return hashlib.sha256(data).hexdigest()
+
+
+class AnySequence(RuleBasedStateMachine):
+    """A collection after any sequence of operations holds what a dict says, and answers as brute force does.
+
+    Through the object that writes, one that was opened before everything, and one opened now.
+    """
+
+    @initialize(kind=st.sampled_from(KINDS), keep_often=st.booleans())
+    def create(self, kind: str, keep_often: bool) -> None:
+        self.patched = pytest.MonkeyPatch()
+        if keep_often:  # how many changes make a new cache
+            self.patched.setattr(live, "BATCH_ITEMS", 2)
+        self.base = Path(tempfile.mkdtemp())
+        self.folder = write(self.base / "photos", {"z.png": 0})
+        self.collection = Collection.create(self.base / "c", hasher(), kind)
+        self.early = Collection.open(self.base / "c", read_only=True)
+        self.early.query_codes(np.zeros((1, 2), np.uint8))
+        self.disk = {"z.png": 0}
+        self.paths: dict[str, int] = {}
+        self.arrays: set[int] = set()
+        self.ids: dict[str, int] = {}
+        self.highest = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "base"):
+            self.patched.undo()
+            self.collection.close()
+            self.early.close()
+            shutil.rmtree(self.base)
+
+    @rule(files=st.dictionaries(st.sampled_from(NAMES), st.integers(0, POOL - 1), min_size=1))
+    def write_files(self, files: dict[str, int]) -> None:
+        write(self.folder, dict(files))
+        self.disk |= files
+
+    @precondition(lambda self: len(self.disk) > 1)
+    @rule(data=st.data())
+    def delete_file(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.disk)))
+        (self.folder / name).unlink()
+        del self.disk[name]
+
+    @rule(prune=st.booleans(), force=st.booleans())
+    def index(self, prune: bool, force: bool) -> None:
+        expected = Counter(
+            "added" if name not in self.paths else "unchanged" if self.paths[name] == i else "updated"
+            for name, i in self.disk.items()
+        )
+        self.paths |= self.disk
+        gone = self.paths.keys() - self.disk.keys()
+        if prune and not force and 2 * len(gone) > len(self.paths):
+            with pytest.raises(HashretError, match="--force"):
+                self.collection.index(self.folder, prune=True)
+            return
+        report = self.collection.index(self.folder, prune=prune, force=force)
+        if prune:
+            self.paths = dict(self.disk)
+            expected["removed"] = len(gone)
+        counts = told(report)
+        counts.pop("decoded", None)
+        assert counts == {name: count for name, count in expected.items() if count}
+
+    @rule(some=st.lists(st.integers(0, POOL - 1), min_size=1, max_size=6))
+    def add(self, some: list[int]) -> None:
+        ids = self.collection.add([digits()[i] for i in some])
+        self.arrays |= set(some)
+        assert [self.collection.get(i).sha256 for i in ids] == [digest(("array", i)) for i in some]
+
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        keys = data.draw(st.sets(st.tuples(st.sampled_from(["file", "array"]), st.integers(0, POOL - 1)), max_size=4))
+        ids = [self.ids[digest(key)] for key in keys if digest(key) in self.ids]
+        assert self.collection.remove([*ids, 10**9]) == len(ids)
+        self.paths = {name: i for name, i in self.paths.items() if ("file", i) not in keys}
+        self.arrays -= {i for kind, i in keys if kind == "array"}
+
+    @rule(model=st.sampled_from([("lsh", 16), ("pca", 16), ("lsh", 8)]))
+    def reindex(self, model: tuple[str, int]) -> None:
+        found = {i for name, i in self.paths.items() if self.disk.get(name) == i}
+        if set(self.paths.values()) <= found or hasher(*model).fingerprint == self.collection.fingerprint:
+            self.collection.reindex(hasher(*model))
+            assert self.collection.fingerprint == hasher(*model).fingerprint and self.collection.bits == model[1]
+            return
+        before = self.collection.fingerprint
+        missing = {("file", i) for i in set(self.paths.values()) - found}
+        coded = {i for (i,) in rows(self.collection, "SELECT item_id FROM codes WHERE fingerprint = "
+                                                     f"'{hasher(*model).fingerprint}'")}  # fmt: skip
+        if {self.ids[digest(key)] for key in missing} <= coded:  # by a run before that lacked others
+            self.collection.reindex(hasher(*model))
+            return
+        with pytest.raises(HashretError, match="cannot be read where they were"):
+            self.collection.reindex(hasher(*model))
+        assert self.collection.fingerprint == before
+
+    @rule(kind=st.sampled_from(KINDS))
+    def use_index(self, kind: str) -> None:
+        self.collection.use_index(kind)
+        assert self.collection.info()["index"] == kind
+
+    @rule(how=st.sampled_from(["delete", "truncate", "overwrite", "stray"]))
+    def damage_caches(self, how: str) -> None:
+        for file in [*self.base.glob("c/index/*")]:
+            if how == "delete":
+                file.unlink()
+            elif how == "stray":
+                (file.parent / "stray").write_bytes(b"stray")
+            else:  # in a new file, as the one there may be mapped
+                data = file.read_bytes()
+                file.unlink()
+                file.write_bytes(data[: len(data) // 2] if how == "truncate" else bytes(len(data)))
+
+    @rule()
+    def open_again(self) -> None:
+        self.collection.close()
+        self.collection = Collection.open(self.base / "c")
+
+    @invariant()
+    def holds_what_it_should(self) -> None:
+        if not hasattr(self, "ids"):
+            return
+        found = dict(rows(self.collection, "SELECT sha256, id FROM items"))
+        keys = {("file", i) for i in self.paths.values()} | {("array", i) for i in self.arrays}
+        assert set(found) == {digest(key) for key in keys}
+        assert len(self.collection) == len(self.early) == len(found)
+        for sha256, i in found.items():
+            assert self.ids.get(sha256, i) == i  # keeps its id while it is there
+            assert sha256 in self.ids or i > self.highest  # and nothing else ever has it
+        self.ids, self.highest = found, max([self.highest, *found.values()])
+        paths = {
+            hit.id: hit.paths
+            for hit in self.collection.query_codes(np.zeros((1, self.collection.bits // 8), np.uint8), 99)[0]
+        }
+        expected: dict[int, list[str]] = {found[digest(("array", i))]: [] for i in self.arrays}
+        for i in self.arrays:
+            expected[found[digest(("array", i))]].append(str(self.base / "c/blobs" / digest(("array", i))))
+        for name, i in sorted(self.paths.items()):
+            expected.setdefault(found[digest(("file", i))], []).append(str(self.folder / name))
+        assert paths == expected
+        assert {file.name for file in self.base.glob("c/blobs/*")} == {digest(("array", i)) for i in self.arrays}
+
+    @invariant()
+    def answers_as_brute_force_does(self) -> None:
+        if hasattr(self, "ids"):
+            with Collection.open(self.base / "c", read_only=True) as now:
+                check_answers(self.collection, self.early, now, asked=[(3, None), (None, 4), (99, 6)])
+
+
+AnySequence.TestCase.settings = settings(
+    max_examples=1000 if "HASHRET_SOAK" in os.environ else 40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestAnySequence = AnySequence.TestCase
+
+
+# Caches of the index
+
+
+def caches(collection: Collection) -> list[Path]:
+    return sorted((collection.path / "index").iterdir())
+
+
+def flip(file: Path, date: int | None = None) -> None:
+    """Alter one bit in the middle of a file, in place, and perhaps its date."""
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        byte = opened.read(1)[0]
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes([byte ^ 1]))
+    if date is not None:
+        os.utime(file, ns=(date, date))
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_answers_are_right_whatever_becomes_of_the_cache(tmp_path: Path, kind: str) -> None:
+    with Collection.create(tmp_path / "c", hasher(), kind) as collection:
+        collection.add(digits()[:1100])
+        (older,) = caches(collection)
+        kept = older.read_bytes()
+        collection.remove(range(1, 40))
+        collection.add(digits()[1100:])
+        collection.add(255 - digits()[:1200])
+        (cache,) = caches(collection)
+        assert cache.name != older.name
+        with Collection.create(tmp_path / "other", hasher(), kind) as other:
+            other.add(digits()[::-1])
+            others = caches(other)[0].read_bytes()
+    good, date = cache.read_bytes(), cache.stat().st_mtime_ns
+    for harm in (
+        cache.unlink,
+        lambda: cache.write_bytes(b""),
+        lambda: cache.write_bytes(good[:100]),
+        lambda: cache.write_bytes(good[:-64]),
+        lambda: cache.write_bytes(good + bytes(64)),
+        lambda: cache.write_bytes(bytes(len(good))),
+        lambda: cache.write_bytes(kept),  # an older generation
+        lambda: cache.write_bytes(others),  # another collection's
+        lambda: flip(cache),
+        lambda: flip(cache, date + 1),
+        lambda: shutil.rmtree(cache.parent),
+    ):
+        harm()
+        with Collection.open(tmp_path / "c", read_only=True) as fresh:
+            check_answers(fresh, asked=[(3, None)])
+        shutil.rmtree(cache.parent, ignore_errors=True)
+        cache.parent.mkdir()
+        cache.write_bytes(good)
+        os.utime(cache, ns=(date, date))
+    with Collection.open(tmp_path / "c", read_only=True) as fresh:  # as good as it was, but for its inode
+        check_answers(fresh)
+
+
+def test_a_damaged_cache_is_replaced_by_the_next_write(collection: Collection) -> None:
+    collection.add(digits()[:100])
+    (cache,) = caches(collection)
+    flip(cache)
+    with Collection.open(collection.path) as fresh:
+        fresh.remove([1])
+        assert len(caches(fresh)) == 1 and caches(fresh) != [cache]
+        check_answers(fresh, collection)
+
+
+def test_caches_are_replaced_and_never_rewritten(collection: Collection) -> None:
+    collection.add(digits()[:600])
+    (first,) = caches(collection)
+    data = first.read_bytes()
+    with first.open("rb") as mapped:
+        collection.add(digits()[600:])  # more than a thousand changes
+        (second,) = caches(collection)
+        assert second != first and not first.exists()
+        assert mapped.read() == data
+    inode, data = second.stat().st_ino, second.read_bytes()
+    collection.add(255 - digits()[:10])  # a few: the cache serves on
+    assert caches(collection) == [second] and (second.stat().st_ino, second.read_bytes()) == (inode, data)
+    assert rows(collection, "SELECT count(*) FROM changes WHERE op = 'add'")[0][0] >= 10
+
+
+def test_a_reader_follows_or_starts_anew(collection: Collection) -> None:
+    with Collection.open(collection.path, read_only=True) as early:
+        check_answers(collection, early)
+        for start in range(0, 1800, 300):  # beyond what `changes` still tells about
+            collection.add(digits()[start : start + 300])
+            collection.remove(range(start + 1, start + 300, 3))
+            if start % 900 == 0:
+                check_answers(collection, early)
+        check_answers(collection, early)
+        assert rows(collection, "SELECT min(generation) FROM changes")[0][0] > 1
+
+
+def test_another_kind_of_index_is_used_by_everyone(collection: Collection) -> None:
+    collection.add(digits()[:200])
+    with Collection.open(collection.path) as other:
+        check_answers(other)
+        collection.use_index("faiss:BFlat")
+        check_answers(collection, other)
+        other.add(digits()[200:])  # writes a cache, of the kind that it has to be of
+        (cache,) = caches(other)
+        assert cache.name.endswith(".faiss-BFlat")
+        with Collection.open(collection.path) as fresh:
+            check_answers(fresh, other, collection)
+        assert caches(other) == [cache]
+    for kind in ("nothing", "faiss:Flat", "bitflip:x", ""):
+        with pytest.raises(ValueError, match="no index|factory must"):
+            collection.use_index(kind)
+    assert collection.info()["index"] == "faiss:BFlat"
+
+
+# Contents without files
+
+
+def test_added_contents_are_kept_as_blobs(collection: Collection) -> None:
+    image = Image.fromarray(digits()[2])
+    ids = collection.add([digits()[0], digits()[1], image, png(3)], metadata=[{"n": 0}, None, {"ü": [1]}, {}])
+    assert ids == [1, 2, 3, 4]
+    for i in ids:
+        (path,) = collection.get(i).paths
+        assert Path(path).parent == collection.path / "blobs"
+        assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == Path(path).name == collection.get(i).sha256
+    assert Path(collection.get(4).paths[0]).read_bytes() == png(3)
+    assert [collection.get(i).metadata for i in ids] == [{"n": 0}, None, {"ü": [1]}, {}]
+    hit = collection.query(digits()[2], k=1)[0]
+    assert hit == Hit(0, 3, collection.get(3).paths[0], collection.get(3).paths, None, {"ü": [1]})
+    assert (stored(collection)[1] == hasher().encode(digits()[:4])).all()
+    assert collection.get(1).width == collection.get(1).height == 8
+    check_codes(collection)
+
+
+def test_the_same_content_is_the_same_item(collection: Collection, photos: Path) -> None:
+    assert collection.add([digits()[0], digits()[0], digits()[1]], metadata=[{"n": 1}, {"n": 2}, None]) == [1, 1, 2]
+    assert collection.add(iter([digits()[1], digits()[0]])) == [2, 1]
+    assert collection.get(1).metadata == {"n": 1} and len(collection) == 2
+    collection.index(photos)
+    (again,) = collection.add(photos / "0/00.png")
+    assert len(collection) == 14
+    paths = collection.get(again).paths
+    assert len(paths) == 2 and str(photos / "0/00.png") in paths
+    shutil.rmtree(photos)
+    write(photos, {"new.png": 99})
+    collection.index(photos, prune=True, force=True)
+    (blob,) = collection.get(again).paths
+    assert Path(blob).read_bytes() == png(0)
+
+
+def test_removed_contents_leave_no_blob(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    ids = collection.add(digits()[:3])
+    assert collection.remove([ids[0], ids[2], ids[2], 1, 999]) == 3
+    assert [path.name for path in (collection.path / "blobs").iterdir()] == [collection.get(ids[1]).sha256]
+    assert (photos / "0/00.png").exists()  # files are the user's
+    assert len(collection) == 12
+    check_answers(collection)
+    assert collection.add(digits()[:1]) == [ids[2] + 1]
+    assert collection.remove([]) == 0
+    assert told(collection.index(photos)) == {"added": 1, "unchanged": 11, "decoded": 1}  # it is still there
+
+
+def test_nothing_is_added_with_an_image_that_cannot_be_read(collection: Collection, tmp_path: Path) -> None:
+    for broken, message in ((b"Dear diary", "a bytes: no image"), (tmp_path / "none.png", "none.png: cannot be read")):
+        with pytest.raises(HashretError, match=message):
+            collection.add([digits()[0], broken])
+    for images, metadata in (([digits()[0]], []), ([digits()[0], 5], None), (digits()[0].astype(float)[None], None)):
+        with pytest.raises(ValueError, match=r".+"):
+            collection.add(images, metadata)
+    assert len(collection) == 0 and not list(collection.path.glob("blobs/*"))
+    assert collection.add([]) == []
+    for one in (png(0), Image.fromarray(digits()[0])):
+        assert len(collection.add(one)) == 1
+
+
+def test_get_len_and_info(collection: Collection, photos: Path) -> None:
+    assert len(collection) == 0
+    write(photos, BROKEN | {"copy.png": 0})
+    collection.index(photos)
+    item = collection.get(1)
+    assert item.sha256 == hashlib.sha256(png(0)).hexdigest() and item.bytes == len(png(0)) and item.label == "0"
+    for missing in (0, -1, 13, 2**62):
+        with pytest.raises(HashretError, match=f"no item {missing}:"):
+            collection.get(missing)
+    info = collection.info()
+    size = sum(path.stat().st_size for path in collection.path.rglob("*") if path.is_file())
+    assert {name: info[name] for name in ("items", "paths", "failures", "model", "head", "bits", "index")} == {
+        "items": 12, "paths": 13, "failures": 3, "model": "lsh", "head": "lsh", "bits": 16, "index": "bitflip"
+    }  # fmt: skip
+    assert info["fingerprint"] == hasher().fingerprint == collection.fingerprint and info["bytes_on_disk"] == size
+    assert collection.hasher.fingerprint == collection.fingerprint
+
+
+# Other models
+
+
+def test_reindexing_codes_everything_anew(collection: Collection, photos: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "packed"), "gztar", write(tmp_path / "party!", {"p.png": 50, "q.png": 51}))
+    np.save(tmp_path / "rows.npy", digits()[60:70])
+    for source in (photos, tmp_path / "packed.tar.gz", tmp_path / "rows.npy", "digits", tmp_path / "party!"):
+        collection.index(source)
+    collection.add(digits()[100:105])
+    items, old = len(collection), hasher().encode(digits()[:1])
+    ids = stored(collection)[0].tolist()
+    shutil.rmtree(tmp_path / "party!" / "p.png", ignore_errors=True)
+    with Collection.open(collection.path, read_only=True) as reader:
+        reader.query(digits()[0])
+        collection.reindex(hasher("pca", 32))
+        assert collection.fingerprint == reader.fingerprint == hasher("pca", 32).fingerprint
+        assert collection.bits == 32 and len(collection) == items and stored(collection)[0].tolist() == ids
+        for view in (reader, collection):
+            assert view.query(digits()[0], k=1)[0].distance == 0
+            with pytest.raises(ValueError, match="32 bits, not 16"):
+                view.query_codes(old)
+        check_answers(collection, reader)
+    check_codes(collection)
+    assert rows(collection, "SELECT DISTINCT fingerprint FROM codes") == [(collection.fingerprint,)]
+
+
+def test_a_folder_whose_name_looks_like_an_archive_is_found_again(collection: Collection, tmp_path: Path) -> None:
+    for name in ("party!", "half#", "x.zip!"):
+        collection.index(write(tmp_path / name, {f"{name}.png": len(name)}))
+    np.save(tmp_path / "odd#.npy", digits()[20:22])
+    collection.index(tmp_path / "odd#.npy")
+    collection.reindex(hasher("pca", 16))
+    check_answers(collection)
+
+
+def test_reindexing_stops_for_what_is_missing(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    before = collection.query(digits()[0])
+    (photos / "0/00.png").rename(photos / "0/away.png")
+    write(photos, {"1/01.png": 88})
+    with pytest.raises(HashretError, match=r"2 items cannot be read where they were, such as .*png: .*--prune"):
+        collection.reindex(hasher("pca", 16))
+    assert collection.fingerprint == hasher().fingerprint and collection.query(digits()[0]) == before
+    collection.index(photos, prune=True)
+    collection.reindex(hasher("pca", 16))
+    assert collection.fingerprint == hasher("pca", 16).fingerprint
+    check_codes(collection)
+    check_answers(collection)
+
+
+def test_an_interrupted_reindexing_goes_on(collection: Collection, rows_of_pixels: Path) -> None:
+    collection.index(rows_of_pixels)
+    pixels = np.load(rows_of_pixels)
+    done: list[int] = []
+    with Collection.open(collection.path, read_only=True) as reader:
+        expected = reader.query_batch(pixels[:3])
+
+        def interrupt(progress: Any) -> None:
+            assert reader.query_batch(pixels[:3]) == expected  # readers keep the old model until the switch
+            assert progress.total == 2500
+            done.append(progress.done)
+            if len(done) == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            collection.reindex(hasher("pca", 32), progress=interrupt)
+        assert done == [1000, 2000] and reader.query_batch(pixels[:3]) == expected == collection.query_batch(pixels[:3])
+        collection.remove([1, 2400])
+        (new,) = collection.add([digits()[0]])
+        left: list[int] = []
+        collection.reindex(hasher("pca", 32), progress=lambda progress: left.append(progress.done))
+        assert sum(left[-1:]) <= 500 and new in stored(collection)[0]
+        check_answers(collection, reader)
+        codes = hasher("pca", 32).encode(pixels)
+        ids, found = stored(collection)
+        known = dict(rows(collection, "SELECT item_id, name FROM paths"))
+        for i, code in zip(ids.tolist(), found, strict=True):
+            assert i == new or (code == codes[int(known[i])]).all()
+
+
+def test_a_switch_during_a_query_is_noticed(collection: Collection) -> None:
+    collection.add(digits()[:50])
+    with Collection.open(collection.path, read_only=True) as reader:
+        real, switched = reader.hasher.encode, list[bool]()
+
+        class Slow:  # a model that is replaced while it encodes
+            fingerprint = reader.hasher.fingerprint
+
+            def encode(self, images: Any) -> Codes:
+                codes = real(images)
+                if not switched:
+                    collection.reindex(hasher("pca", 16))
+                    switched.append(True)
+                return codes
+
+        reader._hasher = Slow()  # type: ignore[assignment]
+        hits = reader.query(digits()[7], k=5)
+    assert switched and hits == collection.query(digits()[7], k=5) and hits[0].distance == 0
+    ids, codes = stored(collection)
+    assert pairs(hits) == brute(ids, codes, hasher("pca", 16).encode(digits()[7:8]), 5, None)
+
+
+# Threads and processes
+
+
+def test_threads_that_write_wait_for_each_other(collection: Collection, photos: Path) -> None:
+    write(photos, {f"more/{i}.png": i for i in range(100, 140)})
+    errors: list[BaseException] = []
+
+    def work(action: Callable[[Collection], Any]) -> None:
+        try:
+            with Collection.open(collection.path) as there:  # an object of its own, or the one that all share
+                action(there)
+            action(collection)
+        except BaseException as error:
+            errors.append(error)
+
+    actions: list[Callable[[Collection], Any]] = [
+        lambda c: c.index(photos),
+        lambda c: c.add(digits()[:5]),
+        lambda c: c.add(digits()[3:8]),
+        lambda c: c.index(photos, prune=True),
+    ]
+    threads = [threading.Thread(target=work, args=(action,)) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and len(collection) == 52 + 8
+    check_codes(collection)
+    check_answers(collection)
+
+
+def test_answers_while_another_thread_writes_are_of_some_generation(collection: Collection) -> None:
+    """Each answer equals brute force over one of the states that were current between question and answer."""
+    model, chance = hasher(), random.Random(0)
+    collection.add(digits()[:300])
+    states = [stored(collection)]
+    under_way = [0, 0]  # the states that a reader may see: from the last that is finished to the one being made
+    asked: list[tuple[int, int, Codes, int | None, int | None, list[tuple[int, int]]]] = []
+    over = threading.Event()
+    errors: list[BaseException] = []
+
+    def read(seed: int, reader: Collection) -> None:
+        mine = random.Random(seed)
+        try:
+            while not over.is_set():
+                query = model.encode(digits()[mine.randrange(1700)][None])
+                k, r = mine.choice([(3, None), (None, 2), (20, 3)])
+                first = under_way[0]
+                (hits,) = reader.query_codes(query, k, r)
+                asked.append((first, under_way[1], query, k, r, pairs(hits)))
+                assert all(hit.path is not None for hit in hits)
+        except BaseException as error:
+            errors.append(error)
+
+    with Collection.open(collection.path, read_only=True) as other:
+        threads = [threading.Thread(target=read, args=(i, (collection, other)[i % 2])) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for n in range(40):
+            under_way[1] = n + 1
+            if n % 3 == 2:
+                collection.remove(chance.sample(states[-1][0].tolist(), 60))
+            else:
+                collection.add(digits()[chance.randrange(1700) :][:30])
+            states.append(stored(collection))
+            under_way[0] = n + 1
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert errors == [] and len(asked) > 20
+    for first, last, query, k, r, found in asked:
+        assert any(brute(*states[i], query, k, r) == found for i in range(first, last + 1))
+
+
+def test_a_second_process_is_refused_at_once(collection: Collection, photos: Path) -> None:
+    hold = (
+        "import sys; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1], timeout=0): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(collection.path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        for attempt in (
+            lambda: collection.index(photos),
+            lambda: collection.add(digits()[:1]),
+            lambda: collection.remove([1]),
+            lambda: collection.reindex(hasher()),
+            lambda: collection.use_index("faiss"),
+        ):
+            with pytest.raises(HashretError, match="another process is writing to .*: run the command again"):
+                attempt()
+        assert collection.query(digits()[0]) == [] and len(collection) == 0
+        other.communicate()
+    assert told(collection.index(photos)) == {"added": 12, "decoded": 12}
+
+
+def test_a_killed_writer_leaves_what_was_reported(collection: Collection, rows_of_pixels: Path) -> None:
+    work = (
+        "import os, sys; from hashret.collection import Collection\n"
+        "def committed(lines):\n"
+        "    print(len(lines), flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "Collection.open(sys.argv[1]).index(sys.argv[2], committed=committed)"
+    )
+    done = subprocess.run([sys.executable, "-c", work, collection.path, rows_of_pixels], capture_output=True, text=True)
+    assert done.returncode == -9 and len(collection) == int(done.stdout) > 0
+    check_answers(collection)
+    assert told(collection.index(rows_of_pixels))["unchanged"] == int(done.stdout)
+
+
+# The folder
+
+
+def test_creating_needs_a_place_and_a_model_that_has_learned(tmp_path: Path) -> None:
+    with pytest.raises(HashretError, match="learned nothing"):
+        Collection.create(tmp_path / "c", Hasher("lsh"))
+    with pytest.raises(ValueError, match="no index 'tree'"):
+        Collection.create(tmp_path / "c", hasher(), "tree")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(HashretError, match="cannot be written"):
+        Collection.create(tmp_path / "file", hasher())
+    with Collection.create(tmp_path / "a/b/c", hasher()) as made:
+        made.add(digits()[:1])
+        with pytest.raises(HashretError, match="a collection at .* already"):
+            Collection.create(tmp_path / "a/b/c", hasher("pca", 16))
+        assert len(made) == 1 and made.fingerprint == hasher().fingerprint
+
+
+def test_opening_what_is_no_collection(tmp_path: Path, collection: Collection) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(HashretError, match="there is no collection at"):
+            Collection.open(path)
+    shutil.rmtree(collection.path / "models")
+    with Collection.open(collection.path) as there:
+        assert there.query_codes(np.zeros((1, 2), np.uint8)) == [[]]  # which needs no model
+        with pytest.raises(HashretError, match="no model folder|damaged"):
+            there.query(digits()[0])
+
+
+def test_another_model_under_the_name_of_the_one_is_refused(collection: Collection) -> None:
+    folder = collection.path / "models" / collection.fingerprint
+    shutil.rmtree(folder)
+    hasher("pca", 16).save(folder)
+    with pytest.raises(HashretError, match="holds another model"):
+        collection.add(digits()[:1])
+    assert len(collection) == 0
+
+
+def test_a_read_only_collection_is_not_written_to(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    with Collection.open(collection.path, read_only=True) as reader:
+        for attempt in (
+            lambda: reader.index(photos),
+            lambda: reader.add([]),
+            lambda: reader.remove([1]),
+            lambda: reader.reindex(hasher()),
+            lambda: reader.use_index("faiss"),
+        ):
+            with pytest.raises(HashretError, match="opened read-only"):
+                attempt()
+        check_answers(reader)
+
+
+def test_damage_is_named_or_does_no_harm(tmp_path: Path) -> None:
+    """Whatever page of the database is lost, there is a HashretError or an answer, never another exception."""
+    with Collection.create(tmp_path / "whole", hasher()) as whole:
+        whole.index(write(tmp_path / "photos", {f"{i}.png": i for i in range(60)}))
+        whole.add(digits()[:20])
+    acts: list[Callable[[Collection], Any]] = [
+        lambda c: c.query_codes(np.zeros((1, 2), np.uint8), None, 16),
+        lambda c: c.info(),
+        lambda c: c.index(tmp_path / "photos", prune=True),
+        lambda c: c.remove([3]),
+        lambda c: c.reindex(hasher("pca", 16)),
+    ]
+    pages = (tmp_path / "whole/items.db").stat().st_size // 4096
+    named = 0
+    for page in range(pages):
+        for junk in (bytes(4096), random.Random(page).randbytes(4096)):
+            shutil.rmtree(tmp_path / "c", ignore_errors=True)
+            shutil.copytree(tmp_path / "whole", tmp_path / "c")
+            with (tmp_path / "c/items.db").open("r+b") as file:
+                file.seek(page * 4096)
+                file.write(junk)
+            for act in acts:
+                try:
+                    with Collection.open(tmp_path / "c") as there:
+                        act(there)
+                except HashretError as error:
+                    assert "damaged" in str(error) or "no database of" in str(error) or "cannot be read" in str(error)
+                    named += 1
+    assert named >= 4 * pages
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(collection: Collection, rows_of_pixels: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outcomes = set()
+    for limit in (0, 40_000, 70_000, 120_000, 250_000):  # no file can grow beyond; the system says EFBIG
+        before = dict(rows(collection, "SELECT sha256, id FROM items"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(HashretError, match="cannot be (read or )?writ|is full") as told_so:
+                collection.index(rows_of_pixels)
+            with suppress(HashretError):
+                Collection.create(collection.path.parent / f"c{limit}", hasher()).close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        outcomes.add(str(told_so.value))
+        after = dict(rows(collection, "SELECT sha256, id FROM items"))
+        assert before.items() <= after.items()
+        made = collection.path.parent / f"c{limit}"
+        assert {file.name for file in made.iterdir()} in ({"lock", "models"}, {"lock", "models", "items.db"})
+        assert (made / "items.db").exists() == any((made / "models").iterdir())
+        assert not list(collection.path.parent.rglob("*.new*"))
+        check_answers(collection, asked=[(3, None)])
+    assert outcomes and len(collection) < 2500
+    assert told(collection.index(rows_of_pixels))["added"] == 2500 - len(after)
+    check_answers(collection)
+
+
+def test_the_collection_is_found_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
+    (tmp_path / "a/b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a/b")
+    assert locate() == tmp_path / "a/b/.hashret"
+    Collection.create(tmp_path / ".hashret", hasher()).close()
+    (tmp_path / "a/.hashret").mkdir()  # no collection: there is no database in it
+    assert locate() == tmp_path / ".hashret"
+    assert locate("else") == tmp_path / "a/b/else"
+    monkeypatch.setenv("HASHRET_COLLECTION", str(tmp_path / "named"))
+    assert locate() == tmp_path / "named" and locate("else") == tmp_path / "a/b/else"
