@@ -26,7 +26,7 @@ def train(
     limit: Annotated[int, typer.Option(help="Images held in memory to learn from, drawn at random.", min=1)] = 100_000,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting.")] = None,
     batch: Annotated[int, typer.Option(help="Images in a step.", min=2)] = 256,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.", min=0.0)] = 2e-3,
+    learning_rate: Annotated[float, typer.Option(help="At its peak.", min=0.0, max=10.0)] = 2e-3,
     output: Annotated[Path | None, typer.Option("-o", metavar="MODEL_DIR", help="Write the model here.")] = None,
     collection: CollectionFolder = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,

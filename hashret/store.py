@@ -127,6 +127,8 @@ class Store:
                 raise HashretError(f"{path} was made by a newer hashret: upgrade hashret to open it")
             if version < SCHEMA_VERSION:
                 raise HashretError(f"{path} is no database of a collection: choose another folder")
+            if not read_only:
+                self.db.execute("PRAGMA journal_mode = WAL")  # which a backup may not be in
 
     @classmethod
     def create(cls, path: Path, settings: dict[str, str]) -> "Store":
@@ -135,6 +137,7 @@ class Store:
         _discard(written)
         try:
             with sqlite_errors(path), closing(_connect(f"file:{_quoted(written)}", read_only=False)) as db:
+                db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(SCHEMA)
                 db.conn.executemany(
                     "INSERT INTO settings VALUES (?, ?)",
@@ -429,7 +432,6 @@ class _Connection:
 def _connect(uri: str, read_only: bool) -> Database:
     conn = sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
     if not read_only:
-        conn.execute("PRAGMA journal_mode = WAL")
         conn.execute("PRAGMA synchronous = FULL")
     return Database(conn)
 

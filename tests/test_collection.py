@@ -42,7 +42,8 @@ dates = itertools.count(1_600_000_000, 10)
 def digits() -> Pixels:
     from sklearn.datasets import load_digits
 
-    return (load_digits().images * 15).astype(np.uint8)
+    pixels: Pixels = (load_digits().images * 15).astype(np.uint8)
+    return pixels
 
 
 @cache

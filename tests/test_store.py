@@ -102,6 +102,7 @@ def test_what_is_no_database_is_refused(tmp_path: Path, data: bytes) -> None:
     for read_only in (False, True):
         with pytest.raises(HashretError, match="is damaged|no database of a collection"):
             Store(path, read_only=read_only)
+    assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]  # whatever it is, it is someone's
 
 
 def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
