@@ -1,0 +1,49 @@
+"""The README is tested: its commands and its example run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from hashret.cli.app import run
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where `hashret demo` has been, and where the photos lie that the examples speak of."""
+    monkeypatch.chdir(tmp_path)
+    assert run(["demo", "--quiet", "--budget", "1s"]) == 0
+    (tmp_path / "photos").symlink_to("hashret-demo/photos")
+    (tmp_path / "cat.png").symlink_to("hashret-demo/queries/3/0003.png")
+    return tmp_path
+
+
+def test_every_command_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = re.findall(r"^\$ (hashret .*)$", "\n".join(blocks("console")), re.MULTILINE)
+    assert [shlex.split(command)[1] for command in commands] == ["train", "index", "query", "info"]
+    capsys.readouterr()
+    for command in commands:
+        assert run(shlex.split(command.replace("--budget 20s", "--steps 3"))[1:]) == 0, command
+        told = capsys.readouterr()
+        assert told.err if "train" in command or "index" in command else told.out, command
+
+
+def test_the_python_example_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks("python")
+    assert 'budget="2m"' in example
+    exec(example.replace('budget="2m"', "steps=3"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+def test_make_knows_every_target_that_is_named() -> None:
+    targets = set(re.findall(r"`?make (\w+)`?", README.read_text()))
+    makefile = (README.parent / "Makefile").read_text()
+    assert {"demo", "test"} <= targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
