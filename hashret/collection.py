@@ -194,6 +194,9 @@ class Collection:
         only: set[str] | None = None
         with self._writing():
             fingerprint = self.fingerprint
+            if data_root is not None:
+                with self._store.write(step=0):  # where reindex will look
+                    self._store.put_setting("data_root", str(Path(data_root).absolute()))
             while only is None or only:  # a content may lose its last path on its way to another: that is done again
                 opened = open_source(source, data_root=data_root, exclude=self.path)
                 stream = encoded(opened, self._store, lambda: self.hasher, unchanged, only)
@@ -419,13 +422,13 @@ class Collection:
     def _records(self, root: str) -> Iterator[Record]:
         """What is under a root now; nothing if it is gone."""
         if root == BLOBS:
-            for file in sorted((self.path / BLOBS).iterdir()):
+            for file in sorted((self.path / BLOBS).glob("*")):
                 status = file.stat()
                 yield Record(file.name, status.st_size, status.st_mtime_ns, None, partial(read_file, file))
         else:
             source = root if Path(root).is_dir() else root.removesuffix("!/").removesuffix("#")
             with suppress(HashretError):
-                yield from open_source(source, exclude=self.path)
+                yield from open_source(source, data_root=self._settings().get("data_root"), exclude=self.path)
 
     def _keep_blob(
         self, content: ImageContent, width: int, height: int, code: bytes, metadata: dict[str, Any] | None

@@ -353,7 +353,8 @@ class Store:
             label = next((label for _, label in own if label is not None), None)
             metadata = None if row[6] is None else json.loads(row[6])
             i, sha256, width, height, size, added, _ = row
-            found[i] = Item(i, sha256, width, height, size, added, metadata, [path for path, _ in own], label)
+            several = list(dict.fromkeys(path for path, _ in own))  # a file may lie under two roots
+            found[i] = Item(i, sha256, width, height, size, added, metadata, several, label)
         return found
 
     def codes(self, fingerprint: str, bits: int, ids: Sequence[int] | None = None) -> tuple[NDArray[np.int64], Codes]:

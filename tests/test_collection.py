@@ -215,6 +215,13 @@ def test_equal_files_are_one_item(collection: Collection, photos: Path) -> None:
     assert collection.get(hit.id).paths == [str(photos / name) for name in ("copy.png", "z/copy.png")]
 
 
+def test_a_file_under_two_roots_has_one_path(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    assert told(collection.index(photos / "0")) == {"added": 4}
+    assert collection.query(photos / "0/00.png", k=1)[0].paths == [str(photos / "0/00.png")]
+    assert collection.info()["paths"] == 16 and len(collection) == 12
+
+
 def test_pruning_forgets_what_is_gone_under_this_source_alone(collection: Collection, photos: Path) -> None:
     other = write(photos.parent / "other", {"x.png": 40, "y.png": 0})
     collection.index(photos)
@@ -850,6 +857,19 @@ def test_a_damaged_cache_is_replaced_by_the_next_write(collection: Collection) -
         check_answers(fresh, collection)
 
 
+def test_a_cache_that_cannot_be_written_loses_nothing(collection: Collection, photos: Path) -> None:
+    (collection.path / "index").write_bytes(b"")
+    with pytest.raises(HashretError, match=r"index cannot be written \(File exists\): everything is stored"):
+        collection.index(photos)
+    assert len(collection) == 12
+    check_answers(collection)
+    (collection.path / "index").unlink()
+    (collection.path / "index/stray").mkdir(parents=True)
+    assert told(collection.index(photos)) == {"unchanged": 12}
+    assert len(caches(collection)) == 2
+    check_answers(collection)
+
+
 def test_caches_are_replaced_and_never_rewritten(collection: Collection) -> None:
     collection.add(digits()[:600])
     (first,) = caches(collection)
@@ -1008,6 +1028,32 @@ def test_a_folder_whose_name_looks_like_an_archive_is_found_again(collection: Co
     collection.index(tmp_path / "odd#.npy")
     collection.reindex(hasher("pca", 16))
     check_answers(collection)
+
+
+def test_reindexing_finds_a_data_set_where_it_was(
+    collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "sets/MNIST/raw"
+    raw.mkdir(parents=True)
+    for part, images in (("train", digits()[:5]), ("t10k", digits()[5:20])):
+        for kind, array in (("images-idx3", images), ("labels-idx1", np.zeros(len(images), np.uint8))):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (raw / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where it would be put if it were fetched
+    monkeypatch.chdir(tmp_path)
+    assert told(collection.index("mnist:test", data_root="sets")) == {"added": 15, "decoded": 15}
+    monkeypatch.chdir("/")
+    collection.reindex(hasher("pca", 16))
+    assert collection.fingerprint == hasher("pca", 16).fingerprint and not (tmp_path / "cache").exists()
+    assert collection.query(digits()[7], k=1)[0].path == "mnist:test#2"
+
+
+def test_reindexing_without_the_blobs_is_refused(collection: Collection) -> None:
+    collection.add(digits()[:3])
+    shutil.rmtree(collection.path / "blobs")
+    with pytest.raises(HashretError, match="3 items cannot be read where they were"):
+        collection.reindex(hasher("pca", 16))
+    assert len(collection.query(digits()[0])) == 3
 
 
 def test_reindexing_stops_for_what_is_missing(collection: Collection, photos: Path) -> None:
