@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.indexes.kernels import Ids, Segment, Words
-from hashret.indexes.kernels_within import expand_nearest, matches_within
+from hashret.indexes.kernels import Segment
+from hashret.indexes.kernels_codes import Words
+from hashret.indexes.kernels_heap import Ids
+from hashret.indexes.kernels_nearest import expand_nearest
 from hashret.indexes.segments import from_words
-from hashret.indexes.updatable import Heaps, State, UpdatableIndex, as_filter, offer_nearest
+from hashret.indexes.updatable import Heaps, State, UpdatableIndex, as_filter, offer_nearest, within
 
 _MIN_PER_LIST = 39  # FAISS complains about training a list on fewer
 _EF_SEARCH = 64
@@ -78,8 +80,7 @@ class FaissIndex(UpdatableIndex):
 
     def _matches(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
         if state.engine is None or self.factory.startswith("BHNSW"):
-            limits, matches = matches_within(state.base, words, radius)
-            return limits, matches
+            return within(state.base, words, radius)
         with _one_thread():
             limits, _, matches = state.engine.range_search(queries, radius + 1)  # FAISS leaves the radius itself out
         return limits.astype(np.int64), matches.astype(np.uint32)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.indexes.kernels import Ids, Segment, Words
-from hashret.indexes.kernels_within import matches_within
+from hashret.indexes.kernels import Segment
+from hashret.indexes.kernels_codes import Words
+from hashret.indexes.kernels_heap import Ids
 from hashret.indexes.segments import with_tables
-from hashret.indexes.updatable import Heaps, State, UpdatableIndex, offer_nearest
+from hashret.indexes.updatable import Heaps, State, UpdatableIndex, offer_nearest, within
 
 
 class BitFlipIndex(UpdatableIndex):
@@ -30,5 +31,4 @@ class BitFlipIndex(UpdatableIndex):
         offer_nearest(state.base, words, allowed, heaps)
 
     def _matches(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
-        limits, matches = matches_within(state.base, words, radius)
-        return limits, matches
+        return within(state.base, words, radius)

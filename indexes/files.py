@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hashret.errors import HashretError
 
-MAGIC = b"hashret\x01"
+MAGIC = b"hashret\x02"
 _ALIGN = 64
 _PRELUDE = len(MAGIC) + 8
 

@@ -14,9 +14,11 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 _config: Any = numba.config
+_tools: Any = cgutils
 
 
 def _cache_folder() -> str | None:
@@ -82,6 +84,24 @@ def _trailing_zeros(typing_context: Any, x: Any) -> Any:
     return types.int64(types.int64), generate
 
 
+def _prefetch(typing_context: Any, array: Any, row: Any) -> Any:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        kind = signature.args[0]
+        view = context.make_array(kind)(context, builder, arguments[0])
+        place = [arguments[1], *[context.get_constant(types.intp, 0)] * (kind.ndim - 1)]
+        pointer = _tools.get_item_pointer(context, builder, kind, view, place)
+        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        instruction = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        hint = _tools.get_or_insert_function(builder.module, instruction, "llvm.prefetch.p0")
+        builder.call(hint, [pointer, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
 # The number of ones in a uint64, by LLVM's ctpop, which vectorises; the place of the lowest one in an int64 but 0.
 popcount: Any = intrinsic(_popcount)
 trailing_zeros: Any = intrinsic(_trailing_zeros)
+# Has a row of an array brought into the cache, so that many rows that are wanted soon are waited for together.
+prefetch: Any = intrinsic(_prefetch)

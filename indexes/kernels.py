@@ -15,100 +15,57 @@ popcounts tell (`is_new`), and no visited set is needed.
 bits are the k nearest. Proof: let L = m·s + t and suppose x has not been met up to level L. Then e(u) > s for u <= t
 and e(u) >= s for u > t, so distance(x) = Σ e(u) >= (t + 1)(s + 1) + (m - t - 1)s = m·s + t + 1 > L.
 
-*Switching.* After level L a scan has to look only at codes farther than L bits.
+*Switching.* After level L a scan has to offer only codes that are first met later, ``first_level(x) > L``.
 
-Codes are uint64 words, the first bit of a code highest: shape (n,) if one word holds a code, else (n, words).
+*Waiting.* Nearly every read is of memory that no cache holds, so time goes by the reads waited for one after another.
+A level therefore reads all its buckets' bounds side by side, then asks for all postings, then for all codes.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from numba.extending import overload
 from numpy.typing import NDArray
 
-from hashret.indexes.jit import inlined, kernel, popcount, trailing_zeros
-
-Words = NDArray[np.uint64]
-Ids = NDArray[np.int64]
-Distances = NDArray[np.int32]
+from hashret.indexes.jit import inlined, popcount, prefetch, trailing_zeros
+from hashret.indexes.kernels_codes import Words, substring
+from hashret.indexes.kernels_heap import Distances, Ids, push
 
 BLOCK = 1024  # codes compared with every waiting query while they are in the fastest cache
-FAR = 1 << 12  # more than any distance
+STRETCH = 1024  # blocks whose least distances are known before any of them is looked at closely
+LINE = 8  # at least one code in so many begins a line of the cache, and one posting in twice as many
+PART = 64  # codes of such a block compared once more to find which are near
+FLIPS = 256  # buckets whose bounds are read side by side
 
 
 class Segment(NamedTuple):
-    """Distinct codes with the ids that share each (a posting list), and the tables of their substrings."""
+    """Distinct codes with the ids that share each (a posting list), and the tables of their substrings.
+
+    *Marks* say which few of many have something, and number them (the rank of Jacobson, 1989): a row for 64, of a bit
+    for each, lowest first, and the number of the first that has it set. They are small enough to stay in a cache.
+    """
 
     codes: Words  # (d,) or (d, words), distinct and ascending if there are tables
-    starts: NDArray[np.uint32]  # (d + 1,): code j belongs to the slots starts[j] ... starts[j + 1] - 1
-    ids: Ids  # (n,): the id in each slot, ascending within one code
+    ids: Ids  # (n,): the id in each slot: slot j has the least of code j, the slots from d on have the others
+    shared: NDArray[np.uint64]  # marks (see below) of the codes that have more than one id; no rows if none has
+    starts: NDArray[np.uint32]  # (such codes + 1,): where the other ids of each begin, ascending, in the order of codes
     by_id: NDArray[np.uint32]  # (n,): the slots in the order of their ids
     dead: NDArray[np.uint8]  # one bit a slot, set when its id was removed; empty if none was
-    cuts: NDArray[np.int64]  # (m, 3): each substring's first bit, width, and first place in `offsets`
-    offsets: NDArray[np.uint32]  # for each table 2**width + 1 bounds into its postings
+    cuts: NDArray[np.int64]  # (m, 3): each substring's first bit, width, and first row in `marks`
+    marks: NDArray[np.uint64]  # marks of the buckets that are not empty, table after table
+    bounds: NDArray[np.uint32]  # where the postings of each such bucket begin, and, a table's last, end
     postings: NDArray[np.uint32]  # (m - 1, d): numbers of codes; table 0 needs none, as codes are sorted by substring 0
     plan: NDArray[np.int64]  # (3,): patient, deepest, budget; see `flip_nearest`
 
 
-def distance(codes: Words, j: int | np.int64, queries: Words, q: int) -> int:
-    """Hamming distance of code j and query q (compiled below for one word or several)."""
-    raise NotImplementedError
+class Workspace(NamedTuple):
+    """What a search scribbles on; kernels cannot allocate."""
 
-
-def substring(codes: Words, j: int | np.int64, first: int, width: int) -> int:
-    """The bits first ... first + width - 1 of code j as a number (compiled below for one word or several)."""
-    raise NotImplementedError
-
-
-def least_distance(codes: Words, queries: Words, q: int) -> int:
-    """The distance of the code nearest to query q (compiled below for one word or several)."""
-    raise NotImplementedError
-
-
-@overload(distance)
-def _distance(codes, j, queries, q):  # type: ignore[no-untyped-def]
-    def one_word(codes, j, queries, q):  # type: ignore[no-untyped-def]
-        return popcount(codes[j] ^ queries[q])
-
-    def words(codes, j, queries, q):  # type: ignore[no-untyped-def]
-        total = 0
-        for w in range(codes.shape[1]):
-            total += popcount(codes[j, w] ^ queries[q, w])
-        return total
-
-    return one_word if codes.ndim == 1 else words
-
-
-@overload(substring)
-def _substring(codes, j, first, width):  # type: ignore[no-untyped-def]
-    def one_word(codes, j, first, width):  # type: ignore[no-untyped-def]
-        return np.int64((codes[j] << np.uint64(first)) >> np.uint64(64 - width))
-
-    def words(codes, j, first, width):  # type: ignore[no-untyped-def]
-        w, shift = first >> 6, first & 63
-        bits = codes[j, w] << np.uint64(shift)
-        if shift + width > 64:
-            bits |= codes[j, w + 1] >> np.uint64(64 - shift)
-        return np.int64(bits >> np.uint64(64 - width))
-
-    return one_word if codes.ndim == 1 else words
-
-
-@overload(least_distance)
-def _least_distance(codes, queries, q):  # type: ignore[no-untyped-def]
-    def one_word(codes, queries, q):  # type: ignore[no-untyped-def]
-        query, least = queries[q], FAR
-        for i in range(len(codes)):  # vectorises only because it runs over a whole array
-            least = min(least, popcount(codes[i] ^ query))
-        return least
-
-    def words(codes, queries, q):  # type: ignore[no-untyped-def]
-        least = FAR
-        for i in range(len(codes)):
-            least = min(least, distance(codes, i, queries, q))
-        return least
-
-    return one_word if codes.ndim == 1 else words
+    ranges: NDArray[np.int64]  # (FLIPS, 2): of places in the postings
+    met: NDArray[np.uint32]  # (budget,): numbers of the codes met at one level, or at the first m
+    ends: NDArray[np.int64]  # (m + 1,): where those met at each of the first m levels end, from 0 on; -1: no room
+    aside: NDArray[np.uint32]  # (budget, 2): codes that may be among the nearest, with their distances
+    tally: NDArray[np.int64]  # (FAR,): how many items or blocks there are of each distance
+    least: NDArray[np.int16]  # (q, STRETCH): the distance of the code in each block nearest to each query
 
 
 @inlined
@@ -131,6 +88,101 @@ def next_flip(flip: int) -> int:
 
 
 @inlined
+def marked(marks: NDArray[np.uint64], row: int, place: int) -> tuple[int, int]:
+    """Whether this place of a row is marked, 1 or 0, and what number it has among the marked ones, if it is."""
+    bits, bit = marks[row, 0], np.uint64(place)
+    number: int = int(marks[row, 1]) + popcount(bits & ((np.uint64(1) << bit) - np.uint64(1)))
+    return int(bits >> bit & np.uint64(1)), number
+
+
+@inlined
+def announce(segment: Segment, queries: Words, q: int) -> None:
+    """Ask for what the first look-ups of the next query read, and for what tells where that of the one after is."""
+    for t in range(len(segment.cuts)):
+        first, width, table = segment.cuts[t, 0], segment.cuts[t, 1], segment.cuts[t, 2]
+        if q + 2 < len(queries):
+            bucket = substring(queries, q + 2, first, width)
+            _, number = marked(segment.marks, table + (bucket >> 6), bucket & 63)
+            prefetch(segment.bounds, number)
+        if q + 1 < len(queries):
+            bucket = substring(queries, q + 1, first, width)
+            filled, number = marked(segment.marks, table + (bucket >> 6), bucket & 63)
+            if filled:
+                low, high = int(segment.bounds[number]), int(segment.bounds[number + 1])
+                for place in range(low, min(high, low + FLIPS), LINE):
+                    if t:
+                        prefetch(segment.postings[t - 1], place)
+                    else:
+                        prefetch(segment.codes, place)
+
+
+@inlined
+def look_up(
+    segment: Segment, queries: Words, q: int, s: int, t: int, flip: int, work: Workspace, n: int
+) -> tuple[int, int]:
+    """Look up substring t with s bits flipped, from `flip` on, until no room is left for ranges of postings after n.
+
+    Returns the flip to go on with, and how many ranges there are now. Most buckets are empty.
+    """
+    ranges = work.ranges
+    first, width, table = segment.cuts[t, 0], segment.cuts[t, 1], segment.cuts[t, 2]
+    own, begin = substring(queries, q, first, width), n
+    while flip < 1 << width and n < FLIPS:
+        bucket = own ^ flip
+        filled, ranges[n, 0] = marked(segment.marks, table + (bucket >> 6), bucket & 63)
+        n += filled
+        flip = next_flip(flip) if s else 1 << width
+    for i in range(begin, n):
+        bound = ranges[i, 0]
+        ranges[i, 0], ranges[i, 1] = segment.bounds[bound], segment.bounds[bound + 1]
+        if t:
+            prefetch(segment.postings[t - 1], ranges[i, 0])
+    return flip, n
+
+
+@inlined
+def gather(segment: Segment, t: int, begin: int, end: int, room: int, work: Workspace, n: int) -> int:
+    """Write the numbers of the codes in some ranges of table t after the n met; how many then, -1 if over `room`."""
+    for i in range(begin, end):
+        low, high = work.ranges[i, 0], work.ranges[i, 1]
+        if n + high - low > room:
+            return -1
+        for place in range(low, high):
+            j = place if t == 0 else np.int64(segment.postings[t - 1, place])
+            prefetch(segment.codes, j)
+            work.met[n] = j
+            n += 1
+    return n
+
+
+@inlined
+def meet(segment: Segment, queries: Words, q: int, level: int, room: int, work: Workspace) -> tuple[int, int]:
+    """Meet the codes of a level, at most `room`: from where to where in `met` their numbers are (-1: too many).
+
+    Level 0 meets those of the first m levels, for which one look-up each is enough, together.
+    """
+    m, ends = len(segment.cuts), work.ends
+    if level == 0:
+        n = ends[0] = 0
+        for t in range(m):
+            _, n = look_up(segment, queries, q, 0, t, 0, work, n)
+            ends[t + 1] = n
+        n = begin = 0
+        for t in range(m):
+            n = gather(segment, t, begin, ends[t + 1], room, work, n) if n >= 0 else -1
+            begin = ends[t + 1]
+            ends[t + 1] = n
+    if level < m:
+        return ends[level], ends[level + 1]
+    s, t, n = level // m, level % m, 0
+    flip, last = (1 << s) - 1, 1 << segment.cuts[t, 1]
+    while flip < last and n >= 0:
+        flip, count = look_up(segment, queries, q, s, t, flip, work, 0)
+        n = gather(segment, t, 0, count, room, work, n)
+    return 0, n
+
+
+@inlined
 def contains(ascending: Ids, wanted: int) -> bool:
     low, high = 0, len(ascending)
     while low < high:
@@ -143,6 +195,16 @@ def contains(ascending: Ids, wanted: int) -> bool:
 
 
 @inlined
+def other_slots(segment: Segment, j: int | np.int64) -> tuple[int, int]:
+    """The slots of code j besides slot j: from where to where."""
+    if len(segment.shared):
+        shared, number = marked(segment.shared, j >> 6, j & 63)
+        if shared:
+            return int(segment.starts[number]), int(segment.starts[number + 1])
+    return 0, 0
+
+
+@inlined
 def qualifies(segment: Segment, slot: int, allowed: Ids, filtered: bool) -> bool:
     dead = segment.dead
     if len(dead) and (dead[slot >> 3] >> (slot & 7)) & 1:
@@ -151,21 +213,15 @@ def qualifies(segment: Segment, slot: int, allowed: Ids, filtered: bool) -> bool
 
 
 @inlined
-def sift_down(distances: Distances, ids: Ids, place: int, size: int) -> None:
-    """Let the pair at `place` sink in the max-heap by (distance, id) of the first `size` pairs."""
-    d, i = distances[place], ids[place]
-    while 2 * place + 1 < size:
-        child = 2 * place + 1
-        if child + 1 < size and (
-            distances[child + 1] > distances[child]
-            or (distances[child + 1] == distances[child] and ids[child + 1] > ids[child])
-        ):
-            child += 1
-        if distances[child] < d or (distances[child] == d and ids[child] < i):
-            break
-        distances[place], ids[place] = distances[child], ids[child]
-        place = child
-    distances[place], ids[place] = d, i
+def qualifying(segment: Segment, j: int, allowed: Ids, filtered: bool) -> int:
+    """How many items of code j qualify."""
+    low, high = other_slots(segment, j)
+    if not len(segment.dead) and not filtered:
+        return int(1 + high - low)
+    count = int(qualifies(segment, j, allowed, filtered))
+    for slot in range(low, high):
+        count += qualifies(segment, slot, allowed, filtered)
+    return count
 
 
 @inlined
@@ -173,134 +229,13 @@ def offer(
     segment: Segment, j: int, d: int, allowed: Ids, filtered: bool, distances: Distances, ids: Ids, n: int
 ) -> int:
     """Offer the ids of code j, at distance d, to the heap of the best k so far; its new size."""
-    k = len(ids)
-    for slot in range(np.int64(segment.starts[j]), np.int64(segment.starts[j + 1])):
+    low, high = other_slots(segment, j)
+    slot = j
+    for following in range(low, high + 1):
         candidate = segment.ids[slot]
-        if n == k and (d > distances[0] or (d == distances[0] and candidate > ids[0])):
+        if n == len(ids) and (d > distances[0] or (d == distances[0] and candidate > ids[0])):
             break  # ids ascend within a posting list: the rest is no better
-        if not qualifies(segment, slot, allowed, filtered):
-            continue
-        if n == k:
-            distances[0], ids[0] = d, candidate
-            sift_down(distances, ids, 0, k)
-            continue
-        place = n
-        n += 1
-        while place > 0:
-            parent = (place - 1) >> 1
-            if distances[parent] > d or (distances[parent] == d and ids[parent] > candidate):
-                break
-            distances[place], ids[place] = distances[parent], ids[parent]
-            place = parent
-        distances[place], ids[place] = d, candidate
+        if qualifies(segment, slot, allowed, filtered):
+            n = push(distances, ids, n, d, candidate)
+        slot = following
     return n
-
-
-@inlined
-def flip_nearest(
-    segment: Segment,
-    queries: Words,
-    q: int,
-    allowed: Ids,
-    filtered: bool,
-    distances: Distances,
-    ids: Ids,
-    n: int,
-    aside: NDArray[np.uint32],
-    last: NDArray[np.int64],
-) -> tuple[int, int]:
-    """Search query q by flipping bits: the heap's new size, and the distance a scan must start from (FAR if none must).
-
-    A code met at a level is put aside in a list of its distance; after the level of that distance, that list is
-    complete, and only then are its posting lists read. Codes too far for that to happen are dropped at once.
-
-    The plan, three numbers worked out once per segment: up to level `patient` flipping costs a small part of a scan;
-    after `deepest` it costs more than one; `budget` candidates cost as much as one. Between the first two we go on only
-    while enough codes have been put aside to promise an end at `deepest` or before.
-    """
-    codes, cuts, offsets = segment.codes, segment.cuts, segment.offsets
-    patient, deepest, budget = segment.plan[0], segment.plan[1], segment.plan[2]
-    k, m, level, count = len(ids), len(cuts), 0, 0
-    for d in range(deepest + 1):
-        last[d] = -1
-    while level <= deepest and (level <= patient or n + count >= k):
-        s, t = level // m, level % m
-        first, width, table = cuts[t, 0], cuts[t, 1], cuts[t, 2]
-        own = substring(queries, q, first, width)
-        flip = (1 << s) - 1
-        while flip < 1 << width:
-            bucket = table + (own ^ flip)
-            low, high = np.int64(offsets[bucket]), np.int64(offsets[bucket + 1])
-            budget -= high - low
-            if budget < 0:
-                return n, level
-            for place in range(low, high):
-                j = place if t == 0 else np.int64(segment.postings[t - 1, place])
-                d = distance(codes, j, queries, q)
-                if d <= deepest and is_new(codes, j, queries, q, cuts, level):
-                    aside[count, 0], aside[count, 1] = j, last[d]
-                    last[d] = count
-                    count += 1
-            if s == 0:
-                break
-            flip = next_flip(flip)
-        found = last[level]
-        while found >= 0:
-            n = offer(segment, np.int64(aside[found, 0]), level, allowed, filtered, distances, ids, n)
-            found = np.int64(np.int32(aside[found, 1]))
-        if n == k and distances[0] <= level:
-            return n, FAR
-        level += 1
-    return n, level
-
-
-@kernel
-def nearest(
-    segment: Segment,
-    queries: Words,
-    allowed: Ids,
-    filtered: bool,
-    distances: Distances,
-    ids: Ids,
-    sizes: Ids,
-    reached: Ids,
-    aside: NDArray[np.uint32],
-    last: NDArray[np.int64],
-) -> None:
-    """Offer the items of a segment to each query's heap, a row each: by flipping bits, then scanning for what is left.
-
-    Only codes at reached[q] bits or more are offered; FAR means none. `aside`, (plan's budget, 2), and `last`, (FAR,),
-    are working space.
-    """
-    k, waiting = distances.shape[1], False
-    for q in range(len(queries)):
-        if reached[q] == 0 and len(segment.cuts):
-            sizes[q], reached[q] = flip_nearest(
-                segment, queries, q, allowed, filtered, distances[q], ids[q], sizes[q], aside, last
-            )
-        waiting |= reached[q] < FAR
-    for begin in range(0, len(segment.codes) if waiting else 0, BLOCK):
-        block = segment.codes[begin : begin + BLOCK]
-        for q in range(len(queries)):
-            bound = distances[q, 0] if sizes[q] == k else FAR
-            if reached[q] == FAR or least_distance(block, queries, q) > bound:
-                continue
-            for i in range(len(block)):
-                d = distance(block, i, queries, q)
-                if reached[q] <= d <= bound:
-                    sizes[q] = offer(segment, begin + i, d, allowed, filtered, distances[q], ids[q], sizes[q])
-                    if sizes[q] == k:
-                        bound = distances[q, 0]
-
-
-@kernel
-def sort_rows(begins: Ids, ends: Ids, distances: Distances, ids: Ids) -> None:
-    """Sort each row begins[q] ... ends[q] - 1 by (distance, id), in place: heapsort."""
-    for q in range(len(begins)):
-        d, i = distances[begins[q] : ends[q]], ids[begins[q] : ends[q]]
-        for place in range(len(d) // 2 - 1, -1, -1):
-            sift_down(d, i, place, len(d))
-        for last in range(len(d) - 1, 0, -1):
-            d[0], d[last] = d[last], d[0]
-            i[0], i[last] = i[last], i[0]
-            sift_down(d, i, 0, last)

@@ -6,20 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.indexes.kernels import Ids, Segment, Words
-from hashret.indexes.kernels_within import fill_table
+from hashret.indexes.kernels import BLOCK, FLIPS, STRETCH, Segment, Workspace
+from hashret.indexes.kernels_build import fill_table, mark
+from hashret.indexes.kernels_codes import FAR, Words
+from hashret.indexes.kernels_heap import Ids
 
 MAX_ITEMS = (1 << 32) - 1  # slots and codes are numbered in 32 bits
 MAX_WIDTH = 24  # a table of 2**24 buckets takes 64 MiB
 
 # What the planner believes, in nanoseconds: looking one bucket up, checking one code found there, scanning one word.
-LOOK_UP, CHECK, SCAN = 3.0, 3.0, 0.1
+LOOK_UP, CHECK, SCAN = 2.0, 8.0, 0.05
 MIN_CODES = 8192  # fewer are scanned faster than flipping starts
 
-_NO_CUTS = np.empty((0, 3), np.int64)
-_NO_TABLE = np.empty(0, np.uint32)
-_NO_POSTINGS = np.empty((0, 0), np.uint32)
+_NO_MARKS = np.empty((0, 2), np.uint64)
+_NO_NUMBERS = np.empty(0, np.uint32)
 _NO_PLAN = np.array([-1, -1, 0], np.int64)
+_NO_TABLES = (np.empty((0, 3), np.int64), _NO_MARKS, _NO_NUMBERS, np.empty((0, 0), np.uint32), _NO_PLAN)
 _ALL_LIVE = np.empty(0, np.uint8)
 
 
@@ -51,9 +53,8 @@ def plain(words: Words, ids: Ids) -> Segment:
     """A segment that is only ever scanned: every item for itself."""
     order = np.argsort(ids, kind="stable")  # merges a tail and what is added to it in linear time
     words, ids = words[order], ids[order]
-    starts = np.arange(len(ids) + 1, dtype=np.uint32)
-    by_id = starts[:-1].copy()
-    return frozen(Segment(words, starts, ids, by_id, _ALL_LIVE, _NO_CUTS, _NO_TABLE, _NO_POSTINGS, _NO_PLAN))
+    by_id = np.arange(len(ids), dtype=np.uint32)
+    return frozen(Segment(words, ids, _NO_MARKS, _NO_NUMBERS, by_id, _ALL_LIVE, *_NO_TABLES))
 
 
 def distinct(words: Words, ids: Ids) -> Segment:
@@ -63,15 +64,20 @@ def distinct(words: Words, ids: Ids) -> Segment:
         words, ids = words[order], ids[order]
     by_code = np.argsort(words, kind="stable") if words.ndim == 1 else np.lexsort(words.T[::-1])
     words, ids = words[by_code], ids[by_code]
+    first = np.ones(len(ids), np.bool_)
+    changed = words[1:] != words[:-1]
+    first[1:] = changed if words.ndim == 1 else changed.any(axis=1)
+    shared, starts = _NO_MARKS, _NO_NUMBERS
+    if not first.all():
+        words = words[first]
+        others = np.diff(np.flatnonzero(first), append=len(ids)).astype(np.uint32) - 1
+        shared = mark(others)[0]
+        starts = len(words) + np.cumsum([0, *others[others > 0]]).astype(np.uint32)
+        slots = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
+        ids, by_code = ids[slots], by_code[slots]
     by_id = np.empty(len(ids), np.uint32)
     by_id[by_code] = np.arange(len(ids), dtype=np.uint32)
-    new = np.ones(len(ids), np.bool_)
-    changed = words[1:] != words[:-1]
-    new[1:] = changed if words.ndim == 1 else changed.any(axis=1)
-    starts = np.append(np.flatnonzero(new), len(ids)).astype(np.uint32)
-    if len(starts) <= len(ids):
-        words = words[new]
-    return frozen(Segment(words, starts, ids, by_id, _ALL_LIVE, _NO_CUTS, _NO_TABLE, _NO_POSTINGS, _NO_PLAN))
+    return frozen(Segment(words, ids, shared, starts, by_id, _ALL_LIVE, *_NO_TABLES))
 
 
 def with_tables(segment: Segment, bits: int) -> Segment:
@@ -84,14 +90,21 @@ def with_tables(segment: Segment, bits: int) -> Segment:
     cuts = np.empty((m, 3), np.int64)
     cuts[:, 0] = np.cumsum([0, *widths[:-1]])
     cuts[:, 1] = widths
-    cuts[:, 2] = np.cumsum([0, *((1 << width) + 1 for width in widths[:-1])])
-    offsets = np.empty(int(cuts[-1, 2]) + (1 << widths[-1]) + 1, np.uint32)
     postings = np.empty((m - 1, count), np.uint32)
-    for t, (first, width, table) in enumerate(cuts.tolist()):
-        bounds = offsets[table : table + (1 << width) + 1]
-        fill_table(segment.codes, first, width, bounds, postings[t - 1] if t else np.empty(0, np.uint32))
+    marks, bounds, rows, filled = [], [], 0, 0
+    for t, (first, width) in enumerate(cuts[:, :2].tolist()):
+        table = fill_table(segment.codes, first, width, postings[t - 1] if t else np.empty(0, np.uint32))
+        cuts[t, 2] = rows
+        table[0][:, 1] += np.uint64(filled)
+        marks.append(table[0])
+        bounds.append(table[1])
+        rows, filled = rows + len(table[0]), filled + len(table[1])
     plan = _plan(count, bits, widths)
-    return frozen(segment._replace(cuts=cuts, offsets=offsets, postings=postings, plan=plan))
+    return frozen(
+        segment._replace(
+            cuts=cuts, marks=np.concatenate(marks), bounds=np.concatenate(bounds), postings=postings, plan=plan
+        )
+    )
 
 
 def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:
@@ -107,6 +120,20 @@ def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:
         if spent <= scan / 10:
             patient = level
     return np.array([patient, deepest, int(scan / CHECK)], np.int64)
+
+
+def workspace(segment: Segment, queries: int) -> Workspace:
+    """What a search of the segment scribbles on."""
+    budget = segment.plan[2]
+    blocks = min(STRETCH, -(-len(segment.codes) // BLOCK))
+    return Workspace(
+        np.empty((FLIPS, 2), np.int64),
+        np.empty(budget, np.uint32),
+        np.empty(len(segment.cuts) + 1, np.int64),
+        np.empty((budget, 2), np.uint32),
+        np.empty(FAR, np.int64),
+        np.empty((queries, blocks), np.int16),
+    )
 
 
 def is_dead(segment: Segment, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -131,6 +158,9 @@ def items(segment: Segment, slots: NDArray[np.int64] | None = None) -> tuple[Wor
         slots = np.arange(len(segment.ids))
         slots = slots[~is_dead(segment, slots)]
     numbers = slots
-    if len(segment.codes) < len(segment.ids):
-        numbers = np.searchsorted(segment.starts, slots.astype(np.uint32), "right") - 1
+    if len(segment.starts):
+        sharing = np.flatnonzero(np.unpackbits(segment.shared[:, 0].astype("<u8").view(np.uint8), bitorder="little"))
+        others = slots >= len(segment.codes)
+        numbers = slots.copy()
+        numbers[others] = sharing[np.searchsorted(segment.starts, slots[others].astype(np.uint32), "right") - 1]
     return segment.codes[numbers], segment.ids[slots]

@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_bits, check_codes
 from hashret.indexes import files, segments
-from hashret.indexes.kernels import FAR, Distances, Ids, Segment, Words, nearest, sort_rows
-from hashret.indexes.kernels_within import expand_within, locate, matches_within
+from hashret.indexes.kernels import Segment
+from hashret.indexes.kernels_build import locate
+from hashret.indexes.kernels_codes import Words
+from hashret.indexes.kernels_heap import Distances, Ids, sort_rows
+from hashret.indexes.kernels_nearest import nearest
+from hashret.indexes.kernels_within import expand_within, matches_within
 from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, read_only
 from hashret.indexes.threads import split
 
@@ -160,12 +164,12 @@ class UpdatableIndex(ABC):
         def search(low: int, high: int) -> RangeHits:
             asked = words[low:high]
             if few is not None:
-                found = RangeHits(*expand_within(few, asked, *matches_within(few, asked, radius), _NO_IDS, False))
+                found = RangeHits(*expand_within(few, asked, *within(few, asked, radius), _NO_IDS, False))
             else:
                 matches = self._matches(state, queries[low:high], asked, radius)
                 found = RangeHits(*expand_within(state.base, asked, *matches, *as_filter(allowed)))
                 if len(state.tail.ids):
-                    matches = matches_within(state.tail, asked, radius)
+                    matches = within(state.tail, asked, radius)
                     found = _side_by_side(
                         found, RangeHits(*expand_within(state.tail, asked, *matches, *as_filter(allowed)))
                     )
@@ -236,7 +240,7 @@ class Heaps(NamedTuple):
     distances: Distances  # (q, k)
     ids: Ids  # (q, k)
     sizes: Ids  # (q,): how many there are
-    reached: Ids  # (q,): from which distance on the segment at hand is still to be searched
+    reached: Ids  # (q,): the first level at which the segment at hand is still to be searched
 
     def rows(self, low: int, high: int) -> "Heaps":
         """The heaps of some queries."""
@@ -250,8 +254,13 @@ def as_filter(allowed: Ids | None) -> tuple[Ids, bool]:
 
 def offer_nearest(segment: Segment, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
     """Offer the qualifying items of a segment to the heap of each query."""
-    aside = np.empty((segment.plan[2], 2), np.uint32)
-    nearest(segment, words, *as_filter(allowed), *heaps, aside, np.empty(FAR, np.int64))
+    nearest(segment, words, *as_filter(allowed), *heaps, segments.workspace(segment, len(words)))
+
+
+def within(segment: Segment, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
+    """The codes of a segment within a radius of each query: limits (q + 1) and their numbers."""
+    limits, matches = matches_within(segment, words, radius, segments.workspace(segment, 0))
+    return limits, matches
 
 
 def _check_allowed(allowed: Any) -> Ids:

@@ -1,0 +1,58 @@
+"""Max-heaps by (distance, id): the k best of what was offered."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.indexes.jit import inlined, kernel
+
+Ids = NDArray[np.int64]
+Distances = NDArray[np.int32]
+
+
+@inlined
+def sift_down(distances: Distances, ids: Ids, place: int, size: int) -> None:
+    """Let the pair at `place` sink in the heap of the first `size` pairs."""
+    d, i = distances[place], ids[place]
+    while 2 * place + 1 < size:
+        child = 2 * place + 1
+        if child + 1 < size and (
+            distances[child + 1] > distances[child]
+            or (distances[child + 1] == distances[child] and ids[child + 1] > ids[child])
+        ):
+            child += 1
+        if distances[child] < d or (distances[child] == d and ids[child] < i):
+            break
+        distances[place], ids[place] = distances[child], ids[child]
+        place = child
+    distances[place], ids[place] = d, i
+
+
+@inlined
+def push(distances: Distances, ids: Ids, size: int, d: int, i: int) -> int:
+    """Put a pair into the heap of the first `size` pairs, in place of the greatest if it is full; its new size."""
+    if size == len(ids):
+        distances[0], ids[0] = d, i
+        sift_down(distances, ids, 0, size)
+        return size
+    place = size
+    while place > 0:
+        parent = (place - 1) >> 1
+        if distances[parent] > d or (distances[parent] == d and ids[parent] > i):
+            break
+        distances[place], ids[place] = distances[parent], ids[parent]
+        place = parent
+    distances[place], ids[place] = d, i
+    return size + 1
+
+
+@kernel
+def sort_rows(begins: Ids, ends: Ids, distances: Distances, ids: Ids) -> None:
+    """Sort each row begins[q] ... ends[q] - 1 by (distance, id), in place: heapsort."""
+    for q in range(len(begins)):
+        d, i = distances[begins[q] : ends[q]], ids[begins[q] : ends[q]]
+        for place in range(len(d) // 2 - 1, -1, -1):
+            sift_down(d, i, place, len(d))
+        for last in range(len(d) - 1, 0, -1):
+            d[0], d[last] = d[last], d[0]
+            i[0], i[last] = i[last], i[0]
+            sift_down(d, i, 0, last)

@@ -1,0 +1,211 @@
+"""The kernels of the search for the k nearest: by flipping bits, then scanning for what is left (see `kernels`)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.indexes.jit import inlined, kernel, prefetch
+from hashret.indexes.kernels import BLOCK, PART, STRETCH, Segment, Workspace, announce, is_new, meet, offer, qualifying
+from hashret.indexes.kernels_codes import FAR, Words, distance, least_distance, longest
+from hashret.indexes.kernels_heap import Distances, Ids
+
+
+@inlined
+def flip_nearest(
+    segment: Segment,
+    queries: Words,
+    q: int,
+    allowed: Ids,
+    filtered: bool,
+    distances: Distances,
+    ids: Ids,
+    n: int,
+    work: Workspace,
+) -> tuple[int, int]:
+    """Search query q by flipping bits: the heap's new size, and the level a scan must start from (FAR if none must).
+
+    New codes are put aside with their distances, and counted, until k items have been met within `tight` bits: so far
+    is the k-th nearest at most. Whatever is farther is dropped at once, and posting lists are read at the end.
+
+    The plan, three numbers worked out once per segment: up to level `patient` flipping costs a small part of a scan;
+    after `deepest` it costs more than one; `budget` candidates cost as much as one. Between the first two we go on only
+    if `tight` promises an end at `deepest` or before.
+    """
+    announce(segment, queries, q)
+    met, aside, tally = work.met, work.aside, work.tally
+    patient, deepest, room = segment.plan[0], segment.plan[1], segment.plan[2]
+    level, count, near, tight = 0, 0, 0, longest(segment.codes)
+    tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
+    while level <= tight and (level <= patient or tight <= deepest):
+        low, high = meet(segment, queries, q, level, room, work)
+        if high < 0:
+            break
+        if level >= len(segment.cuts) - 1:
+            room -= high
+        for i in range(low, high):
+            j = np.int64(met[i])
+            d = distance(segment.codes, j, queries, q)
+            if d <= tight and is_new(segment.codes, j, queries, q, segment.cuts, level):
+                aside[count, 0], aside[count, 1] = j, d
+                count += 1
+                items = qualifying(segment, j, allowed, filtered)
+                tally[d] += items
+                near += items
+                while near - tally[tight] >= len(ids):
+                    near -= tally[tight]
+                    tight -= 1
+        level += 1
+    kept = 0
+    for i in range(count):
+        prefetch(segment.ids, aside[i, 0])
+        aside[kept, 0], aside[kept, 1] = aside[i, 0], aside[i, 1]
+        kept += aside[i, 1] <= tight
+    for i in range(kept):
+        n = offer(segment, np.int64(aside[i, 0]), np.int64(aside[i, 1]), allowed, filtered, distances, ids, n)
+    return n, level if level <= tight else FAR
+
+
+@inlined
+def kth_least(least: NDArray[np.int16], k: int, tally: NDArray[np.int64]) -> int:
+    """The k-th least of at least k distances."""
+    tally[:] = 0
+    for d in least:
+        tally[np.int64(d)] += 1
+    d, within = 0, tally[0]
+    while within < k:
+        d += 1
+        within += tally[d]
+    return d
+
+
+@inlined
+def scan_block(
+    segment: Segment,
+    begin: int,
+    queries: Words,
+    q: int,
+    allowed: Ids,
+    filtered: bool,
+    distances: Distances,
+    ids: Ids,
+    n: int,
+    level: int,
+    bound: int,
+) -> int:
+    """Offer the codes of the block from `begin` on within `bound`, first met at `level` or later; the new size."""
+    for low in range(begin, min(begin + BLOCK, len(segment.codes)), PART):
+        part = segment.codes[low : low + PART]
+        if least_distance(part, queries, q) > bound:
+            continue
+        for i in range(len(part)):
+            d = distance(part, i, queries, q)
+            if d <= bound and is_new(part, i, queries, q, segment.cuts, level):
+                n = offer(segment, low + i, d, allowed, filtered, distances, ids, n)
+                if n == len(ids):
+                    bound = min(bound, distances[0])
+    return n
+
+
+@inlined
+def scan_nearest(
+    segment: Segment,
+    queries: Words,
+    allowed: Ids,
+    filtered: bool,
+    distances: Distances,
+    ids: Ids,
+    sizes: Ids,
+    reached: Ids,
+    work: Workspace,
+) -> None:
+    """Offer to each query's heap the codes first met at level reached[q] or later: all of them where it is 0.
+
+    The least distance in each block tells which blocks matter. If all items qualify, the k-th least of these is a
+    bound: there are k codes within it.
+    """
+    codes, least = segment.codes, work.least
+    k, blocks, farthest = distances.shape[1], -(-len(segment.codes) // BLOCK), longest(segment.codes)
+    for stretch in range(0, blocks, STRETCH):
+        size = min(STRETCH, blocks - stretch)
+        for b in range(size):
+            block = codes[(stretch + b) * BLOCK : (stretch + b + 1) * BLOCK]
+            for q in range(len(queries)):
+                if reached[q] < FAR:
+                    least[q, b] = least_distance(block, queries, q)
+        for q in range(len(queries)):
+            if reached[q] == FAR:
+                continue
+            bound = farthest
+            if size >= k and not len(segment.dead) and not filtered:
+                bound = kth_least(least[q, :size], k, work.tally[: farthest + 1])
+            for b in range(size):
+                if sizes[q] == k:
+                    bound = min(bound, distances[q, 0])
+                if least[q, b] <= bound:
+                    sizes[q] = scan_block(
+                        segment,
+                        (stretch + b) * BLOCK,
+                        queries,
+                        q,
+                        allowed,
+                        filtered,
+                        distances[q],
+                        ids[q],
+                        sizes[q],
+                        reached[q],
+                        bound,
+                    )
+
+
+@kernel
+def nearest(
+    segment: Segment,
+    queries: Words,
+    allowed: Ids,
+    filtered: bool,
+    distances: Distances,
+    ids: Ids,
+    sizes: Ids,
+    reached: Ids,
+    work: Workspace,
+) -> None:
+    """Offer the items of a segment to each query's heap, a row each: by flipping bits, then scanning for what is left.
+
+    Only codes first met at level reached[q] or later are offered; FAR means none.
+    """
+    waiting = 0
+    for q in range(len(queries)):
+        if reached[q] == 0 and len(segment.cuts):
+            sizes[q], reached[q] = flip_nearest(
+                segment, queries, q, allowed, filtered, distances[q], ids[q], sizes[q], work
+            )
+        waiting += reached[q] < FAR
+    if waiting:
+        scan_nearest(segment, queries, allowed, filtered, distances, ids, sizes, reached, work)
+
+
+@kernel
+def expand_nearest(
+    segment: Segment,
+    queries: Words,
+    matches: NDArray[np.int64],
+    allowed: Ids,
+    filtered: bool,
+    distances: Distances,
+    ids: Ids,
+    sizes: Ids,
+    reached: Ids,
+) -> None:
+    """Offer the items behind matches[q], numbers of distinct codes (-1: none), to the heap of query q.
+
+    Where that fills the heap, nothing is left for a scan: reached[q] = FAR.
+    """
+    for q in range(len(queries)):
+        for i in range(matches.shape[1]):
+            j = matches[q, i]
+            if j >= 0:
+                d = distance(segment.codes, j, queries, q)
+                sizes[q] = offer(segment, j, d, allowed, filtered, distances[q], ids[q], sizes[q])
+        if sizes[q] == ids.shape[1]:
+            reached[q] = FAR
+        else:
+            sizes[q] = 0
