@@ -26,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 from PIL import Image
 
+from hashret import collection as collection_module
 from hashret import ingest, live
 from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit, Indexed, IndexReport, locate
@@ -1123,6 +1124,29 @@ def test_a_switch_during_a_query_is_noticed(collection: Collection) -> None:
     assert pairs(hits) == brute(ids, codes, hasher("pca", 16).encode(digits()[7:8]), 5, None)
 
 
+def test_an_index_that_moves_on_during_a_search_is_noticed(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread brings the index that both search to the next generation, between question and answer."""
+    (old,) = collection.add([digits()[0]])
+    query = hasher().encode(digits()[:1])
+    real = collection_module._search
+    steps: list[Callable[[], Any]] = [lambda: collection.remove([old]), lambda: collection.add([digits()[1]])]
+
+    def slow(*arguments: Any) -> Any:
+        if threading.current_thread() is threading.main_thread() and steps:
+            step = steps.pop(0)
+            other = threading.Thread(target=lambda: (step(), collection.query_codes(query)))
+            other.start()
+            other.join()
+        return real(*arguments)
+
+    monkeypatch.setattr(collection_module, "_search", slow)
+    (hits,) = collection.query_codes(query)
+    assert steps == [] and pairs(hits) == brute(*stored(collection), query, None, None)
+    assert [hit.id for hit in hits] == [old + 1]
+
+
 # Threads and processes
 
 
@@ -1200,11 +1224,13 @@ def test_answers_while_another_thread_writes_are_of_some_generation(collection: 
 def test_a_second_process_is_refused_at_once(collection: Collection, photos: Path) -> None:
     hold = (
         "import sys; from filelock import FileLock\n"
-        "with FileLock(sys.argv[1], timeout=0): print('held', flush=True); sys.stdin.read()"
+        "with FileLock(sys.argv[1], timeout=0), FileLock(sys.argv[2], timeout=0):\n"
+        "    print('held', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, str(collection.path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
+    new = photos.parent / "new"
+    new.mkdir()
+    command = [sys.executable, "-c", hold, collection.path / "lock", new / "lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         for attempt in (
             lambda: collection.index(photos),
@@ -1212,6 +1238,7 @@ def test_a_second_process_is_refused_at_once(collection: Collection, photos: Pat
             lambda: collection.remove([1]),
             lambda: collection.reindex(hasher()),
             lambda: collection.use_index("faiss"),
+            lambda: Collection.create(new, hasher()),
         ):
             with pytest.raises(HashretError, match="another process is writing to .*: run the command again"):
                 attempt()
