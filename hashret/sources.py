@@ -292,7 +292,7 @@ def in_order(
     """
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     pending: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="hashret")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="hashret-order")
     try:
         for item in items:
             pending.append(pool.submit(function, item))

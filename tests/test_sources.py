@@ -367,7 +367,7 @@ def test_items_are_taken_in_this_thread_and_not_far_ahead() -> None:
 
 
 def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("hashret")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("hashret-order")]
 
 
 def test_errors_of_the_function_and_of_the_items_come_out_in_their_place() -> None:
