@@ -227,6 +227,22 @@ def test_nt_xent_is_that_of_a_plain_loop(temperature: float) -> None:
     assert float(nt_xent(torch.tensor(a), torch.tensor(b), temperature)) == pytest.approx(sum(terms) / 12, rel=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_contrastive_loss_is_of_two_views_and_of_the_image_itself(channels: int) -> None:
+    x = digits(channels)
+    member = build("contrastive", (channels, 8, 8), network="mlp", width=2, temperature=0.3, reconstruction=7.0)
+    torch.manual_seed(3)
+    terms = member.loss(x)
+    torch.manual_seed(3)
+    how: dict[str, float] = {"crop": 0.8, "rotation": 5.0, "flip": 0.5 * (channels == 3), "light": 0.2, "erase": 0.0}
+    first, second = augment(x, **how), augment(x, **how)
+    assert not torch.equal(first, second)
+    a, b = member.encoder(torch.cat([first, second])).sign().chunk(2)
+    assert torch.allclose(terms["contrast"], nt_xent(a, b, 0.3))
+    nll = member.likelihood.nll(member.decoder(a), x).mean()
+    assert torch.allclose(terms["reconstruction"], 7.0 * nll / (64 * channels))
+
+
 # Corruptions
 
 
@@ -294,6 +310,19 @@ def test_a_turn_keeps_a_disc_a_disc(size: tuple[int, int]) -> None:
     assert min(upright) < 8 and max(upright) > min(size) / 2  # and a bar is turned by anything from 0 to 90 degrees
 
 
+def test_light_changes_contrast_and_the_brightness_of_each_channel() -> None:
+    plain = augment(torch.full((500, 3, 4, 4), 0.5), **(STILL | {"light": 0.2}))
+    brightness = plain[:, :, 0, 0] / 0.5
+    assert torch.allclose(plain, 0.5 * brightness[:, :, None, None])
+    assert (brightness - 1).abs().max() <= 0.2 + 1e-5 and (brightness - 1).abs().mean() > 0.08
+    assert not torch.allclose(brightness[:, 0], brightness[:, 1], atol=0.1)
+    halves = torch.full((500, 1, 2, 2), 0.4)
+    halves[:, :, 0] = 0.6
+    view = augment(halves, **(STILL | {"light": 0.2}))[:, 0]
+    contrast = (view[:, 0, 0] - view[:, 1, 0]) / view.mean((1, 2)) * 2.5  # whatever the brightness is
+    assert (contrast - 1).abs().max() <= 0.2 + 1e-5 and (contrast - 1).abs().mean() > 0.08
+
+
 def test_an_erased_rectangle_is_no_larger_than_asked() -> None:
     erased = augment(torch.ones(500, 2, 40, 20), **(STILL | {"erase": 0.5})) == 0
     assert (erased[:, 0] == erased[:, 1]).all()
@@ -315,7 +344,7 @@ small_floats = st.floats(-4, 4, width=32) | st.sampled_from([-1.0, 0.0, 1e-7, 1.
 def test_thresholds_lie_midway_between_values_and_never_on_one(values: NDArray[np.float32], name: str) -> None:
     head = HEADS[name](values, 8, 0)
     bits = head.margins(torch.from_numpy(values).double()) > 0
-    for column, threshold, bit in zip(values.T, head.threshold.tolist(), bits.T, strict=True):
+    for column, threshold, bit in zip(values.T.astype(np.float64), head.threshold.tolist(), bits.T, strict=True):
         distinct = sorted({float(value) for value in column})  # −0.0 is 0.0
         if len(distinct) == 1:
             assert threshold > distinct[0] and not bit.any()

@@ -2,6 +2,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,34 @@ def test_every_image_is_seen_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> N
         assert sorted(pixels[i : i + 64] for i in range(0, len(pixels), 64)) == expected
     assert not torch.equal(seen[0], seen[5])  # in another order
     assert sum(map(len, seen[10:])) == len(held_out) == 15
+
+
+def test_every_step_has_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+    member = build("denoising")
+    corrupt = member.corrupt
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(corrupt(x).tolist())
+        return corrupt(x)
+
+    monkeypatch.setattr(member, "corrupt", watched)
+    learn(member, np.full((300, 8, 8, 1), 255, np.uint8), steps=7)
+    assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+
+
+@pytest.mark.usefixtures("every_step")
+def test_steps_grow_and_then_shrink_to_nothing() -> None:
+    member = build("ae")
+    path = [torch.cat([p.detach().flatten() for p in member.parameters()])]
+
+    def watch(told: Progress) -> None:
+        path.append(torch.cat([p.detach().flatten() for p in member.parameters()]))
+
+    learn(member, steps=60, progress=watch)
+    moved = [float((b - a).norm()) for a, b in pairwise(path)]
+    assert moved[0] < 0.5 * max(moved) and moved[-1] < 0.02 * max(moved)
+    assert 3 <= moved.index(max(moved)) <= 20
 
 
 # What is not learned from
