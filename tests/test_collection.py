@@ -1229,7 +1229,7 @@ def test_a_second_process_is_refused_at_once(collection: Collection, photos: Pat
     )
     new = photos.parent / "new"
     new.mkdir()
-    command = [sys.executable, "-c", hold, collection.path / "lock", new / "lock"]
+    command = [sys.executable, "-c", hold, str(collection.path / "lock"), str(new / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         for attempt in (
