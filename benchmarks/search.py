@@ -1,35 +1,40 @@
 """Exact search in Hamming space beside its peers: microseconds per query, build time, recall.
 
     python benchmarks/search.py --items 1000000 --bits 64 --noise 0.06 --threads 1
+    python benchmarks/search.py --workload uniform --batch 1
+    python benchmarks/search.py --radius 6
 
-Every answer of an exact index is compared with FAISS BinaryFlat by distance before anything is timed. Each line is the
-best of several passes over different queries, in batches of --batch; the ratio is BinaryFlat's time over ours or a
-peer's in the same run. Workloads: "clustered" draws max(1000, items / 500) centres and flips each bit of a centre with
-probability --noise, for items and queries alike; "uniform" is random; "duplicates" has 5,000 distinct codes whose
-sizes follow Zipf's law.
+Our answers are compared with FAISS BinaryFlat by distance before anything is timed. Then all take turns, so that a
+machine's moods meet each of them. A line is the best of several passes over different queries, in batches of --batch;
+the ratio is BinaryFlat's time over ours or a peer's. Approximate peers come with several settings, each with its
+recall. "our scan" is `BitFlipIndex` kept from flipping bits; "reading the codes" is the least time in which one thread
+can have read them all. With --radius the search is for all items within it. Workloads: "clustered" draws
+max(1000, items / 500) centres and flips each bit of a centre with probability --noise, for items and queries alike;
+"uniform" is random; "duplicates" has 5,000 distinct codes whose sizes follow Zipf's law.
 """
 
 import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 
-from hashret.indexes import BitFlipIndex, set_threads
+from hashret.indexes import BitFlipIndex, segments, set_threads
 
 Array = np.ndarray[Any, Any]
-PASSES = 5
+Search = Callable[[Array], Array]  # the distances found, (q, k), or all of them one after another
+PARTS, ROUNDS, PATIENCE = 5, 4, 0.2  # of the queries; of all peers in turn; seconds for one peer in a round
 
 
 class Result(NamedTuple):
     name: str
     build: float  # seconds
     micros: float  # per query
-    recall: float  # share of the k true nearest distances
+    recall: float  # share of the k true nearest distances, or of the items within the radius
 
 
 def workload(name: str, items: int, queries: int, bits: int, noise: float, seed: int = 0) -> tuple[Array, Array]:
@@ -50,17 +55,155 @@ def workload(name: str, items: int, queries: int, bits: int, noise: float, seed:
     return codes[:items], codes[items:]
 
 
-def timed(search: Callable[[Array], Array], queries: Array, batch: int, truth: Array) -> tuple[float, float]:
-    """Microseconds per query, the best of several passes, and recall by distance."""
-    found = np.concatenate([search(queries[begin : begin + batch]) for begin in range(0, len(queries), batch)])
-    recall = float((found <= truth[:, -1:]).mean())
-    best = np.inf
-    for part in np.array_split(queries, PASSES):
-        start = time.perf_counter()
-        for begin in range(0, len(part), batch):
-            search(part[begin : begin + batch])
-        best = min(best, (time.perf_counter() - start) / len(part))
-    return best * 1e6, recall
+def flat(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    index = faiss.IndexBinaryFlat(options.bits)
+    index.add(codes)
+    if options.radius is None:
+        yield "FAISS BinaryFlat", lambda q: index.search(q, options.k)[0]
+    else:  # FAISS leaves the radius itself out
+        yield "FAISS BinaryFlat", lambda q: index.range_search(q, options.radius + 1)[1]
+
+
+def bitflip(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    index = BitFlipIndex(options.bits)
+    index.add(codes, np.arange(len(codes)))
+    if options.radius is None:
+        yield "BitFlipIndex", lambda q: index.search(q, options.k).distances
+    else:
+        yield "BitFlipIndex", lambda q: index.within(q, options.radius).distances
+
+
+def scan(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    before, segments.MIN_CODES = segments.MIN_CODES, len(codes) + 1
+    for _, search in bitflip(codes, options):
+        segments.MIN_CODES = before
+        yield "our scan", search
+
+
+def reading(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    words = codes.reshape(-1).view(np.uint64 if options.bits % 64 == 0 else np.uint8)
+
+    def read(queries: Array) -> Array:
+        for _ in queries:
+            words.max()
+        return np.empty(0)
+
+    if options.batch == 1:  # a larger batch reads them once for all its queries
+        yield "reading the codes", read
+
+
+def tuned(settings: Any, name: str, value: int, options: argparse.Namespace, index: Any = None) -> Search:
+    """A FAISS index searched with one of its settings; what it does not find is farther than anything."""
+    index = index or settings
+
+    def search(queries: Array) -> Array:
+        setattr(settings, name, value)
+        if options.radius is not None:
+            found: Array = index.range_search(queries, options.radius + 1)[1]
+            return found
+        distances, ids = index.search(queries, options.k)
+        return np.where(ids < 0, options.bits + 1, distances)
+
+    return search
+
+
+def multi_hash(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    width = min(20, options.bits)
+    index = faiss.IndexBinaryMultiHash(options.bits, options.bits // width, width)
+    index.add(codes)
+    for nflip in (1, 2):
+        yield f"FAISS MultiHash nflip {nflip}", tuned(index, "nflip", nflip, options)
+
+
+def binary_hash(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    index = faiss.IndexBinaryHash(options.bits, min(20, options.bits))
+    index.add(codes)
+    for nflip in (2, 3):
+        yield f"FAISS BinaryHash nflip {nflip}", tuned(index, "nflip", nflip, options)
+
+
+def lists(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    quantizer = faiss.IndexBinaryFlat(options.bits)
+    count = 1024 if len(codes) < 4_000_000 else 4096
+    index = faiss.IndexBinaryIVF(quantizer, options.bits, count)
+    index.train(codes[: 64 * count])
+    index.add(codes)
+    for nprobe in (4, 8, 32, 128):
+        yield f"FAISS BinaryIVF nprobe {nprobe}", tuned(index, "nprobe", nprobe, options)
+
+
+def graph(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    index = faiss.IndexBinaryHNSW(options.bits, 16)
+    index.add(codes)
+    for links in (64, 256):
+        yield f"FAISS BinaryHNSW ef {links}", tuned(index.hnsw, "efSearch", links, options, index)
+
+
+def usearch(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    from usearch.index import Index
+
+    index = Index(ndim=options.bits, metric="hamming", dtype="b1")
+    index.add(np.arange(len(codes)), codes, threads=options.threads)
+
+    for expansion in (64, 256):
+
+        def search(queries: Array, expansion: int = expansion) -> Array:
+            index.expansion_search = expansion
+            found = index.search(queries, options.k, threads=options.threads)
+            return np.reshape(found.distances, (len(queries), -1)).astype(np.int32)
+
+        yield f"usearch b1 expansion {expansion}", search
+
+
+def pynear(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    from pynear import MIHBinaryIndex
+
+    index = MIHBinaryIndex(options.bits // 16)
+    index.set(codes)
+    for radius in (7, 11):
+
+        def search(queries: Array, radius: int = radius) -> Array:
+            _, distances = index.searchKNN_arrays(queries, options.k, radius)
+            return np.asarray(distances)
+
+        yield f"pynear MIH radius {radius}", search
+
+
+PEERS = {
+    "scan": scan,
+    "reading": reading,
+    "multihash": multi_hash,
+    "hash": binary_hash,
+    "ivf": lists,
+    "hnsw": graph,
+    "usearch": usearch,
+    "pynear": pynear,
+}
+RANGES = ("scan", "ivf")  # peers that search within a radius
+SELECTIVE = ("multihash", "hash", "pynear")  # elsewhere than on clusters their buckets are empty or hold everything
+
+
+def timed(searches: list[Search], queries: Array, batch: int) -> list[float]:
+    """Microseconds per query of each, the best of several passes over different queries."""
+    best = [np.inf] * len(searches)
+    for _ in range(ROUNDS):
+        for number, search in enumerate(searches):
+            begun = time.perf_counter()
+            for part in np.array_split(queries, PARTS):
+                start = time.perf_counter()
+                for begin in range(0, len(part), batch):
+                    search(part[begin : begin + batch])
+                end = time.perf_counter()
+                best[number] = min(best[number], (end - start) / len(part) * 1e6)
+                if end - begun > PATIENCE:
+                    break
+    return best
+
+
+def recall(found: Array, truth: Array, options: argparse.Namespace) -> float:
+    if options.radius is not None:
+        return len(found) / max(1, len(truth))
+    return float((found <= truth[:, -1:]).sum() / truth.size) if found.size else np.nan
 
 
 def main() -> None:
@@ -70,64 +213,61 @@ def main() -> None:
     parser.add_argument("--workload", choices=["clustered", "uniform", "duplicates"], default="clustered")
     parser.add_argument("--noise", type=float, default=0.06)
     parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--radius", type=int, help="search for all items within it, not for the k nearest")
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers", default=",".join(PEERS), help="some of these, separated by commas")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    peers = options.peers.split(",") if options.peers else []
+    if unknown := set(peers) - set(PEERS):
+        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
     faiss.omp_set_num_threads(options.threads)
     set_threads(options.threads)
-    count = PASSES * max(options.batch, 40)
+    count = PARTS * max(options.batch, 40)
     codes, queries = workload(options.workload, options.items, count, options.bits, options.noise)
-    k, results = options.k, []
+    for _, search in bitflip(codes[:20_000], options):
+        search(queries[:2])  # kernels compiled or loaded before anything is timed
 
-    flat = faiss.IndexBinaryFlat(options.bits)
-    start = time.perf_counter()
-    flat.add(codes)
-    build = time.perf_counter() - start
-    truth = flat.search(queries, k)[0]
-    results.append(
-        Result("FAISS BinaryFlat", build, *timed(lambda q: flat.search(q, k)[0], queries, options.batch, truth))
-    )
-
-    table_bits = min(20, options.bits)
-    multi = faiss.IndexBinaryMultiHash(options.bits, options.bits // table_bits, table_bits)
-    multi.nflip = 1
-    start = time.perf_counter()
-    multi.add(codes)
-    build = time.perf_counter() - start
-
-    def search_multi(q: Array) -> Array:
-        distances, ids = multi.search(q, k)
-        return np.where(ids < 0, options.bits + 1, distances)
-
-    if options.workload == "clustered":  # elsewhere its buckets are empty or hold everything
-        results.append(Result("FAISS MultiHash", build, *timed(search_multi, queries, options.batch, truth)))
-
-    warm = BitFlipIndex(options.bits)  # kernels compiled or loaded before anything is timed
-    warm.add(codes[:20_000], np.arange(len(codes[:20_000])))
-    warm.search(queries[:2], k)
-    ours = BitFlipIndex(options.bits)
-    start = time.perf_counter()
-    ours.add(codes, np.arange(len(codes)))
-    build = time.perf_counter() - start
-    if not np.array_equal(ours.search(queries, k).distances, truth):
-        raise SystemExit("BitFlipIndex is not exact: nothing was timed")
-    results.append(
-        Result("BitFlipIndex", build, *timed(lambda q: ours.search(q, k).distances, queries, options.batch, truth))
-    )
+    truth, results, searches, notes = np.empty(0), [], [], []
+    for name, engine in {"flat": flat, "bitflip": bitflip, **{name: PEERS[name] for name in peers}}.items():
+        if (options.radius is not None and name in set(PEERS) - set(RANGES)) or (
+            options.workload != "clustered" and name in SELECTIVE
+        ):
+            continue
+        start = time.perf_counter()
+        try:
+            for name, search in engine(codes, options):
+                build = time.perf_counter() - start
+                found = np.concatenate(
+                    [search(part) for part in np.split(queries, range(options.batch, count, options.batch))]
+                )
+                truth = found if engine is flat else truth
+                if engine is bitflip and not np.array_equal(np.sort(found, axis=None), np.sort(truth, axis=None)):
+                    raise SystemExit("BitFlipIndex is not exact: nothing was timed")
+                results.append(Result(name, build, 0.0, recall(found, truth, options)))
+                searches.append(search)
+        except ImportError as error:
+            notes.append(f"without {name}: {error}")
+    times = timed(searches, queries, options.batch)
+    results = [result._replace(micros=micros) for result, micros in zip(results, times, strict=True)]
 
     rows = [{**result._asdict(), "ratio": results[0].micros / result.micros} for result in results]
     if options.json:
-        print(json.dumps({**vars(options), "machine": platform.processor() or platform.machine(), "results": rows}))
+        machine = platform.processor() or platform.machine()
+        print(json.dumps({**vars(options), "machine": machine, "results": rows, "notes": notes}))
         return
     print(
         f"{options.items:,} x {options.bits} bits, {options.workload}"
         + (f" {options.noise}" if options.workload == "clustered" else "")
-        + f", k = {k}, batches of {options.batch}, threads: {options.threads}"
+        + (f", k = {options.k}" if options.radius is None else f", within {options.radius}")
+        + f", batches of {options.batch}, threads: {options.threads}"
     )
-    print(f"{'':18}{'build s':>9}{'µs/query':>11}{'recall':>9}{'ratio':>9}")
+    print(f"{'':26}{'build s':>9}{'µs/query':>11}{'recall':>9}{'ratio':>9}")
     for row in rows:
-        print(f"{row['name']:18}{row['build']:9.2f}{row['micros']:11.2f}{row['recall']:9.4f}{row['ratio']:8.1f}x")
+        print(f"{row['name']:26}{row['build']:9.2f}{row['micros']:11.2f}{row['recall']:9.4f}{row['ratio']:8.1f}x")
+    for note in notes:
+        print(note)
 
 
 if __name__ == "__main__":

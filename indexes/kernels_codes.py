@@ -66,11 +66,11 @@ def _substring(codes, j, first, width):  # type: ignore[no-untyped-def]
 
 @inlined
 def _least_of_words(codes: Words, queries: Words, q: int, words: int) -> int:
-    least = FAR
+    flat, query, least = codes.reshape(codes.size), queries[q], FAR
     for i in range(len(codes)):
         d = 0
         for w in range(words):
-            d += popcount(codes[i, w] ^ queries[q, w])
+            d += popcount(flat[words * i + w] ^ query[w])
         least = min(least, d)
     return least
 
@@ -84,7 +84,7 @@ def _least_distance(codes, queries, q):  # type: ignore[no-untyped-def]
         return least
 
     def words(codes, queries, q):  # type: ignore[no-untyped-def]
-        if codes.shape[1] == 2:  # vectorises only where the number of words is written down
+        if codes.shape[1] == 2:  # vectorises only where the number of words is written down, over a flat array
             return _least_of_words(codes, queries, q, 2)
         if codes.shape[1] == 4:
             return _least_of_words(codes, queries, q, 4)

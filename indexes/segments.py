@@ -1,12 +1,13 @@
 """Distinct codes with posting lists, built from items in any order; and the words that codes become in the kernels."""
 
 import math
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.indexes.kernels import BLOCK, FLIPS, STRETCH, Segment, Workspace
+from hashret.indexes.kernels import FLIPS, STRETCH, Segment, Workspace
 from hashret.indexes.kernels_build import fill_table, mark
 from hashret.indexes.kernels_codes import FAR, Words
 from hashret.indexes.kernels_heap import Ids
@@ -15,9 +16,11 @@ MAX_ITEMS = (1 << 32) - 1  # slots and codes are numbered in 32 bits
 MAX_WIDTH = 24  # a table of 2**24 buckets takes 64 MiB
 
 # What the planner believes, in nanoseconds: looking one bucket up, checking one code found there, scanning one word.
-LOOK_UP, CHECK, SCAN = 2.0, 8.0, 0.05
+LOOK_UP, CHECK, SCAN = 4.0, 16.0, 0.05
 MIN_CODES = 8192  # fewer are scanned faster than flipping starts
 
+_BIG_ENDIAN = np.dtype(">u8")
+_mine = threading.local()
 _NO_MARKS = np.empty((0, 2), np.uint64)
 _NO_NUMBERS = np.empty(0, np.uint32)
 _NO_PLAN = np.array([-1, -1, 0], np.int64)
@@ -32,7 +35,7 @@ def to_words(codes: Codes) -> Words:
         padded = np.zeros((n, width + -width % 8), np.uint8)
         padded[:, :width] = codes
         codes = padded
-    words: Words = codes.view(">u8").astype(np.uint64)
+    words: Words = codes.view(_BIG_ENDIAN).astype(np.uint64)
     return words[:, 0] if width <= 8 else words
 
 
@@ -123,17 +126,19 @@ def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:
 
 
 def workspace(segment: Segment, queries: int) -> Workspace:
-    """What a search of the segment scribbles on."""
-    budget = segment.plan[2]
-    blocks = min(STRETCH, -(-len(segment.codes) // BLOCK))
-    return Workspace(
-        np.empty((FLIPS, 2), np.int64),
-        np.empty(budget, np.uint32),
-        np.empty(len(segment.cuts) + 1, np.int64),
-        np.empty((budget, 2), np.uint32),
-        np.empty(FAR, np.int64),
-        np.empty((queries, blocks), np.int16),
-    )
+    """What a search of the segment scribbles on: this thread's, made anew only when it is too small."""
+    budget, tables = int(segment.plan[2]), len(segment.cuts)
+    work: Workspace | None = getattr(_mine, "work", None)
+    if work is None or len(work.met) < budget or len(work.ends) <= tables or len(work.least) < queries:
+        work = _mine.work = Workspace(
+            np.empty((FLIPS, 2), np.int64),
+            np.empty(budget, np.uint32),
+            np.empty(tables + 1, np.int64),
+            np.empty((budget, 2), np.uint32),
+            np.empty(FAR, np.int64),
+            np.empty((queries, STRETCH), np.int16),
+        )
+    return work
 
 
 def is_dead(segment: Segment, slots: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ Result = TypeVar("Result")
 
 _threads = os.cpu_count() or 1
 _SHARE = 8  # fewer queries are not worth waking a thread
+_MOST = 1024  # more at once take more memory, and are no faster
 
 
 def set_threads(count: int) -> None:
@@ -26,11 +27,13 @@ def get_threads() -> int:
 
 
 def split(count: int, work: Callable[[int, int], Result]) -> list[Result]:
-    """The results of work(low, high) over consecutive parts of range(count), each part in a thread of its own."""
-    parts = min(_threads, count // _SHARE)
+    """The results of work(low, high) over consecutive parts of range(count), in as many threads as are set."""
+    parts = max(min(_threads, count // _SHARE), -(-count // _MOST))
     if parts <= 1:
         return [work(0, count)]
     bounds = [count * part // parts for part in range(parts + 1)]
+    if _threads == 1:
+        return list(map(work, bounds[:-1], bounds[1:]))
     return list(_pool(_threads, os.getpid()).map(work, bounds[:-1], bounds[1:]))
 
 

@@ -19,7 +19,7 @@ from hashret.indexes import files, segments
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_build import locate
 from hashret.indexes.kernels_codes import Words
-from hashret.indexes.kernels_heap import Distances, Ids, sort_rows
+from hashret.indexes.kernels_heap import Distances, Ids, sort_heaps, sort_rows
 from hashret.indexes.kernels_nearest import nearest
 from hashret.indexes.kernels_within import expand_within, matches_within
 from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, read_only
@@ -128,7 +128,8 @@ class UpdatableIndex(ABC):
         if few is not None:
             k = min(k, len(few.ids))
         count = len(queries)
-        heaps = Heaps(np.empty((count, k), np.int32), np.empty((count, k), np.int64), *np.zeros((2, count), np.int64))
+        empty, untouched = np.zeros((2, count), np.int64)
+        heaps = Heaps(np.empty((count, k), np.int32), np.empty((count, k), np.int64), empty, untouched)
 
         def search(low: int, high: int) -> None:
             part, asked = heaps.rows(low, high), words[low:high]
@@ -139,8 +140,7 @@ class UpdatableIndex(ABC):
                 if len(state.tail.ids):
                     part.reached[:] = 0
                     offer_nearest(state.tail, asked, allowed, part)
-            begins = np.arange(high - low) * k
-            sort_rows(begins, begins + part.sizes, part.distances.reshape(-1), part.ids.reshape(-1))
+            sort_heaps(part.distances, part.ids, part.sizes)
 
         if k:
             split(count, search)
@@ -173,7 +173,7 @@ class UpdatableIndex(ABC):
                     found = _side_by_side(
                         found, RangeHits(*expand_within(state.tail, asked, *matches, *as_filter(allowed)))
                     )
-            sort_rows(found.limits[:-1], found.limits[1:], found.distances, found.ids)
+            sort_rows(found.limits, found.distances, found.ids)
             return found
 
         parts = split(len(queries), search)
@@ -244,6 +244,8 @@ class Heaps(NamedTuple):
 
     def rows(self, low: int, high: int) -> "Heaps":
         """The heaps of some queries."""
+        if low == 0 and high == len(self.sizes):
+            return self
         return Heaps(self.distances[low:high], self.ids[low:high], self.sizes[low:high], self.reached[low:high])
 
 
