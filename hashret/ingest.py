@@ -52,8 +52,7 @@ def encoded(
     `unchanged` is called for every other record; `hasher` gives the model, and is not asked for it if nothing is new.
     `only` are the whole paths of the records to look at, if not all.
     """
-
-    model: Hasher
+    model: Hasher | None = None
 
     def mark_known(chunk: list[Found]) -> list[Found]:
         nonlocal model
@@ -61,16 +60,16 @@ def encoded(
         for found in chunk:
             if found.sha256 in known:
                 found.content = None
-        if len(known) < len(chunk):
+        if model is None and len(known) < len(chunk):
             model = hasher()  # here, in the caller's thread: the others have no connection to the database
         return chunk
 
     def decode_new(chunk: list[Found]) -> list[Found]:
-        return decode(chunk, model.preprocessing) if any(found.content is not None for found in chunk) else chunk
+        return chunk if model is None else decode(chunk, model.preprocessing)
 
     def encode(chunk: list[Found]) -> list[Found]:
         new = [found for found in chunk if found.pixels is not None]
-        if new:
+        if new and model is not None:
             codes = model.encode_pixels(np.stack([found.pixels for found in new if found.pixels is not None]))
             for found, code in zip(new, codes, strict=True):
                 found.code = code.tobytes()
