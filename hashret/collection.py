@@ -182,9 +182,9 @@ class Collection:
             counts["failed" if seen.failed else "unchanged"] += 1
             show()
 
-        def show() -> None:
+        def show(every: float = 0.2) -> None:
             nonlocal shown
-            if progress is not None and time.monotonic() - shown > 0.2:
+            if progress is not None and time.monotonic() - shown >= every:
                 from hashret.training import Progress
 
                 shown = time.monotonic()
@@ -211,6 +211,7 @@ class Collection:
                         if committed is not None:
                             committed(lines)
                         show()
+            show(every=0)
             if prune:
                 names = (record.name for record in open_source(source, data_root=data_root, exclude=self.path))
                 counts["removed"] = self._prune(opened.root, names, force)

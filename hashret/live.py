@@ -92,9 +92,9 @@ class LiveIndex:
             told = _told(settings)
             reached = -1 if told is None else int(told["generation"])
             behind = self._store.count(f"changes WHERE generation > {reached}")
-            enough = max(BATCH_ITEMS, self._store.count("items") // 20)
+            near = behind <= BATCH_ITEMS or behind <= self._store.count("items") // 20
             with suppress(FileNotFoundError):
-                if told is not None and behind <= enough and _status(self._folder / told["name"]) == told["status"]:
+                if told is not None and near and _status(self._folder / told["name"]) == told["status"]:
                     return
             live = self.at(settings)
         assert live is not None  # nobody else can have written

@@ -496,7 +496,11 @@ def test_what_is_reported_is_durable(collection: Collection, rows_of_pixels: Pat
         assert known == {(line.path, line.id) for line in lines}
         assert {i for (i,) in rows(collection, "SELECT item_id FROM codes")} == {line.id for line in lines}
 
-    assert told(collection.index(rows_of_pixels, committed=committed)) == {"added": 2500, "decoded": 2500}
+    shown: list[Any] = []
+    report = collection.index(rows_of_pixels, committed=committed, progress=shown.append)
+    assert told(report) == {"added": 2500, "decoded": 2500}
+    assert (shown[-1].stage, shown[-1].done, shown[-1].total) == ("indexing", 2500, 2500)
+    assert shown[-1].terms == {"added": 2500, "updated": 0, "unchanged": 0, "failed": 0}
     assert len(sizes) >= 3 and max(sizes) <= 1000
     assert [line.path for line in lines] == [f"{rows_of_pixels}#{i}" for i in range(2500)]
     assert {line.status for line in lines} == {"added"}
