@@ -18,6 +18,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import faiss
@@ -27,7 +28,7 @@ from hashret.indexes import BitFlipIndex, segments, set_threads
 
 Array = np.ndarray[Any, Any]
 Search = Callable[[Array], Array]  # the distances found, (q, k), or all of them one after another
-PARTS, ROUNDS, PATIENCE = 5, 4, 0.2  # of the queries; of all peers in turn; seconds for one peer in a round
+PARTS, ROUNDS, PATIENCE = 5, 4, 0.2  # of the queries; of all peers in turn; seconds for each in a round
 
 
 class Result(NamedTuple):
@@ -189,7 +190,7 @@ def timed(searches: list[Search], queries: Array, batch: int) -> list[float]:
     for _ in range(ROUNDS):
         for number, search in enumerate(searches):
             begun = time.perf_counter()
-            for part in np.array_split(queries, PARTS):
+            for part in cycle(np.array_split(queries, PARTS)):
                 start = time.perf_counter()
                 for begin in range(0, len(part), batch):
                     search(part[begin : begin + batch])

@@ -60,6 +60,7 @@ class Segment(NamedTuple):
 class Workspace(NamedTuple):
     """What a search scribbles on; kernels cannot allocate."""
 
+    own: Ids  # (m,): the substrings of the query at hand
     ranges: NDArray[np.int64]  # (FLIPS, 2): of places in the postings
     met: NDArray[np.uint32]  # (budget,): numbers of the codes met at one level, or at the first m
     ends: NDArray[np.int64]  # (m + 1,): where those met at each of the first m levels end, from 0 on; -1: no room
@@ -69,13 +70,19 @@ class Workspace(NamedTuple):
 
 
 @inlined
-def is_new(codes: Words, j: int | np.int64, queries: Words, q: int, cuts: NDArray[np.int64], level: int) -> bool:
+def cut_query(segment: Segment, queries: Words, q: int, work: Workspace) -> None:
+    """Set `own` for query q."""
+    for t in range(len(segment.cuts)):
+        work.own[t] = substring(queries, q, segment.cuts[t, 0], segment.cuts[t, 1])
+
+
+@inlined
+def is_new(segment: Segment, j: int | np.int64, level: int, work: Workspace) -> bool:
     """Whether no level before this one meets code j: first_level(j) >= level."""
-    m = len(cuts)
+    m = len(segment.cuts)
     for u in range(min(m, level)):
-        first, width = cuts[u, 0], cuts[u, 1]
-        differing = popcount(np.uint64(substring(codes, j, first, width) ^ substring(queries, q, first, width)))
-        if m * differing + u < level:
+        own = substring(segment.codes, j, segment.cuts[u, 0], segment.cuts[u, 1])
+        if m * popcount(np.uint64(own ^ work.own[u])) + u < level:
             return False
     return True
 
@@ -117,16 +124,14 @@ def announce(segment: Segment, queries: Words, q: int) -> None:
 
 
 @inlined
-def look_up(
-    segment: Segment, queries: Words, q: int, s: int, t: int, flip: int, work: Workspace, n: int
-) -> tuple[int, int]:
+def look_up(segment: Segment, s: int, t: int, flip: int, work: Workspace, n: int) -> tuple[int, int]:
     """Look up substring t with s bits flipped, from `flip` on, until no room is left for ranges of postings after n.
 
     Returns the flip to go on with, and how many ranges there are now. Most buckets are empty.
     """
     ranges = work.ranges
-    first, width, table = segment.cuts[t, 0], segment.cuts[t, 1], segment.cuts[t, 2]
-    own, begin = substring(queries, q, first, width), n
+    width, table = segment.cuts[t, 1], segment.cuts[t, 2]
+    own, begin = work.own[t], n
     while flip < 1 << width and n < FLIPS:
         bucket = own ^ flip
         filled, ranges[n, 0] = marked(segment.marks, table + (bucket >> 6), bucket & 63)
@@ -156,7 +161,7 @@ def gather(segment: Segment, t: int, begin: int, end: int, room: int, work: Work
 
 
 @inlined
-def meet(segment: Segment, queries: Words, q: int, level: int, room: int, work: Workspace) -> tuple[int, int]:
+def meet(segment: Segment, level: int, room: int, work: Workspace) -> tuple[int, int]:
     """Meet the codes of a level, at most `room`: from where to where in `met` their numbers are (-1: too many).
 
     Level 0 meets those of the first m levels, for which one look-up each is enough, together.
@@ -165,7 +170,7 @@ def meet(segment: Segment, queries: Words, q: int, level: int, room: int, work: 
     if level == 0:
         n = ends[0] = 0
         for t in range(m):
-            _, n = look_up(segment, queries, q, 0, t, 0, work, n)
+            _, n = look_up(segment, 0, t, 0, work, n)
             ends[t + 1] = n
         n = begin = 0
         for t in range(m):
@@ -177,7 +182,7 @@ def meet(segment: Segment, queries: Words, q: int, level: int, room: int, work: 
     s, t, n = level // m, level % m, 0
     flip, last = (1 << s) - 1, 1 << segment.cuts[t, 1]
     while flip < last and n >= 0:
-        flip, count = look_up(segment, queries, q, s, t, flip, work, 0)
+        flip, count = look_up(segment, s, t, flip, work, 0)
         n = gather(segment, t, 0, count, room, work, n)
     return 0, n
 

@@ -45,27 +45,12 @@ def push(distances: Distances, ids: Ids, size: int, d: int, i: int) -> int:
     return size + 1
 
 
-@inlined
-def sort_heap(distances: Distances, ids: Ids) -> None:
-    """Make an ascending row of a heap: heapsort's second half."""
-    for last in range(len(ids) - 1, 0, -1):
-        distances[0], distances[last] = distances[last], distances[0]
-        ids[0], ids[last] = ids[last], ids[0]
-        sift_down(distances, ids, 0, last)
-
-
 @kernel
 def sort_heaps(distances: Distances, ids: Ids, sizes: Ids) -> None:
-    """Sort the first sizes[q] pairs of each row, a heap, by (distance, id), in place."""
+    """Sort the first sizes[q] pairs of each row, a heap, by (distance, id), in place: heapsort's second half."""
     for q in range(len(sizes)):
-        sort_heap(distances[q, : sizes[q]], ids[q, : sizes[q]])
-
-
-@kernel
-def sort_rows(limits: Ids, distances: Distances, ids: Ids) -> None:
-    """Sort each row limits[q] ... limits[q + 1] - 1 by (distance, id), in place."""
-    for q in range(len(limits) - 1):
-        d, i = distances[limits[q] : limits[q + 1]], ids[limits[q] : limits[q + 1]]
-        for place in range(len(d) // 2 - 1, -1, -1):
-            sift_down(d, i, place, len(d))
-        sort_heap(d, i)
+        d, i = distances[q], ids[q]
+        for last in range(sizes[q] - 1, 0, -1):
+            d[0], d[last] = d[last], d[0]
+            i[0], i[last] = i[last], i[0]
+            sift_down(d, i, 0, last)

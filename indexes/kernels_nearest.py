@@ -4,7 +4,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.indexes.jit import inlined, kernel, prefetch
-from hashret.indexes.kernels import BLOCK, PART, STRETCH, Segment, Workspace, announce, is_new, meet, offer, qualifying
+from hashret.indexes.kernels import (
+    BLOCK,
+    PART,
+    STRETCH,
+    Segment,
+    Workspace,
+    announce,
+    cut_query,
+    is_new,
+    meet,
+    offer,
+    qualifying,
+)
 from hashret.indexes.kernels_codes import FAR, Words, distance, least_distance, longest
 from hashret.indexes.kernels_heap import Distances, Ids
 
@@ -31,12 +43,13 @@ def flip_nearest(
     if `tight` promises an end at `deepest` or before.
     """
     announce(segment, queries, q)
+    cut_query(segment, queries, q, work)
     met, aside, tally = work.met, work.aside, work.tally
     patient, deepest, room = segment.plan[0], segment.plan[1], segment.plan[2]
     level, count, near, tight = 0, 0, 0, longest(segment.codes)
     tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
     while level <= tight and (level <= patient or tight <= deepest):
-        low, high = meet(segment, queries, q, level, room, work)
+        low, high = meet(segment, level, room, work)
         if high < 0:
             break
         if level >= len(segment.cuts) - 1:
@@ -44,7 +57,7 @@ def flip_nearest(
         for i in range(low, high):
             j = np.int64(met[i])
             d = distance(segment.codes, j, queries, q)
-            if d <= tight and is_new(segment.codes, j, queries, q, segment.cuts, level):
+            if d <= tight and is_new(segment, j, level, work):
                 aside[count, 0], aside[count, 1] = j, d
                 count += 1
                 items = qualifying(segment, j, allowed, filtered)
@@ -90,15 +103,17 @@ def scan_block(
     n: int,
     level: int,
     bound: int,
+    work: Workspace,
 ) -> int:
     """Offer the codes of the block from `begin` on within `bound`, first met at `level` or later; the new size."""
+    cut_query(segment, queries, q, work)
     for low in range(begin, min(begin + BLOCK, len(segment.codes)), PART):
         part = segment.codes[low : low + PART]
         if least_distance(part, queries, q) > bound:
             continue
         for i in range(len(part)):
             d = distance(part, i, queries, q)
-            if d <= bound and is_new(part, i, queries, q, segment.cuts, level):
+            if d <= bound and is_new(segment, low + i, level, work):
                 n = offer(segment, low + i, d, allowed, filtered, distances, ids, n)
                 if n == len(ids):
                     bound = min(bound, distances[0])
@@ -153,6 +168,7 @@ def scan_nearest(
                         sizes[q],
                         reached[q],
                         bound,
+                        work,
                     )
 
 

@@ -3,8 +3,19 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.indexes.jit import allocating, kernel
-from hashret.indexes.kernels import BLOCK, PART, Segment, Workspace, is_new, meet, other_slots, qualifies
+from hashret.indexes.jit import allocating, inlined, kernel, prefetch
+from hashret.indexes.kernels import (
+    BLOCK,
+    PART,
+    Segment,
+    Workspace,
+    announce,
+    cut_query,
+    is_new,
+    meet,
+    other_slots,
+    qualifies,
+)
 from hashret.indexes.kernels_codes import Words, distance, least_distance
 from hashret.indexes.kernels_heap import Distances, Ids
 
@@ -21,17 +32,18 @@ def flip_within(
     and why this finds each code, once).
     """
     n, level, room = 0, 0, segment.plan[2]
+    cut_query(segment, queries, q, work)
+    if radius <= segment.plan[1]:
+        announce(segment, queries, q)
     while level <= radius <= segment.plan[1]:
-        low, high = meet(segment, queries, q, level, room, work)
+        low, high = meet(segment, level, room, work)
         if high < 0:
             break
         if level >= len(segment.cuts) - 1:
             room -= high
         for i in range(low, high):
             j = np.int64(work.met[i])
-            if distance(segment.codes, j, queries, q) <= radius and is_new(
-                segment.codes, j, queries, q, segment.cuts, level
-            ):
+            if distance(segment.codes, j, queries, q) <= radius and is_new(segment, j, level, work):
                 found[n] = j
                 n += 1
         level += 1
@@ -39,7 +51,9 @@ def flip_within(
 
 
 @kernel
-def scan_within(segment: Segment, queries: Words, q: int, radius: int, level: int, found: Numbers, n: int) -> int:
+def scan_within(
+    segment: Segment, queries: Words, q: int, radius: int, level: int, found: Numbers, n: int, work: Workspace
+) -> int:
     """Find the codes within `radius` bits of query q first met at `level` or later; how many with the n before."""
     for begin in range(0, len(segment.codes), BLOCK):
         block = segment.codes[begin : begin + BLOCK]
@@ -50,7 +64,7 @@ def scan_within(segment: Segment, queries: Words, q: int, radius: int, level: in
             if least_distance(part, queries, q) > radius:
                 continue
             for i in range(len(part)):
-                if distance(part, i, queries, q) <= radius and is_new(part, i, queries, q, segment.cuts, level):
+                if distance(part, i, queries, q) <= radius and is_new(segment, begin + low + i, level, work):
                     found[n] = begin + low + i
                     n += 1
     return n
@@ -65,7 +79,7 @@ def matches_within(segment: Segment, queries: Words, radius: int, work: Workspac
     for q in range(len(queries)):
         n, level = flip_within(segment, queries, q, radius, found, work)
         if level <= radius:
-            n = scan_within(segment, queries, q, radius, level, found, n)
+            n = scan_within(segment, queries, q, radius, level, found, n, work)
         limits[q + 1] = limits[q] + n
         if limits[q + 1] > len(matches):
             longer = np.empty(2 * limits[q + 1], np.uint32)
@@ -88,6 +102,8 @@ def write_items(
     n: int,
 ) -> int:
     """Write the items behind the codes matching query q after the n written; how many in all."""
+    for match in matches:
+        prefetch(segment.ids, match)
     for match in matches:
         j = np.int64(match)
         d = distance(segment.codes, j, queries, q)
@@ -116,3 +132,42 @@ def expand_within(
         some = matches[limits[q] : limits[q + 1]]
         bounds[q + 1] = write_items(segment, queries, q, some, allowed, filtered, distances, ids, bounds[q])
     return bounds, distances[: bounds[-1]], ids[: bounds[-1]]
+
+
+@inlined
+def sort_ids(ids: Ids) -> None:
+    """Sort in place: Shell's method."""
+    gap = len(ids)
+    while gap > 1:
+        gap = max(1, gap * 5 // 11)
+        for i in range(gap, len(ids)):
+            moving, place = ids[i], i
+            while place >= gap and ids[place - gap] > moving:
+                ids[place] = ids[place - gap]
+                place -= gap
+            ids[place] = moving
+
+
+@kernel
+def sort_rows(
+    limits: Ids, distances: Distances, ids: Ids, ends: Ids, sorted_distances: Distances, sorted_ids: Ids
+) -> None:
+    """Sort each row limits[q] ... limits[q + 1] - 1 by (distance, id): by distance counting, then ids among equals.
+
+    Distances are less than len(ends), which is working space.
+    """
+    for q in range(len(limits) - 1):
+        ends[:] = 0
+        for i in range(limits[q], limits[q + 1]):
+            ends[distances[i]] += 1
+        end = limits[q]
+        for d in range(len(ends)):
+            ends[d], end = end, end + ends[d]  # so far where the run of d begins
+        for i in range(limits[q], limits[q + 1]):
+            place = ends[distances[i]]
+            sorted_distances[place], sorted_ids[place] = distances[i], ids[i]
+            ends[distances[i]] += 1
+        begin = limits[q]
+        for d in range(len(ends)):
+            sort_ids(sorted_ids[begin : ends[d]])
+            begin = ends[d]

@@ -120,7 +120,7 @@ def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:
         if spent > scan:
             break
         deepest = level
-        if spent <= scan / 10:
+        if spent <= scan / 20:
             patient = level
     return np.array([patient, deepest, int(scan / CHECK)], np.int64)
 
@@ -131,6 +131,7 @@ def workspace(segment: Segment, queries: int) -> Workspace:
     work: Workspace | None = getattr(_mine, "work", None)
     if work is None or len(work.met) < budget or len(work.ends) <= tables or len(work.least) < queries:
         work = _mine.work = Workspace(
+            np.empty(tables, np.int64),
             np.empty((FLIPS, 2), np.int64),
             np.empty(budget, np.uint32),
             np.empty(tables + 1, np.int64),

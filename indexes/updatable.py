@@ -19,9 +19,9 @@ from hashret.indexes import files, segments
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_build import locate
 from hashret.indexes.kernels_codes import Words
-from hashret.indexes.kernels_heap import Distances, Ids, sort_heaps, sort_rows
+from hashret.indexes.kernels_heap import Distances, Ids, sort_heaps
 from hashret.indexes.kernels_nearest import nearest
-from hashret.indexes.kernels_within import expand_within, matches_within
+from hashret.indexes.kernels_within import expand_within, matches_within, sort_rows
 from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, read_only
 from hashret.indexes.threads import split
 
@@ -173,8 +173,9 @@ class UpdatableIndex(ABC):
                     found = _side_by_side(
                         found, RangeHits(*expand_within(state.tail, asked, *matches, *as_filter(allowed)))
                     )
-            sort_rows(found.limits, found.distances, found.ids)
-            return found
+            ordered = RangeHits(found.limits, np.empty_like(found.distances), np.empty_like(found.ids))
+            sort_rows(*found, np.empty(radius + 1, np.int64), *ordered[1:])
+            return ordered
 
         parts = split(len(queries), search)
         if len(parts) == 1:
