@@ -584,7 +584,7 @@ def test_answers_equal_brute_force(tmp_path: Path, kind: str, bits: int) -> None
     with Collection.create(tmp_path / "c", model, kind) as collection:
         queries = model.encode(digits()[:3])
         assert collection.query_codes(queries, 5) == collection.query_codes(queries, None, bits) == [[], [], []]
-        collection.add(digits()[:1200])
+        collection.add(digits()[:600])
         with Collection.open(tmp_path / "c", read_only=True) as fresh:
             check_answers(collection, fresh)
             assert collection.query(digits()[0], 3, 9) == fresh.query_batch(digits()[:1], 3, 9)[0]
@@ -814,18 +814,21 @@ def flip(file: Path, date: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
-def test_answers_are_right_whatever_becomes_of_the_cache(tmp_path: Path, kind: str) -> None:
+def test_answers_are_right_whatever_becomes_of_the_cache(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "BATCH_ITEMS", 50)
     with Collection.create(tmp_path / "c", hasher(), kind) as collection:
-        collection.add(digits()[:1100])
+        collection.add(digits()[:100])
         (older,) = caches(collection)
         kept = older.read_bytes()
         collection.remove(range(1, 40))
-        collection.add(digits()[1100:])
-        collection.add(255 - digits()[:1200])
+        collection.add(digits()[100:200])
+        collection.add(digits()[200:210])
         (cache,) = caches(collection)
         assert cache.name != older.name
         with Collection.create(tmp_path / "other", hasher(), kind) as other:
-            other.add(digits()[::-1])
+            other.add(digits()[300:500])
             others = caches(other)[0].read_bytes()
     good, date = cache.read_bytes(), cache.stat().st_mtime_ns
     for harm in (
@@ -890,25 +893,27 @@ def test_caches_are_replaced_and_never_rewritten(collection: Collection) -> None
     assert rows(collection, "SELECT count(*) FROM changes WHERE op = 'add'")[0][0] >= 10
 
 
-def test_a_reader_follows_or_starts_anew(collection: Collection) -> None:
+def test_a_reader_follows_or_starts_anew(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "BATCH_ITEMS", 50)
     with Collection.open(collection.path, read_only=True) as early:
         check_answers(collection, early)
-        for start in range(0, 1800, 300):  # beyond what `changes` still tells about
-            collection.add(digits()[start : start + 300])
-            collection.remove(range(start + 1, start + 300, 3))
-            if start % 900 == 0:
+        for start in range(0, 300, 30):
+            collection.add(digits()[start : start + 30])
+            collection.remove(range(start + 1, start + 30, 3))
+            if start % 120 == 0:
                 check_answers(collection, early)
         check_answers(collection, early)
-        assert rows(collection, "SELECT min(generation) FROM changes")[0][0] > 1
+        assert rows(collection, "SELECT min(generation) FROM changes")[0][0] > 1  # the older ones are forgotten
 
 
-def test_another_kind_of_index_is_used_by_everyone(collection: Collection) -> None:
-    collection.add(digits()[:200])
+def test_another_kind_of_index_is_used_by_everyone(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "BATCH_ITEMS", 50)
+    collection.add(digits()[:100])
     with Collection.open(collection.path) as other:
         check_answers(other)
         collection.use_index("faiss:BFlat")
         check_answers(collection, other)
-        other.add(digits()[200:])  # writes a cache, of the kind that it has to be of
+        other.add(digits()[100:200])  # writes a cache, of the kind that it has to be of
         (cache,) = caches(other)
         assert cache.name.endswith(".faiss-BFlat")
         with Collection.open(collection.path) as fresh:
