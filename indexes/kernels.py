@@ -30,7 +30,7 @@ from hashret.indexes.jit import inlined, popcount, prefetch, trailing_zeros
 from hashret.indexes.kernels_codes import Words, substring
 from hashret.indexes.kernels_heap import Distances, Ids, push
 
-BLOCK = 1024  # codes compared with every waiting query while they are in the fastest cache
+BLOCK = 2048  # codes compared with every waiting query while they are in the fastest cache
 STRETCH = 1024  # blocks whose least distances are known before any of them is looked at closely
 LINE = 8  # at least one code in so many begins a line of the cache, and one posting in twice as many
 PART = 64  # codes of such a block compared once more to find which are near

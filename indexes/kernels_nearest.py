@@ -39,20 +39,21 @@ def flip_nearest(
     is the k-th nearest at most. Whatever is farther is dropped at once, and posting lists are read at the end.
 
     The plan, three numbers worked out once per segment: up to level `patient` flipping costs a small part of a scan;
-    after `deepest` it costs more than one; `budget` candidates cost as much as one. Between the first two we go on only
-    if `tight` promises an end at `deepest` or before.
+    after `deepest` it costs more than one; `budget` candidates cost as much as one. After the first look-up in each
+    table we go on only if a code within `deepest` has been met; after `patient`, only if `tight` promises an end there.
     """
     announce(segment, queries, q)
     cut_query(segment, queries, q, work)
     met, aside, tally = work.met, work.aside, work.tally
     patient, deepest, room = segment.plan[0], segment.plan[1], segment.plan[2]
-    level, count, near, tight = 0, 0, 0, longest(segment.codes)
+    m, level, count, near, tight = len(segment.cuts), 0, 0, 0, longest(segment.codes)
+    nearest_yet = tight
     tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
-    while level <= tight and (level <= patient or tight <= deepest):
+    while level <= tight and (tight <= deepest or (level <= patient and (level < m or nearest_yet <= deepest))):
         low, high = meet(segment, level, room, work)
         if high < 0:
             break
-        if level >= len(segment.cuts) - 1:
+        if level >= m - 1:
             room -= high
         for i in range(low, high):
             j = np.int64(met[i])
@@ -60,6 +61,7 @@ def flip_nearest(
             if d <= tight and is_new(segment, j, level, work):
                 aside[count, 0], aside[count, 1] = j, d
                 count += 1
+                nearest_yet = min(nearest_yet, d)
                 items = qualifying(segment, j, allowed, filtered)
                 tally[d] += items
                 near += items
