@@ -62,24 +62,23 @@ def plain(words: Words, ids: Ids) -> Segment:
 
 def distinct(words: Words, ids: Ids) -> Segment:
     """A segment of distinct ascending codes with posting lists of ascending ids, without tables."""
-    if len(ids) > 1 and not (ids[1:] > ids[:-1]).all():
-        order = np.argsort(ids)
-        words, ids = words[order], ids[order]
-    by_code = np.argsort(words, kind="stable") if words.ndim == 1 else np.lexsort(words.T[::-1])
+    by_code = np.argsort(words) if words.ndim == 1 else np.lexsort(words.T[::-1])
     words, ids = words[by_code], ids[by_code]
     first = np.ones(len(ids), np.bool_)
     changed = words[1:] != words[:-1]
     first[1:] = changed if words.ndim == 1 else changed.any(axis=1)
     shared, starts = _NO_MARKS, _NO_NUMBERS
     if not first.all():
+        sharing = ~first
+        sharing[:-1] |= ~first[1:]
+        code = np.cumsum(first)[sharing]
+        ids[sharing] = ids[sharing][np.lexsort((ids[sharing], code))]
         words = words[first]
         others = np.diff(np.flatnonzero(first), append=len(ids)).astype(np.uint32) - 1
         shared = mark(others)[0]
-        starts = len(words) + np.cumsum([0, *others[others > 0]]).astype(np.uint32)
-        slots = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
-        ids, by_code = ids[slots], by_code[slots]
-    by_id = np.empty(len(ids), np.uint32)
-    by_id[by_code] = np.arange(len(ids), dtype=np.uint32)
+        starts = len(words) + np.append(0, np.cumsum(others[others > 0])).astype(np.uint32)
+        ids = np.concatenate([ids[first], ids[~first]])
+    by_id = np.argsort(ids).astype(np.uint32)
     return frozen(Segment(words, ids, shared, starts, by_id, _ALL_LIVE, *_NO_TABLES))
 
 
