@@ -12,7 +12,7 @@ import typer
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
-    from hashret.training import Progress
+    from hashret.progress import Progress
 
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Folder, .zip, .tar.gz, IDX, .npy, .npz, or data set such as digits.")

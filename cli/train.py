@@ -38,18 +38,9 @@ def train(
     The model goes into the collection, which must have no items yet, or with -o into a folder of its own.
     """
     from hashret.collection import locate
-
-    place = locate(collection)
-    if output is None:
-        refuse_items(place)
-    check_writable(output or place)
     from hashret.hasher import FILES, Hasher, parse_duration
     from hashret.images import Preprocessing
 
-    if output is not None:
-        output = output.resolve()
-        if output.is_dir() and not {file.name for file in output.iterdir()} <= FILES:
-            raise HashretError(f"{output} holds something else than a model: choose another folder")
     with usage("model, head, bits or settings"):
         hasher = Hasher(model, bits, head, **parse_settings(setting or []))
     with usage("--budget"):
@@ -60,6 +51,14 @@ def train(
             Preprocessing(*shape, channels=1)
     if sum(value is not None for value in (budget, epochs, steps)) > 1:
         raise typer.BadParameter("give one of --budget, --epochs and --steps")
+    place = locate(collection)
+    if output is None:
+        refuse_items(place)
+    else:
+        output = output.resolve()
+        if output.is_dir() and not {file.name for file in output.iterdir()} <= FILES:
+            raise HashretError(f"{output} holds something else than a model: choose another folder")
+    check_writable(output or place)
     checkpoint = place / "training.checkpoint" if output is None else output.with_name(output.name + ".checkpoint")
     interrupted = fit(
         hasher,

@@ -26,13 +26,12 @@ from hashret.indexes import CodeIndex
 from hashret.indexes.protocol import check_count
 from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read
 from hashret.live import LiveIndex, make_index
+from hashret.progress import Progress
 from hashret.sources import Record, in_order, open_source
 from hashret.store import Content, Item, Seen, Store, sqlite_errors
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
-    from hashret.training import Progress
-
 BLOBS = "blobs/"  # the root of contents that came without a file, inside the collection
 
 
@@ -163,7 +162,7 @@ class Collection:
         prune: bool = False,
         force: bool = False,
         data_root: str | os.PathLike[str] | None = None,
-        progress: "Callable[[Progress], None] | None" = None,
+        progress: Callable[[Progress], None] | None = None,
         committed: Callable[[list[Indexed]], None] | None = None,
     ) -> IndexReport:
         """Add every image of a SOURCE that is new or has changed; the report says what was done.
@@ -185,8 +184,6 @@ class Collection:
         def show(every: float = 0.2) -> None:
             nonlocal shown
             if progress is not None and time.monotonic() - shown >= every:
-                from hashret.training import Progress
-
                 shown = time.monotonic()
                 told = {key: float(counts[key]) for key in ("added", "updated", "unchanged", "failed")}
                 progress(Progress("indexing", int(sum(told.values())), opened.length, told))
@@ -258,7 +255,7 @@ class Collection:
             self._index.keep()
         return len(gone)
 
-    def reindex(self, hasher: "Hasher", *, progress: "Callable[[Progress], None] | None" = None) -> None:
+    def reindex(self, hasher: "Hasher", *, progress: Callable[[Progress], None] | None = None) -> None:
         """Code every item with another model, and switch to it in one commit; what was coded is kept if interrupted.
 
         Queries use the old model until then. Raises HashretError, and does not switch, if contents cannot be found
@@ -277,8 +274,6 @@ class Collection:
                         self._store.put_codes(fingerprint, coded)
                     done += len(batch)
                     if progress is not None:
-                        from hashret.training import Progress
-
                         progress(Progress("reindexing", done, total, {}))
             missing = self._store.without_code(fingerprint)
             if missing:

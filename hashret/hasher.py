@@ -32,8 +32,9 @@ from hashret.images import Preprocessing, one_line, to_content
 from hashret.models import MODELS
 from hashret.models.base import Member, choose
 from hashret.models.heads import HEADS, Head, check_head
+from hashret.progress import Progress
 from hashret.sources import in_order, open_source, sample
-from hashret.training import Progress, Training, device, split, tensor_bytes, to_input, train
+from hashret.training import Training, device, split, tensor_bytes, to_input, train
 
 FORMAT = 1  # of the model folder and of what its codes mean
 DEFAULT_MODEL = "contrastive"

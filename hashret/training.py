@@ -24,19 +24,11 @@ from torch import Tensor
 from hashret.errors import HashretError
 from hashret.files import write_durably
 from hashret.models.base import Member
+from hashret.progress import Progress
 
 Images = NDArray[np.uint8]
 
 REPORT_EVERY, SAVE_EVERY = 0.2, 30.0  # seconds from one report of progress, and from one checkpoint, to the next
-
-
-class Progress(NamedTuple):
-    """How far long work has come."""
-
-    stage: str  # "reading", "training", "indexing"
-    done: int
-    total: int | None  # None when it is not known
-    terms: dict[str, float]  # numbers worth watching, such as the running mean of each loss term
 
 
 class Training(NamedTuple):

@@ -16,7 +16,8 @@ from hashret import training
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
-from hashret.training import Progress, Training, split, train
+from hashret.progress import Progress
+from hashret.training import Training, split, train
 
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
 THREADS = torch.get_num_threads()
