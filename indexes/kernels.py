@@ -18,7 +18,8 @@ and e(u) >= s for u > t, so distance(x) = Σ e(u) >= (t + 1)(s + 1) + (m - t - 1
 *Switching.* After level L a scan has to offer only codes that are first met later, ``first_level(x) > L``.
 
 *Waiting.* Nearly every read is of memory that no cache holds, so time goes by the reads waited for one after another.
-A level therefore reads all its buckets' bounds side by side, then asks for all postings, then for all codes.
+A level therefore reads all its buckets' bounds side by side, then asks for all postings, then for all codes; and what
+the first look-ups of the next two queries read is asked for while this one is searched (`announce`).
 """
 
 from typing import NamedTuple
@@ -32,9 +33,9 @@ from hashret.indexes.kernels_heap import Distances, Ids, push
 
 BLOCK = 2048  # codes compared with every waiting query while they are in the fastest cache
 STRETCH = 1024  # blocks whose least distances are known before any of them is looked at closely
-LINE = 8  # at least one code in so many begins a line of the cache, and one posting in twice as many
 PART = 64  # codes of such a block compared once more to find which are near
 FLIPS = 256  # buckets whose bounds are read side by side
+LINE = 8  # a line of the cache holds at most so many codes, and twice as many postings
 
 
 class Segment(NamedTuple):
@@ -46,7 +47,7 @@ class Segment(NamedTuple):
 
     codes: Words  # (d,) or (d, words), distinct and ascending if there are tables
     ids: Ids  # (n,): the id in each slot: slot j has the least of code j, the slots from d on have the others
-    shared: NDArray[np.uint64]  # marks (see below) of the codes that have more than one id; no rows if none has
+    shared: NDArray[np.uint64]  # marks of the codes that have more than one id; no rows if none has
     starts: NDArray[np.uint32]  # (such codes + 1,): where the other ids of each begin, ascending, in the order of codes
     by_id: NDArray[np.uint32]  # (n,): the slots in the order of their ids
     dead: NDArray[np.uint8]  # one bit a slot, set when its id was removed; empty if none was

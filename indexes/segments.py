@@ -76,7 +76,7 @@ def distinct(words: Words, ids: Ids) -> Segment:
         words = words[first]
         others = np.diff(np.flatnonzero(first), append=len(ids)).astype(np.uint32) - 1
         shared = mark(others)[0]
-        starts = len(words) + np.append(0, np.cumsum(others[others > 0])).astype(np.uint32)
+        starts = len(words) + np.cumsum(np.append(0, others[others > 0])).astype(np.uint32)
         ids = np.concatenate([ids[first], ids[~first]])
     by_id = np.argsort(ids).astype(np.uint32)
     return frozen(Segment(words, ids, shared, starts, by_id, _ALL_LIVE, *_NO_TABLES))
