@@ -23,7 +23,7 @@ bench: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/quality.py --data digits
-	$(BIN)/python benchmarks/encode.py --arrays digits --photos hashret-demo/photos
+	$(BIN)/python benchmarks/encode.py --arrays digits
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
