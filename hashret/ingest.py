@@ -82,7 +82,7 @@ def encoded(
     else:
         hashed = in_order(hash_contents, batches(changed, FILE_CHUNK), ahead=4)
         decoded = in_order(decode_new, map(mark_known, hashed), ahead=4)
-    yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), threads=1, ahead=2), BATCH_ITEMS - MODEL_CHUNK)
+    yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), threads=1, ahead=8), BATCH_ITEMS - MODEL_CHUNK)
 
 
 def _changed(source: Source, store: Store, unchanged: Callable[[Seen], None], only: Set[str] | None) -> Iterator[Found]:
