@@ -1,4 +1,8 @@
-"""`Collection`: models, a database and an index in one folder; add images, find similar ones, forget them."""
+"""`Collection`: models, a database and an index in one folder; add images, find similar ones, forget them.
+
+The file is longer than most because it is all that a user holds: how images get in is in `ingest`, how the index keeps
+up in `live`, what is stored in `store`; here is only what ties them together.
+"""
 
 import json
 import os

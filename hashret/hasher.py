@@ -1,4 +1,7 @@
-"""`Hasher`: preprocessing, a member of the family and a head; image in, code out."""
+"""`Hasher`: preprocessing, a member of the family and a head; image in, code out.
+
+The file is longer than most because the model folder is a format: whatever writes or checks it is in this one place.
+"""
 
 import copy
 import hashlib

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hashret.errors import HashretError
-from hashret.indexes import INDEXES, CodeIndex
+from hashret.indexes import INDEXES, CodeIndex, FaissIndex
 from hashret.ingest import BATCH_ITEMS
 from hashret.store import Store
 
@@ -131,7 +131,7 @@ def make_index(kind: str, bits: int) -> CodeIndex:
     name, _, factory = kind.partition(":")
     if name not in INDEXES or (factory and name != "faiss"):
         raise ValueError(f"there is no index {kind!r}; choose bitflip, or faiss:FACTORY such as faiss:BFlat")
-    return INDEXES[name](bits, factory) if factory else INDEXES[name](bits)  # type: ignore[call-arg]
+    return FaissIndex(bits, factory) if factory else INDEXES[name](bits)
 
 
 def _told(settings: dict[str, str]) -> dict[str, Any] | None:

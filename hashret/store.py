@@ -2,6 +2,8 @@
 
 It is the only truth of a collection; everything else can be made again from it and the user's files. Every write is one
 transaction that is durable when it returns, and moves the collection from one generation to the next.
+
+The file is longer than most because nothing outside it may speak SQL.
 """
 
 import json
