@@ -35,6 +35,7 @@ from hashret.images import Preprocessing, one_line, to_content
 from hashret.models import MODELS
 from hashret.models.base import Member, choose
 from hashret.models.heads import HEADS, Head, check_head
+from hashret.models.networks import folded
 from hashret.progress import Progress
 from hashret.sources import in_order, open_source, sample
 from hashret.training import Training, device, split, tensor_bytes, to_input, train
@@ -144,7 +145,8 @@ class Hasher:
         head = HEADS[self.head](values, self.bits, seed)
         self._fitted = preprocessing, member, head.steadied(_rounding(member, head, images[rows[:BATCH]]), DOUBT)
         self.__dict__.pop("fingerprint", None)
-        self.__dict__.pop("_exact", None)
+        for derived in ("_fast", "_exact"):
+            self.__dict__.pop(derived, None)
         self._training = {
             "source": opened.root,
             "images": len(images),
@@ -177,17 +179,20 @@ class Hasher:
         codes = [self.encode_pixels(np.stack(batch)) for batch in _batches(prepared, 4 * BATCH)]
         return np.concatenate(codes) if codes else np.empty((0, self.bits // 8), np.uint8)
 
-    def encode_pixels(self, pixels: NDArray[np.uint8]) -> Codes:
-        """Codes, uint8 (n, bits // 8), of what `preprocessing` gives: uint8 (n, height, width, channels)."""
-        preprocessing, member, head = self._parts()
+    def encode_pixels(self, pixels: NDArray[np.uint8], *, alone: bool = False) -> Codes:
+        """Codes, uint8 (n, bits // 8), of what `preprocessing` gives: uint8 (n, height, width, channels).
+
+        With `alone` the calling thread does all the work, for callers with other work for the other cores.
+        """
+        preprocessing, member, head = self._parts()[0], self._fast, self._parts()[2]
         expected = (preprocessing.height, preprocessing.width, preprocessing.channels)
         if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
             raise ValueError(f"pixels must be uint8 {('n', *expected)}, not {pixels.dtype} {pixels.shape}")
         where = next(chain(member.parameters(), member.buffers(), [head.threshold])).device
         out = np.empty((len(pixels), self.bits), np.bool_)
         for start in range(0, len(pixels), BATCH):
-            x = to_input(pixels[start : start + BATCH], where)
-            with _full_float32(where):
+            with _full_float32(where, alone):
+                x = to_input(pixels[start : start + BATCH], where)
                 margins = head.margins(member.outputs(x))
                 bits = margins > 0
                 for i in (margins.abs() < DOUBT).any(1).nonzero()[:, 0].tolist():
@@ -282,6 +287,11 @@ class Hasher:
         return MODELS[self.model](shape, self.bits, **self.settings)
 
     @cached_property
+    def _fast(self) -> Member:
+        with self._lock:
+            return folded(self._parts()[1])
+
+    @cached_property
     def _exact(self) -> Member:
         with self._lock:
             return copy.deepcopy(self._parts()[1]).double()
@@ -363,23 +373,39 @@ def _rounding(member: Member, head: Head, images: NDArray[np.uint8]) -> Tensor:
     x = to_input(images, device())
     with _full_float32(x.device):
         exact = head.margins(copy.deepcopy(member).double().outputs(x.double()))
-        return (head.margins(member.outputs(x)) - exact).abs().amax(0).cpu()
+        return (head.margins(folded(member).outputs(x)) - exact).abs().amax(0).cpu()
 
 
-_precision = threading.Lock()  # PyTorch's switches are the whole process's
+# PyTorch's switches are the whole process's: the first thread to compute turns them, the last one turns them back.
+_switches = threading.Lock()
+_computing = 0
+_chosen = ("", False, 0)
 
 
 @contextmanager
-def _full_float32(where: torch.device) -> Iterator[None]:
-    """Inference in float32 as it is: without TF32, bf16 or autocast, whatever this process has chosen."""
-    with torch.inference_mode(), torch.autocast(where.type, enabled=False), _precision:
-        chosen = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(chosen)
+def _full_float32(where: torch.device, alone: bool = False) -> Iterator[None]:
+    """Inference in float32 as it is, without TF32, bf16 or autocast, whatever this process has chosen."""
+    global _computing, _chosen
+    cudnn = torch.backends.cudnn
+    with _switches:
+        if not _computing:
+            _chosen = torch.get_float32_matmul_precision(), cudnn.allow_tf32, torch.get_num_threads()
+            torch.set_float32_matmul_precision("highest")
+            cudnn.allow_tf32 = False
+        _computing += 1
+        if alone:
+            torch.set_num_threads(1)  # of this thread, and of those that start computing before the next line like it
+    try:
+        with torch.inference_mode(), torch.autocast(where.type, enabled=False):
+            yield
+    finally:
+        with _switches:
+            if alone:
+                torch.set_num_threads(_chosen[2])
+            _computing -= 1
+            if not _computing:
+                torch.set_float32_matmul_precision(_chosen[0])
+                cudnn.allow_tf32 = _chosen[1]
 
 
 def _told(training: Training) -> dict[str, Any]:

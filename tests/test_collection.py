@@ -539,7 +539,7 @@ def test_a_content_that_loses_its_last_path_on_its_way_to_another(collection: Co
     collection.index(source)
     moving = pixels[0].copy()
     pixels[0] = 7
-    pixels[800] = moving  # known when it was read, and gone when its batch was committed
+    pixels[1050] = moving  # known when it was read, and gone when its batch was committed
     np.save(source, pixels)
     os.utime(source, (next(dates),) * 2)
     lines: list[Indexed] = []
@@ -547,7 +547,7 @@ def test_a_content_that_loses_its_last_path_on_its_way_to_another(collection: Co
     assert told(report) == {"unchanged": 1098, "updated": 2, "decoded": 2}
     assert sorted(line.path for line in lines) == sorted(f"{source}#{i}" for i in range(1100))
     (hit,) = collection.query(moving, k=1)
-    assert hit.distance == 0 and f"{source}#800" in hit.paths
+    assert hit.distance == 0 and f"{source}#1050" in hit.paths
     assert len(collection) == 1100
     assert told(collection.index(source)) == {"unchanged": 1100}
     check_answers(collection)

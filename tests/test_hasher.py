@@ -213,13 +213,15 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(MODELS, "watching", Watching)
     hasher = fit("watching", "conv", DIGITS[:200], steps=2)
-    before = torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(2)
+    torch.backends.cudnn.allow_tf32 = True  # as it is by default
+    before = True, 2
     expected = hasher.encode(DIGITS[:200])
     wrong = []
 
     def encode() -> None:
         for i in range(0, 200, 10):
-            if (hasher.encode(DIGITS[i : i + 10]) != expected[i : i + 10]).any():
+            if (hasher.encode_pixels(DIGITS[i : i + 10, ..., None], alone=i % 20 == 0) != expected[i : i + 10]).any():
                 wrong.append(i)
 
     threads = [threading.Thread(target=encode) for _ in range(6)]
@@ -228,7 +230,33 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
     for thread in threads:
         thread.join()
     assert not wrong and seen == {False}
-    assert torch.backends.cudnn.allow_tf32 == before
+    assert (torch.backends.cudnn.allow_tf32, torch.get_num_threads()) == before
+    after = []
+    new = threading.Thread(target=lambda: after.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    torch.set_num_threads(1)
+    assert after == [2]
+
+
+def test_a_thread_alone_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(Member):
+        def outputs(self, x: Tensor) -> Tensor:
+            seen.append(torch.get_num_threads())
+            outputs: Tensor = self.encoder(x)
+            return outputs
+
+    seen: list[int] = []
+    monkeypatch.setitem(MODELS, "counting", Counting)
+    hasher = fit("counting", "mlp", DIGITS[:100], steps=2)
+    torch.set_num_threads(2)
+    try:
+        for alone in (True, False):
+            seen.clear()
+            hasher.encode_pixels(DIGITS[:4, ..., None], alone=alone)
+            assert set(seen) == {1 if alone else 2}
+    finally:
+        torch.set_num_threads(1)
 
 
 # What can be encoded
@@ -335,7 +363,7 @@ def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
         ({"bits": 64.0}, "multiple of 8"),
         ({"beta": 1.0}, "'contrastive' has no setting 'beta'; it has network=conv, .*temperature=0.2"),
         ({"model": "lsh", "width": 3}, "'lsh' has no setting 'width'; it has none"),
-        ({"width": "wide"}, "'width' is a int such as 32, not 'wide'"),
+        ({"width": "wide"}, "'width' is a int such as 24, not 'wide'"),
         ({"width": 2.0}, "'width' is a int"),
         ({"width": True}, "'width' is a int"),
         ({"width": 0}, "width 1 or more"),

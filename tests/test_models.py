@@ -24,7 +24,7 @@ from hashret.models.contrastive import nt_xent
 from hashret.models.denoising import CORRUPTIONS
 from hashret.models.heads import HEADS, Head, check_head
 from hashret.models.likelihoods import LIKELIHOODS
-from hashret.models.networks import NETWORKS
+from hashret.models.networks import NETWORKS, folded
 from hashret.models.vae import kl_to_standard_normal
 
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
@@ -114,6 +114,21 @@ def test_a_new_member_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(hasher.training["terms"]) == {"reconstruction", "sparsity"}
     assert hasher.encode(images).shape == (200, 2)
     assert hasher.settings["weight"] == 2.0 and hasher.settings["likelihood"] == "bernoulli"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_folded_network_gives_the_same_with_fewer_layers(network: str) -> None:
+    model = NETWORKS[network].encoder((3, 10, 9), 16, 4)
+    x = torch.rand(32, 3, 10, 9, dtype=torch.float64)
+    model.double().train()(x)  # which gives the normalisations statistics that are not the ones they began with
+    for norm in (layer for layer in model if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    model.eval()
+    quick = folded(model)
+    assert not any(isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d) for layer in quick)
+    torch.testing.assert_close(quick(x), model(x), rtol=1e-12, atol=1e-12)
+    assert any(isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d) for layer in model)  # it was not changed
 
 
 def test_parts_that_do_not_exist_or_cannot_be_are_refused_with_those_that_can() -> None:

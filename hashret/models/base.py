@@ -39,7 +39,7 @@ class Member(nn.Module):
         network: str = "conv",
         likelihood: str = "bernoulli",
         latent: int = 0,
-        width: int = 32,
+        width: int = 24,
     ) -> None:
         """`latent` is the width of the bottleneck, 0 for one unit a bit; `width` scales the network's layers."""
         super().__init__()
