@@ -3,7 +3,7 @@
 8 bytes   magic, the last one the version
 4 bytes   length of the header (uint32)
 4 bytes   CRC-32 of the header
-header    JSON: kind, settings, and each array's name, dtype, shape, offset and CRC-32
+header    JSON: kind, settings, and each array's name, dtype, shape and CRC-32; padded with spaces
 arrays    each from a multiple of 64 bytes on, with zeros up to the next; the CRC-32 covers both
 """
 
@@ -12,9 +12,9 @@ import mmap
 import os
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,39 +24,82 @@ from hashret.errors import HashretError
 MAGIC = b"hashret\x02"
 _ALIGN = 64
 _PRELUDE = len(MAGIC) + 8
+_HEADER = 8192  # bytes kept free for prelude and header, which are written last
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def write(path: str | os.PathLike[str], kind: str, settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Save arrays so that `path` holds either what it held before or all of them, whatever happens meanwhile."""
-    path = Path(path)
-    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    plain = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in plain.items()}
-    entries = [
-        {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "crc": _crc(array)}
-        for name, array in plain.items()
-    ]
-    header = json.dumps({"kind": kind, "settings": settings, "arrays": entries}).encode()
-    header += b" " * (-(_PRELUDE + len(header)) % _ALIGN)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little") + header)
-            for array in plain.values():
-                file.write(array.reshape(-1).view(np.uint8).data)
-                file.write(bytes(-array.nbytes % _ALIGN))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+class Writer:
+    """Writes an index array by array, each at once or in blocks, so that none need ever be in memory.
+
+    `with Writer(path, kind) as writer:` leaves at `path` what was there before, or, once `finish` has returned, all
+    that was written, whatever happens meanwhile.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
+        self.path = Path(path)
+        self._kind = kind
+        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._begins: dict[str, int] = {}  # where in the file each array is
+
+    def __enter__(self) -> Self:
+        self._file = self._temporary.open("xb")
+        self._file.seek(_HEADER)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def write(self, name: str, blocks: Iterable[NDArray[Any]]) -> None:
+        """Write an array, in at least one block: they follow one another along the first axis."""
+        begin, rows, crc = self._file.tell(), 0, 0
+        for block in blocks:
+            plain = np.ascontiguousarray(block)
+            plain = plain.astype(plain.dtype.newbyteorder("<"), copy=False)
+            content = plain.reshape(-1).view(np.uint8).data
+            self._file.write(content)
+            crc, rows, dtype, shape = zlib.crc32(content, crc), rows + len(plain), plain.dtype, plain.shape
+        padding = bytes(-(self._file.tell() - begin) % _ALIGN)
+        self._file.write(padding)
+        self._entries[name] = {
+            "name": name,
+            "dtype": dtype.str,
+            "shape": [rows, *shape[1:]],
+            "crc": zlib.crc32(padding, crc),
+        }
+        self._begins[name] = begin
+
+    def read(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Rows begin ... end - 1 of an array that has been written, read-only."""
+        self._file.flush()
+        entry = self._entries[name]
+        dtype, columns = np.dtype(entry["dtype"]), entry["shape"][1:]
+        row = int(np.prod(columns, dtype=np.int64))
+        place = self._begins[name] + begin * row * dtype.itemsize
+        flat: NDArray[Any] = np.fromfile(self._temporary, dtype, (end - begin) * row, offset=place)
+        flat.flags.writeable = False
+        return flat.reshape(end - begin, *columns)
+
+    def finish(self, settings: Mapping[str, Any]) -> None:
+        """Write the header, and give the file its name when all is on the disk."""
+        fields = {"kind": self._kind, "settings": settings, "arrays": list(self._entries.values())}
+        header = json.dumps(fields).encode().ljust(_HEADER - _PRELUDE)
+        if len(header) > _HEADER - _PRELUDE:
+            raise ValueError(f"a header of {len(header)} bytes is too long")
+        self._file.seek(0)
+        self._file.write(MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little") + header)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._temporary.replace(self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def read(path: str | os.PathLike[str], kind: str, verify: bool) -> tuple[dict[str, Any], Arrays]:
@@ -98,7 +141,3 @@ def read(path: str | os.PathLike[str], kind: str, verify: bool) -> tuple[dict[st
 def damaged(path: str | os.PathLike[str], reason: str) -> HashretError:
     """The error for a file that is not what was saved."""
     return HashretError(f"{path} is damaged: {reason}; delete it and build the index again")
-
-
-def _crc(array: NDArray[Any]) -> int:
-    return zlib.crc32(bytes(-array.nbytes % _ALIGN), zlib.crc32(array.reshape(-1).view(np.uint8).data))

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.indexes.jit import allocating
+from hashret.indexes.jit import allocating, kernel
 from hashret.indexes.kernels_codes import Words, substring
 from hashret.indexes.kernels_heap import Ids
 
@@ -39,12 +39,16 @@ def mark(counts: Numbers) -> tuple[Words, int]:
     return marks, number
 
 
-@allocating
-def fill_table(codes: Words, first: int, width: int, postings: Numbers) -> tuple[Words, Numbers]:
-    """The marks and bounds of the table of a substring, and its postings, if wanted: codes sorted by counting."""
-    ends = np.zeros(1 << width, np.uint32)
+@kernel
+def count_buckets(codes: Words, first: int, width: int, ends: Numbers) -> None:
+    """Add to the number of codes in each bucket of the table of a substring."""
     for j in range(len(codes)):
         ends[substring(codes, j, first, width)] += 1
+
+
+@allocating
+def open_buckets(ends: Numbers) -> tuple[Words, Numbers]:
+    """The marks and bounds of a table of so many codes in each bucket; `ends` becomes where each filled one begins."""
     marks, filled = mark(ends)
     bounds, total, filled = np.empty(filled + 1, np.uint32), 0, 0
     for bucket in range(len(ends)):
@@ -54,8 +58,13 @@ def fill_table(codes: Words, first: int, width: int, postings: Numbers) -> tuple
             ends[bucket] = bounds[filled]
             filled += 1
     bounds[filled] = total
-    for j in range(len(codes) if len(postings) else 0):
-        bucket = substring(codes, j, first, width)
-        postings[ends[bucket]] = j
-        ends[bucket] += 1
     return marks, bounds
+
+
+@kernel
+def place_codes(codes: Words, number: int, first: int, width: int, ends: Numbers, postings: Numbers) -> None:
+    """Write the numbers of these codes, from `number` on, where their buckets end by now."""
+    for j in range(len(codes)):
+        bucket = substring(codes, j, first, width)
+        postings[ends[bucket]] = number + j
+        ends[bucket] += 1

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.codes import Codes
+from hashret.codes import Codes, check_codes
 
 Path = str | os.PathLike[str]
 
@@ -80,6 +80,22 @@ def check_ids(ids: Any, name: str = "ids") -> NDArray[np.int64]:
         found = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else type(ids).__name__
         raise ValueError(f"{name} must be an int64 array of shape (n,), not {found}")
     return read_only(ids)
+
+
+def check_items(codes: Any, ids: Any, bits: int) -> None:
+    """Raise ValueError unless these are codes of so many bits, and as many ids, none negative."""
+    check_codes(codes, bits)
+    if len(check_ids(ids)) != len(codes):
+        raise ValueError(f"{len(codes)} codes need as many ids, not {len(ids)}")
+    if len(ids) and ids.min() < 0:
+        raise ValueError(f"an id cannot be negative: {ids.min()}")
+
+
+def check_once(ascending: NDArray[np.int64]) -> None:
+    """Raise ValueError if an id comes twice among these."""
+    twice = ascending[1:] == ascending[:-1]
+    if twice.any():
+        raise ValueError(f"id {ascending[1:][twice][0]} comes twice")
 
 
 def read_only(array: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,13 +2,16 @@
 
 import math
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
 from hashret.indexes.kernels import FLIPS, STRETCH, Segment, Workspace
-from hashret.indexes.kernels_build import fill_table, mark
+from hashret.indexes.kernels_build import count_buckets, mark, open_buckets, place_codes
 from hashret.indexes.kernels_codes import FAR, Words
 from hashret.indexes.kernels_heap import Ids
 
@@ -60,53 +63,89 @@ def plain(words: Words, ids: Ids) -> Segment:
     return frozen(Segment(words, ids, _NO_MARKS, _NO_NUMBERS, by_id, _ALL_LIVE, *_NO_TABLES))
 
 
-def distinct(words: Words, ids: Ids) -> Segment:
-    """A segment of distinct ascending codes with posting lists of ascending ids, without tables."""
+class Grouped(NamedTuple):
+    """Items by their codes."""
+
+    codes: Words  # (d,) or (d, words), distinct and ascending
+    ids: Ids  # (d,): the least id of each
+    others: Ids  # the other ids of each, ascending, code after code
+    counts: NDArray[np.uint32]  # (d,): how many others each has
+
+
+def group(words: Words, ids: Ids) -> Grouped:
+    """Group items in any order by their codes."""
     by_code = np.argsort(words) if words.ndim == 1 else np.lexsort(words.T[::-1])
     words, ids = words[by_code], ids[by_code]
     first = np.ones(len(ids), np.bool_)
     changed = words[1:] != words[:-1]
     first[1:] = changed if words.ndim == 1 else changed.any(axis=1)
+    if first.all():
+        return Grouped(words, ids, ids[:0], np.zeros(len(ids), np.uint32))
+    sharing = ~first
+    sharing[:-1] |= ~first[1:]
+    code = np.cumsum(first)[sharing]
+    ids[sharing] = ids[sharing][np.lexsort((ids[sharing], code))]
+    counts = np.diff(np.flatnonzero(first), append=len(ids)).astype(np.uint32) - 1
+    return Grouped(words[first], ids[first], ids[~first], counts)
+
+
+def distinct(words: Words, ids: Ids) -> Segment:
+    """A segment of distinct ascending codes with posting lists of ascending ids, without tables."""
+    codes, ids, others, counts = group(words, ids)
     shared, starts = _NO_MARKS, _NO_NUMBERS
-    if not first.all():
-        sharing = ~first
-        sharing[:-1] |= ~first[1:]
-        code = np.cumsum(first)[sharing]
-        ids[sharing] = ids[sharing][np.lexsort((ids[sharing], code))]
-        words = words[first]
-        others = np.diff(np.flatnonzero(first), append=len(ids)).astype(np.uint32) - 1
-        shared = mark(others)[0]
-        starts = len(words) + np.cumsum(np.append(0, others[others > 0])).astype(np.uint32)
-        ids = np.concatenate([ids[first], ids[~first]])
+    if len(others):
+        shared = mark(counts)[0]
+        starts = len(codes) + np.cumsum(np.append(0, counts[counts > 0])).astype(np.uint32)
+        ids = np.concatenate([ids, others])
     by_id = np.argsort(ids).astype(np.uint32)
-    return frozen(Segment(words, ids, shared, starts, by_id, _ALL_LIVE, *_NO_TABLES))
+    return frozen(Segment(codes, ids, shared, starts, by_id, _ALL_LIVE, *_NO_TABLES))
 
 
 def with_tables(segment: Segment, bits: int) -> Segment:
-    """The same segment with a table for each of m ≈ bits / log2(n) substrings, if it is worth having them."""
-    count = len(segment.codes)
-    if count < MIN_CODES:
+    """The same segment with tables, if it is worth having them."""
+    cuts, plan = cut(len(segment.codes), bits)
+    if not len(cuts):
         return segment
+    postings = np.empty((len(cuts) - 1, len(segment.codes)), np.uint32)
+    tables = list(fill_tables(lambda: [segment.codes], cuts, postings))
+    marks, bounds = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    return frozen(segment._replace(cuts=cuts, marks=marks, bounds=bounds, postings=postings, plan=plan))
+
+
+def cut(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The `cuts` and `plan` of tables over so many codes: m ≈ bits / log2(count) of them, none if there are too few."""
+    if count < MIN_CODES:
+        return _NO_TABLES[0], _NO_PLAN
     m = max(round(bits / math.log2(count)), -(-bits // MAX_WIDTH))
     widths = [bits // m + (t < bits % m) for t in range(m)]
     cuts = np.empty((m, 3), np.int64)
     cuts[:, 0] = np.cumsum([0, *widths[:-1]])
     cuts[:, 1] = widths
-    postings = np.empty((m - 1, count), np.uint32)
-    marks, bounds, rows, filled = [], [], 0, 0
-    for t, (first, width) in enumerate(cuts[:, :2].tolist()):
-        table = fill_table(segment.codes, first, width, postings[t - 1] if t else np.empty(0, np.uint32))
-        cuts[t, 2] = rows
-        table[0][:, 1] += np.uint64(filled)
-        marks.append(table[0])
-        bounds.append(table[1])
-        rows, filled = rows + len(table[0]), filled + len(table[1])
-    plan = _plan(count, bits, widths)
-    return frozen(
-        segment._replace(
-            cuts=cuts, marks=np.concatenate(marks), bounds=np.concatenate(bounds), postings=postings, plan=plan
-        )
-    )
+    cuts[:, 2] = np.cumsum([0, *(((1 << width) + 63) >> 6 for width in widths[:-1])])
+    return cuts, _plan(count, bits, widths)
+
+
+def fill_tables(
+    blocks: Callable[[], Iterable[Words]], cuts: NDArray[np.int64], rows: Iterable[NDArray[np.uint32]]
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
+    """The marks and bounds of one table after another; each table but the first fills a row with its postings.
+
+    `blocks` gives all codes, a read-only block after the other, each time it is called.
+    """
+    filled = 0
+    for (first, width, _), row in zip(cuts.tolist(), chain([None], rows), strict=False):
+        ends = np.zeros(1 << width, np.uint32)
+        for codes in blocks():
+            count_buckets(codes, first, width, ends)
+        marks, bounds = open_buckets(ends)
+        marks[:, 1] += np.uint64(filled)
+        filled += len(bounds)
+        if row is not None:
+            number = 0
+            for codes in blocks():
+                place_codes(codes, number, first, width, ends, row)
+                number += len(codes)
+        yield marks, bounds
 
 
 def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Distances, Ids, sort_heaps
 from hashret.indexes.kernels_nearest import nearest
 from hashret.indexes.kernels_within import expand_within, matches_within, sort_rows
-from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, read_only
+from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, check_items, check_once, read_only
 from hashret.indexes.threads import split
 
 _NO_IDS = read_only(np.empty(0, np.int64))
@@ -67,17 +67,11 @@ class UpdatableIndex(ABC):
 
         Raises ValueError, and changes nothing, if an id is there already or comes twice.
         """
-        check_codes(codes, self.bits)
-        if len(check_ids(ids)) != len(codes):
-            raise ValueError(f"{len(codes)} codes need as many ids, not {len(ids)}")
+        check_items(codes, ids, self.bits)
         if not len(ids):
             return
         ascending = np.sort(ids)
-        if ascending[0] < 0:
-            raise ValueError(f"an id cannot be negative: {ascending[0]}")
-        twice = ascending[1:] == ascending[:-1]
-        if twice.any():
-            raise ValueError(f"id {ascending[1:][twice][0]} comes twice")
+        check_once(ascending)
         words = segments.to_words(codes)
         with self._lock:
             state = self._state
@@ -190,7 +184,10 @@ class UpdatableIndex(ABC):
         arrays = {f"base.{name}": array for name, array in state.base._asdict().items()}
         arrays |= {f"tail.{name}": array for name, array in state.tail._asdict().items()}
         arrays |= self._engine_arrays(state.engine)
-        files.write(path, self.kind, {"bits": self.bits, "live": state.live, **self._settings()}, arrays)
+        with files.Writer(path, self.kind) as writer:
+            for name, array in arrays.items():
+                writer.write(name, [array])
+            writer.finish({"bits": self.bits, "live": state.live, **self._settings()})
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = True) -> Self:
