@@ -4,15 +4,18 @@ Norouzi, Punjani, Fleet: Fast Exact Search in Hamming Space with Multi-Index Has
 updated, keeps each distinct code once, and scans where flipping would cost more (see `hashret.indexes.kernels`).
 """
 
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
+from hashret.indexes import streaming
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Ids
+from hashret.indexes.protocol import Path
 from hashret.indexes.segments import with_tables
 from hashret.indexes.updatable import Heaps, State, UpdatableIndex, offer_nearest, within
 
@@ -23,6 +26,27 @@ class BitFlipIndex(UpdatableIndex):
     kind: ClassVar[str] = "bitflip"
     tail_share: ClassVar[int] = 128
     exact: ClassVar[bool] = True
+
+    @classmethod
+    def build(
+        cls,
+        path: Path,
+        bits: int,
+        batches: Iterable[tuple[Codes, NDArray[np.int64]]],
+        *,
+        progress: Callable[[str, int], None] | None = None,
+    ) -> Self:
+        """The index that `add` and `save` would leave at `path`, mapped, made of more items than memory holds.
+
+        `batches` gives codes, uint8 (n, bits // 8), with their ids, int64 (n,), not negative, and is read once. Items
+        are sorted in temporary files beside `path`, twice as large as codes and ids together; the index appears there
+        whole or, on any error, not at all. Memory holds one table at a time: 4 bytes a distinct code, and about 4 GB at
+        most. `progress` is told what is going on, and with how many items or codes it is done.
+
+        Raises ValueError for what `add` refuses, though for an id that comes twice only when all have been read.
+        """
+        streaming.build(path, cls.kind, bits, batches, progress or (lambda stage, done: None))
+        return cls.load(path, verify=False)
 
     def _engine(self, base: Segment) -> tuple[Segment, Any]:
         return with_tables(base, self.bits), None
