@@ -3,6 +3,7 @@
     python benchmarks/search.py --items 1000000 --bits 64 --noise 0.06 --threads 1
     python benchmarks/search.py --workload uniform --batch 1
     python benchmarks/search.py --radius 6
+    python benchmarks/search.py --disk FOLDER --items 1000000000
 
 Our answers are compared with FAISS BinaryFlat by distance before anything is timed. Then all take turns, so that a
 machine's moods meet each of them. A line is the best of several passes over different queries, in batches of --batch;
@@ -11,24 +12,36 @@ recall. "our scan" is `BitFlipIndex` kept from flipping bits; "reading the codes
 can have read them all. With --radius the search is for all items within it. Workloads: "clustered" draws
 max(1000, items / 500) centres and flips each bit of a centre with probability --noise, for items and queries alike;
 "uniform" is random; "duplicates" has 5,000 distinct codes whose sizes follow Zipf's law.
+
+With --disk there are no peers: `BitFlipIndex.build` makes an index in a folder from chunks of a million codes, each of
+a workload of its own seed, so that more can be indexed than memory holds. Printed are the time and space that takes,
+and the time of queries to the mapped index; some are compared by distance and id with all codes, made once more. (That
+is why this file is long: both ways share workloads and options.)
 """
 
 import argparse
 import json
 import platform
+import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 
+from hashret.codes import hamming
 from hashret.indexes import BitFlipIndex, segments, set_threads
 
 Array = np.ndarray[Any, Any]
 Search = Callable[[Array], Array]  # the distances found, (q, k), or all of them one after another
 PARTS, ROUNDS, PATIENCE = 5, 4, 0.2  # of the queries; of all peers in turn; seconds for each in a round
+CHUNK, CHECKED, LONGEST = 1 << 20, 10, 60.0  # codes made at once; queries checked; seconds of queries in one size
 
 
 class Result(NamedTuple):
@@ -207,6 +220,100 @@ def recall(found: Array, truth: Array, options: argparse.Namespace) -> float:
     return float((found <= truth[:, -1:]).sum() / truth.size) if found.size else np.nan
 
 
+def chunks(options: argparse.Namespace) -> Iterator[tuple[Array, Array, Array]]:
+    """The codes and ids of one chunk after another, and queries near its codes; the same each time."""
+    for number, begin in enumerate(range(0, options.items, CHUNK)):
+        size = min(CHUNK, options.items - begin)
+        codes, queries = workload(options.workload, size, 200, options.bits, options.noise, number)
+        yield codes, np.arange(begin, begin + size), queries
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[list[int]]:
+    """How many bytes the files in a folder came to at each look."""
+    taken: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        stopped = False
+        while not stopped:
+            stopped = stop.wait(0.1)
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                taken.append(sum(path.stat().st_blocks * 512 for path in folder.rglob("*")))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        stop.set()
+        thread.join()
+
+
+def brute_force(queries: Array, options: argparse.Namespace) -> Array:
+    """The k nearest of each query as distance << 40 | id, by comparing it with every code of every chunk."""
+    best: list[Array] = [np.empty(0, np.int64)] * len(queries)
+    for codes, ids, _ in chunks(options):
+        for q, query in enumerate(queries):
+            distances = hamming(query[None], codes)[0].astype(np.int64)
+            farthest = best[q][-1] >> 40 if len(best[q]) == options.k else options.bits
+            near = np.flatnonzero(distances <= farthest)
+            best[q] = np.sort(np.concatenate([best[q], distances[near] << 40 | ids[near]]))[: options.k]
+    return np.array(best)
+
+
+def latency(index: BitFlipIndex, queries: Array, batch: int, k: int) -> tuple[float, float]:
+    """Median and 99th percentile of the microseconds per query in batches."""
+    times: list[float] = []
+    begun = time.perf_counter()
+    for begin in range(0, len(queries), batch):
+        start = time.perf_counter()
+        index.search(queries[begin : begin + batch], k)
+        end = time.perf_counter()
+        times.append((end - start) / len(queries[begin : begin + batch]) * 1e6)
+        if end - begun > LONGEST:
+            break
+    return float(np.median(times)), float(np.percentile(times, 99))
+
+
+def on_disk(options: argparse.Namespace) -> dict[str, float]:
+    """Build an index in the folder, search it, check it and remove it: what that took, by name and unit."""
+    making, sample = 0.0, []
+
+    def batches() -> Iterator[tuple[Array, Array]]:
+        nonlocal making
+        start = time.perf_counter()
+        for number, (codes, ids, queries) in enumerate(chunks(options)):
+            making += time.perf_counter() - start
+            if number < 10:
+                sample.append(queries)
+            yield codes, ids
+            start = time.perf_counter()
+
+    results: dict[str, float] = {}
+    with TemporaryDirectory(dir=options.disk) as folder:
+        path = Path(folder) / "index"
+        with watched(path.parent) as taken:
+            start = time.perf_counter()
+            index = BitFlipIndex.build(path, options.bits, batches())
+            took = time.perf_counter() - start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        results |= {"build s": took - making, "making the codes s": making, "file GB": path.stat().st_size / 1e9}
+        results |= {"most on the disk GB": max(taken) / 1e9, "most in memory GB": memory / 1e9}
+        queries = np.random.default_rng(0).permutation(np.concatenate(sample))
+        results["first query ms"] = latency(index, queries[:1], 1, options.k)[0] / 1e3
+        base = index._state.base
+        base.codes.max(initial=0), base.postings.max(initial=0)  # read from the disk before anything else is timed
+        for batch in (1, options.batch):
+            latency(index, queries, batch, options.k)
+            median, slow = latency(index, queries, batch, options.k)
+            results |= {f"batches of {batch}: median µs/query": median, f"batches of {batch}: 99th percentile": slow}
+        hits = index.search(queries[:CHECKED], options.k)
+    if not np.array_equal(hits.distances.astype(np.int64) << 40 | hits.ids, brute_force(queries[:CHECKED], options)):
+        raise SystemExit("BitFlipIndex is not exact")
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=1_000_000)
@@ -218,17 +325,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", default=",".join(PEERS), help="some of these, separated by commas")
+    parser.add_argument("--disk", metavar="FOLDER", help="build an index in this folder and search it, without peers")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     peers = options.peers.split(",") if options.peers else []
     if unknown := set(peers) - set(PEERS):
         parser.error(f"no such peer: {', '.join(sorted(unknown))}")
+    if options.disk is not None and options.radius is not None:
+        parser.error("--disk searches for the k nearest, not within a radius")
     faiss.omp_set_num_threads(options.threads)
     set_threads(options.threads)
     count = PARTS * max(options.batch, 40)
-    codes, queries = workload(options.workload, options.items, count, options.bits, options.noise)
+    items = options.items if options.disk is None else min(options.items, CHUNK)
+    codes, queries = workload(options.workload, items, count, options.bits, options.noise)
     for _, search in bitflip(codes[:20_000], options):
         search(queries[:2])  # kernels compiled or loaded before anything is timed
+    if options.disk is not None:
+        figures = on_disk(options)
+        lines = [f"{name:36}{value:12.2f}" for name, value in figures.items()]
+        print(json.dumps({**vars(options), "results": figures}) if options.json else "\n".join(lines))
+        return
 
     truth, results, searches, notes = np.empty(0), [], [], []
     for name, engine in {"flat": flat, "bitflip": bitflip, **{name: PEERS[name] for name in peers}}.items():
