@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Distribution, Laplace, Normal, kl_divergence
 
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
@@ -174,6 +174,25 @@ def test_likelihoods_are_those_of_the_distributions(shape: tuple[int, ...]) -> N
     assert torch.allclose(LIKELIHOODS["bernoulli"].nll(numbers, x.round()), expected, rtol=1e-5)
     assert (LIKELIHOODS["gaussian"].mean(numbers) == Normal(numbers, 1.0).mean).all()
     assert torch.allclose(LIKELIHOODS["bernoulli"].mean(numbers), Bernoulli(logits=numbers).mean)
+    expected = -log_prob(Laplace(numbers, 1.0), x).sum((1, 2, 3))
+    assert torch.allclose(LIKELIHOODS["laplace"].nll(numbers, x), expected, rtol=1e-5)
+    assert (LIKELIHOODS["laplace"].mean(numbers) == Laplace(numbers, 1.0).mean).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 4, 3), (5, 3, 2, 2)])
+def test_the_categorical_likelihood_is_that_of_the_distribution_of_levels(shape: tuple[int, ...]) -> None:
+    n, channels, height, width = shape
+    numbers, levels = 3 * torch.randn(n, 256 * channels, height, width), torch.randint(256, shape)
+    levels[0, 0, 0, :2] = torch.tensor([0, 255])
+    channelwise = torch.stack([numbers[:, j::channels] for j in range(channels)], 1).movedim(2, -1)  # (n, c, h, w, 256)
+    distribution = Categorical(logits=channelwise)
+    likelihood = LIKELIHOODS["categorical"]
+    expected = -log_prob(distribution, levels).sum((1, 2, 3))
+    assert torch.allclose(likelihood.nll(numbers, levels / 255), expected, rtol=1e-5)
+    assert torch.allclose(likelihood.nll(numbers, (levels / 255 + 0.0019).clamp(max=1)), expected, rtol=1e-5)
+    assert torch.allclose(likelihood.mean(numbers), (distribution.probs * torch.arange(256)).sum(-1) / 255, atol=1e-6)
+    at_levels = 1e4 * torch.nn.functional.one_hot(levels, 256).movedim(-1, 1).flatten(1, 2).float()
+    assert torch.allclose(likelihood.mean(at_levels), levels / 255)
 
 
 # Binary bottlenecks

@@ -29,7 +29,8 @@ class Member(nn.Module):
 
     head: ClassVar[str] = "median"  # the head a member gets if none is asked for
     trainable: ClassVar[bool] = True
-    outputs_per_latent: ClassVar[int] = 1
+    outputs_per_latent: ClassVar[int] = 1  # how many numbers the encoder gives for each unit of the bottleneck
+    normalised: ClassVar[bool] = False  # over the batch, where a free scale would escape a penalty
 
     def __init__(
         self,
@@ -48,8 +49,12 @@ class Member(nn.Module):
         self.shape, self.bits, self.latent = shape, bits, latent or bits
         parts = choose(NETWORKS, network, "network")
         self.likelihood = choose(LIKELIHOODS, likelihood, "likelihood")
+        self.decoded = (shape[0] * self.likelihood.numbers, *shape[1:])
         self.encoder = parts.encoder(shape, self.latent * self.outputs_per_latent, width)
-        self.decoder = parts.decoder(self.latent, shape, width)
+        self.decoder = parts.decoder(self.latent, self.decoded, width)
+        if self.normalised:
+            norm = nn.BatchNorm1d(self.latent * self.outputs_per_latent, affine=False)
+            self.encoder.append(norm)  # type: ignore[operator]
 
     def corrupt(self, x: Tensor) -> Tensor:
         """What the encoder sees in training instead of `x`."""
@@ -66,7 +71,11 @@ class Member(nn.Module):
 
     def outputs(self, x: Tensor) -> Tensor:
         """The real numbers (n, latent) that a head turns into bits."""
-        return self.encoder(x)  # type: ignore[no-any-return]
+        return self.encoder(x)[:, : self.latent]  # type: ignore[no-any-return]
+
+    def measures(self, x: Tensor) -> dict[str, Tensor]:
+        """What else is worth knowing of how images are remembered, by name, each a scalar: reported, not minimised."""
+        return {}
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The images (n, c, h, w) in [0, 1] that the model remembers `x` by."""

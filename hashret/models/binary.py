@@ -2,9 +2,7 @@
 Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013, https://arxiv.org/abs/1308.3432. Ours
 passes the gradient of tanh, and normalises each unit over the batch so that no bit stays constant."""
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from hashret.models.base import Member, straight_through_sign
 
@@ -13,10 +11,7 @@ class BinaryAutoencoder(Member):
     """Remember an image through the bits themselves."""
 
     head = "sign"
-
-    def __init__(self, *args: Any, **parts: Any) -> None:
-        super().__init__(*args, **parts)
-        self.encoder.append(nn.BatchNorm1d(self.latent, affine=False))  # type: ignore[operator]
+    normalised = True
 
     def bottleneck(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return straight_through_sign(features), {}

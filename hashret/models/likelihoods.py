@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LEVELS = 256
+
 
 class Likelihood(NamedTuple):
-    nll: Callable[[Tensor, Tensor], Tensor]  # numbers (n, c, h, w), x (n, c, h, w) -> (n,)
+    nll: Callable[[Tensor, Tensor], Tensor]  # numbers (n, numbers · c, h, w), x (n, c, h, w) -> (n,)
     mean: Callable[[Tensor], Tensor]  # numbers -> images in the scale of x
+    numbers: int = 1  # that the decoder gives for each pixel
 
 
 def gaussian_nll(mean: Tensor, x: Tensor) -> Tensor:
@@ -28,7 +31,27 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
 
 
+def laplace_nll(median: Tensor, x: Tensor) -> Tensor:
+    """Unit scale: the absolute error, and log 2 a pixel."""
+    return ((x - median).abs() + log(2)).flatten(1).sum(1)
+
+
+def categorical_nll(logits: Tensor, x: Tensor) -> Tensor:
+    """Cross-entropy of the nearest of 256 levels, as of PixelRNN (van den Oord et al. 2016,
+    https://arxiv.org/abs/1601.06759); level l of channel j has its logit in channel l · c + j."""
+    levels = (x * (LEVELS - 1)).round().long()
+    return F.cross_entropy(torch.unflatten(logits, 1, (LEVELS, -1)), levels, reduction="none").flatten(1).sum(1)
+
+
+def categorical_mean(logits: Tensor) -> Tensor:
+    """The expected level as a share of the highest."""
+    levels = torch.linspace(0, 1, LEVELS, device=logits.device, dtype=logits.dtype)
+    return torch.einsum("nlchw,l->nchw", torch.unflatten(logits, 1, (LEVELS, -1)).softmax(1), levels)
+
+
 LIKELIHOODS = {
     "gaussian": Likelihood(gaussian_nll, lambda mean: mean),
     "bernoulli": Likelihood(bernoulli_nll, torch.sigmoid),
+    "laplace": Likelihood(laplace_nll, lambda median: median),
+    "categorical": Likelihood(categorical_nll, categorical_mean, LEVELS),
 }

@@ -33,7 +33,3 @@ class VariationalAutoencoder(Member):
         if not self.training:
             return mean, kl
         return mean + (0.5 * log_variance).exp() * torch.randn_like(mean), kl
-
-    def outputs(self, x: Tensor) -> Tensor:
-        mean: Tensor = self.encoder(x).chunk(2, dim=1)[0]
-        return mean
