@@ -22,6 +22,12 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Instead: passes over the images.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Instead: steps; repeats exactly.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of all randomness.", min=0, max=2**31 - 1)] = 0,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Learn from the labels too, with a member that does.")
+    ] = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="MODEL_DIR", help="Begin with the weights of this model.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that images are resized to.")] = None,
     limit: Annotated[int, typer.Option(help="Images held in memory to learn from, drawn at random.", min=1)] = 100_000,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting.")] = None,
@@ -33,7 +39,7 @@ def train(
     root: DataRoot = None,
     quiet: Quiet = False,
 ) -> int:
-    """Learn a model from the images of SOURCE, without labels.
+    """Learn a model from the images of SOURCE, without labels unless --labels says so.
 
     The model goes into the collection, which must have no items yet, or with -o into a folder of its own.
     """
@@ -69,6 +75,8 @@ def train(
         epochs=epochs,
         steps=steps,
         seed=seed,
+        labels=labels,
+        init=None if init is None else Hasher.load(init),
         size=shape,
         limit=limit,
         batch=batch,

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
@@ -37,7 +37,7 @@ from hashret.models.base import Member, choose
 from hashret.models.heads import HEADS, Head, check_head
 from hashret.models.networks import folded
 from hashret.progress import Progress
-from hashret.sources import in_order, open_source, sample
+from hashret.sources import Labelled, in_order, open_source, sample
 from hashret.training import Training, device, split, tensor_bytes, to_input, train
 
 FORMAT = 1  # of the model folder and of what its codes mean
@@ -85,6 +85,8 @@ class Hasher:
         steps: int | None = None,
         epochs: int | None = None,
         seed: int = 0,
+        labels: bool | Sequence[object] = False,
+        init: "Hasher | None" = None,
         size: tuple[int, int] | None = None,
         limit: int = 100_000,
         data_root: str | os.PathLike[str] | None = None,
@@ -98,16 +100,26 @@ class Hasher:
 
         One of `budget` (seconds, or text such as "90s", "2m", "1h"; default "2m"), `steps` and `epochs` says how long.
         `size` (height, width) is what images are resized to, chosen from the images if None; at most `limit` images,
-        drawn with `seed`, are held in memory. `rates` (`batch`, `learning_rate`, `weight_decay`), `checkpoint` and
-        `resume` are those of `hashret.training.train`. Labels are never read. Raises HashretError when the images are
-        too few, and ValueError for impossible values.
+        drawn with `seed`, are held in memory. `labels` lets a member that learns from labels read those of the images,
+        or gives one for each image of the source, None for unknown; it refuses to go without, and the others refuse it.
+        `init` is a hasher whose encoder, which must be alike, and decoder, as far as it is, are begun with. `rates`
+        (`batch`, `learning_rate`, `weight_decay`), `checkpoint` and `resume` are those of `hashret.training.train`.
+        Raises HashretError when the images are too few or lack labels that are needed, and ValueError for impossible
+        values.
         """
         if sum(value is not None for value in (budget, steps, epochs)) > 1:
             raise ValueError("give one of budget, steps and epochs")
         seconds = None if budget is None else parse_duration(budget)
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to 2³² − 1, not {seed!r}")
+        with torch.device("meta"):
+            labelled = MODELS[self.model]((1, 8, 8), 8, **self.settings).labelled
+        if labelled != (labels is not False):
+            how = "from labels: add --labels" if labelled else "without labels: leave --labels out"
+            raise HashretError(f"model {self.model!r} learns {how}")
         opened = open_source(source, data_root=data_root, exclude=exclude)
+        if not isinstance(labels, bool):
+            opened = Labelled(opened, labels)
 
         def reading(done: int) -> None:
             if progress is not None:
@@ -115,9 +127,15 @@ class Hasher:
 
         sampled = sample(opened, size=size, limit=limit, seed=seed, progress=reading)
         preprocessing, images = sampled.preprocessing, sampled.images
+        settings, classes = self.settings, dict[str, int]()
+        if labelled:
+            classes = _classes(sampled.labels, opened.root)
+            settings = settings | {"classes": len(classes)}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
-            member = self._build(preprocessing)
+            member = self._build(preprocessing, settings)
+            if init is not None:
+                _begin_with(member, init._parts()[1])
             rows = split(len(images), seed)[0] if member.trainable else np.arange(len(images))
             check_head(self.head, len(rows), member.latent, self.bits)
             trained = None
@@ -125,13 +143,14 @@ class Hasher:
                 trained = train(
                     member,
                     images,
+                    np.array([classes.get(label or "", -1) for label in sampled.labels]) if labelled else None,
                     steps=steps,
                     epochs=epochs,
                     budget=seconds,
                     seed=seed,
                     checkpoint=checkpoint,
                     resume=resume,
-                    settings=self.settings,
+                    settings=settings,
                     progress=progress,
                     **rates,
                 )
@@ -144,8 +163,8 @@ class Hasher:
             raise HashretError("the model's outputs are not finite numbers: train with a lower learning rate")
         head = HEADS[self.head](values, self.bits, seed)
         self._fitted = preprocessing, member, head.steadied(_rounding(member, head, images[rows[:BATCH]]), DOUBT)
-        self.__dict__.pop("fingerprint", None)
-        for derived in ("_fast", "_exact"):
+        self.settings = settings
+        for derived in ("fingerprint", "_fast", "_exact"):
             self.__dict__.pop(derived, None)
         self._training = {
             "source": opened.root,
@@ -155,7 +174,8 @@ class Hasher:
             "seed": seed,
             "hashret": hashret.__version__,
             "torch": torch.__version__,
-        } | (_told(trained) if trained else {})
+        }
+        self._training |= (_told(trained) if trained else {}) | ({"classes": list(classes)} if labelled else {})
         codes = self.encode_pixels(images)
         self._training["distinct_codes"] = len(np.unique(codes, axis=0))
         return self
@@ -260,7 +280,7 @@ class Hasher:
             preprocessing = Preprocessing.from_dict(config["preprocessing"])
             tensors = load_file(folder / "model.safetensors")
             with torch.device("meta"):
-                member = hasher._build(preprocessing)
+                member = hasher._build(preprocessing, hasher.settings)
             _check_tensors(tensors, member, hasher.bits)
             member.load_state_dict(_below("member.", tensors), assign=True)
             head = Head(**_below("head.", tensors))
@@ -278,13 +298,13 @@ class Hasher:
             raise HashretError("this hasher has learned nothing yet: call fit, or Hasher.load")
         return self._fitted
 
-    def _build(self, preprocessing: Preprocessing) -> Member:
+    def _build(self, preprocessing: Preprocessing, settings: dict[str, Any]) -> Member:
         shape = (preprocessing.channels, preprocessing.height, preprocessing.width)
         with torch.device("meta"):  # takes no memory
-            weights = sum(p.numel() for p in MODELS[self.model](shape, self.bits, **self.settings).parameters())
+            weights = sum(p.numel() for p in MODELS[self.model](shape, self.bits, **settings).parameters())
         if weights > MAX_WEIGHTS:
             raise HashretError(f"a network of {weights:,} weights is too large: choose smaller settings or images")
-        return MODELS[self.model](shape, self.bits, **self.settings)
+        return MODELS[self.model](shape, self.bits, **settings)
 
     @cached_property
     def _fast(self) -> Member:
@@ -341,12 +361,35 @@ def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _begin_with(member: Member, other: Member) -> None:
+    """Copy the weights of another member's encoder, which must be of the same shapes, and of what else is alike."""
+    mine, theirs = member.state_dict(), other.state_dict()
+    alike = {name: tensor for name, tensor in theirs.items() if name in mine and mine[name].shape == tensor.shape}
+    weights = [name for name, _ in member.named_parameters() if name.startswith("encoder.")]
+    lacking = [name for name in weights if name not in alike]
+    if lacking:
+        raise HashretError(
+            "the model to begin with has another network: train both with the same bits, size, and settings of the "
+            f"network ({', '.join(lacking[:3])} differ)"
+        )
+    member.load_state_dict(mine | alike)
+
+
+def _classes(labels: list[str | None], root: str) -> dict[str, int]:
+    """The number of each label that there is."""
+    names = sorted({label for label in labels if label is not None})
+    if len(names) < 2:
+        raise HashretError(
+            f"{root.rstrip('/#!')} has labels of {len(names)} kinds, and two are the least to learn from: put the "
+            f"images into a folder for each kind"
+        )
+    return {name: number for number, name in enumerate(names)}
+
+
 def _check_tensors(tensors: dict[str, Tensor], member: Member, bits: int) -> None:
     """Raises ValueError unless these are the tensors of such a member and of a head for it, all of finite numbers."""
     expected = {f"member.{name}": (tuple(t.shape), t.dtype) for name, t in member.state_dict().items()}
-    heads = {"threshold": (bits,), "scale": (bits,), "mean": (member.latent,), "projection": (member.latent, bits)}
-    if member.latent == bits and not {"head.mean", "head.projection"} & tensors.keys():
-        del heads["mean"], heads["projection"]
+    heads = Head.shapes(_below("head.", tensors), member.latent, bits)
     expected |= {f"head.{name}": (shape, torch.float64) for name, shape in heads.items()}
     found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     for name in sorted(expected | found):
@@ -354,8 +397,9 @@ def _check_tensors(tensors: dict[str, Tensor], member: Member, bits: int) -> Non
             raise ValueError(f"{name} is {found.get(name)}, not {expected.get(name)}")
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite")
-    if not (tensors["head.scale"] > 0).all():
-        raise ValueError("head.scale has numbers that are not positive")
+    for name in {"head.scale", "head.reach"} & tensors.keys():
+        if not (tensors[name] > 0).all():
+            raise ValueError(f"{name} has numbers that are not positive")
 
 
 def _values(member: Member, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -435,13 +479,14 @@ def _card(config: dict[str, Any]) -> str:
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
     shape = "{height} × {width} × {channels}".format(**config["preprocessing"])
+    labels = "The" if "classes" in config["training"] else "No"
     return inspect.cleandoc(
         f"""
         # {config["model"]}, {config["bits"]} bits
 
         A [hashret](https://pypi.org/project/hashret/) model: it turns an image of {shape} (others are cropped and
         resized) into a binary code of {config["bits"]} bits, through the member `{config["model"]}` and the head
-        `{config["head"]}`. It knows only the kind of image it was trained on. No labels were used.
+        `{config["head"]}`. It knows only the kind of image it was trained on. {labels} labels were used.
 
             hashret reindex .       # code a collection with this model
         """

@@ -16,7 +16,7 @@ import tarfile
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -282,6 +282,26 @@ class _Rows(Source):
                 number += 1
 
 
+class Labelled(Source):
+    """A source whose records have these labels, in its order, instead of their own."""
+
+    def __init__(self, source: Source, labels: Sequence[object]) -> None:
+        self.root, self.streaming, self.arrays, self.length = source.root, source.streaming, source.arrays, len(labels)
+        self._source, self._labels = source, labels
+
+    def __iter__(self) -> Iterator[Record]:
+        labels = iter(self._labels)
+        number = 0
+        for number, record in enumerate(self._source, 1):
+            if number > len(self._labels):
+                break
+            label = next(labels)
+            yield record._replace(label=None if label is None else str(label))
+        if number != len(self._labels):
+            more = "more than" if number > len(self._labels) else f"only {number} of"
+            raise ValueError(f"there are {more} the {len(self._labels)} images that labels were given for")
+
+
 def in_order(
     function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 64
 ) -> Generator[R, None, None]:
@@ -307,10 +327,12 @@ def in_order(
 class Sample(NamedTuple):
     """Images chosen from a source, as the chosen preprocessing makes them: uint8 (n, height, width, channels).
 
-    `seen` counts the records of the source; `failures` are (name, reason) of chosen images that could not be read.
+    `labels` are those of the images; `seen` counts the records of the source; `failures` are (name, reason) of chosen
+    images that could not be read.
     """
 
     images: NDArray[np.uint8]
+    labels: list[str | None]
     preprocessing: Preprocessing
     seen: int
     failures: list[tuple[str, str]]
@@ -321,6 +343,7 @@ class _Held(NamedTuple):
     height: int
     width: int
     original: Content | None  # kept while a size smaller than `pixels` may still be chosen
+    label: str | None
 
 
 _MAX_SIDE, _MIN_SIDE = 32, 8  # at 32 a minute on two cores teaches a model something; at 64, four times as slow, not
@@ -388,12 +411,13 @@ def sample(
     colour = any(has_colour(image.pixels) for image in held)
     preprocessing = Preprocessing(height, width, 3 if colour else 1)
     images = np.empty((len(held), height, width, preprocessing.channels), np.uint8)
+    labels = [image.label for image in held]
     held.reverse()
     for row in images:
         image = held.pop()  # lets go of each while the result fills
         fits = image.original is None or image.pixels.shape[:2] == (height, width)
         row[...] = preprocessing(image.pixels if fits or image.original is None else image.original).pixels
-    return Sample(images, preprocessing, seen, failures)
+    return Sample(images, labels, preprocessing, seen, failures)
 
 
 _Job = tuple[int, Record, Content | HashretError | None]  # place in the sample, record, and content where read already
@@ -417,7 +441,7 @@ def _hold(job: _Job, size: tuple[int, int] | None) -> tuple[int, str, _Held | Ha
         return place, record.name, error
     if isinstance(content, np.ndarray):  # rows are views into blocks: a copy lets go of the block
         pixels, original = pixels.copy(), None if original is None else content.copy()
-    return place, record.name, _Held(pixels, height, width, original)
+    return place, record.name, _Held(pixels, height, width, original, record.label)
 
 
 def _read(record: Record) -> Content | HashretError:

@@ -27,7 +27,10 @@ from hashret.models.base import Member
 from hashret.progress import Progress
 
 Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]  # numbers of classes; -1 for an image without a label
 
+PREPARED = 20_000  # images that a member is shown before it is trained
+REHEARSED = 8  # steps, from all parts of a training, that at least are timed to plan it
 REPORT_EVERY, SAVE_EVERY = 0.2, 30.0  # seconds from one report of progress, and from one checkpoint, to the next
 
 
@@ -39,6 +42,11 @@ class Training(NamedTuple):
     terms: dict[str, float]  # the running mean of each loss term at the end
     held_out: dict[str, float]  # each loss term on images that were never trained on
     interrupted: bool
+
+
+class Batch(NamedTuple):
+    x: Tensor  # (n, c, h, w)
+    labels: Tensor | None  # (n,)
 
 
 def device() -> torch.device:
@@ -60,6 +68,7 @@ def split(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 def train(
     member: Member,
     images: Images,
+    labels: Labels | None = None,
     *,
     steps: int | None = None,
     epochs: int | None = None,
@@ -75,14 +84,14 @@ def train(
 ) -> Training:
     """Train `member` in place on uint8 images (n, h, w, c), by AdamW under a cosine schedule.
 
-    Say how long by one of `steps`, `epochs` or `budget` (seconds; a warm-up on a copy is timed, and fixes the number
-    of steps). The rows that `split` holds out are only measured. All randomness of a step comes from (seed, step), so
-    the same seed and steps give the same weights on the same machine, also when `resume` continues from `checkpoint`,
-    which must be of the same images, seed, rates, member, and `settings` of the member. On a GPU the forward pass runs
-    in bfloat16. Ctrl-C ends the training after the step that is under way: the member is usable, and the checkpoint
-    holds the place. A second Ctrl-C does not wait, and leaves the checkpoint as it was. Raises HashretError for fewer
-    than two images, a loss that is not finite, or a checkpoint that is damaged or of another training, and ValueError
-    for impossible values.
+    `labels`, int64 (n,), are for members that learn from them. Say how long by one of `steps`, `epochs` or `budget`
+    (seconds; a warm-up on a copy is timed, and fixes the number of steps). The rows that `split` holds out are only
+    measured. All randomness of a step comes from (seed, step), so the same seed and steps give the same weights on the
+    same machine, also when `resume` continues from `checkpoint`, which must be of the same images, seed, rates, member,
+    and `settings` of the member. On a GPU the forward pass runs in bfloat16. Ctrl-C ends the training after the step
+    that is under way: the member is usable, and the checkpoint holds the place. A second Ctrl-C does not wait, and
+    leaves the checkpoint as it was. Raises HashretError for fewer than two images, a loss that is not finite, or a
+    checkpoint that is damaged or of another training, and ValueError for impossible values.
     """
     for name, value, least in (("steps", steps, 1), ("epochs", epochs, 1), ("batch", batch, 2), ("seed", seed, 0)):
         if value is not None and (type(value) is not int or not least <= value < 2**32):
@@ -99,7 +108,11 @@ def train(
     batch = min(batch, len(rows))
     per_epoch = len(rows) // batch
     optimiser = torch.optim.AdamW(member.parameters(), learning_rate, weight_decay=weight_decay)
-    identity = _identity(member, settings, images, seed=seed, batch=batch, rates=(learning_rate, weight_decay))
+    identity = _identity(member, settings, images, labels, seed=seed, batch=batch, rates=(learning_rate, weight_decay))
+
+    def draw(picked: NDArray[np.int64]) -> Batch:
+        told = None if labels is None else torch.from_numpy(labels[picked]).to(where)
+        return Batch(to_input(images[picked], where), told)
 
     start = 0
     asked_for = steps if steps is not None else epochs and epochs * per_epoch
@@ -107,11 +120,13 @@ def train(
         start, planned = _load_checkpoint(checkpoint, member, optimiser, identity)
         if asked_for not in (None, planned):
             raise HashretError(f"the checkpoint is of a training of {planned} steps: resume it without another number")
-    elif asked_for is not None:
-        planned = asked_for
     else:
-        sample = to_input(images[rows[:batch]], where)
-        planned = _steps_within(budget or 120.0, member, sample, learning_rate, weight_decay)
+        entered = time.monotonic()
+        torch.manual_seed(seed)
+        member.prepare(*draw(np.sort(rows[:PREPARED])))
+        planned = asked_for or _steps_within(
+            (budget or 120.0) - (time.monotonic() - entered), member, draw(rows[:batch]), learning_rate, weight_decay
+        )
 
     step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
     running: dict[str, Tensor] = {}
@@ -125,9 +140,10 @@ def train(
                     shuffled = np.random.default_rng((seed, epoch)).permutation(rows)
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate * _schedule(step, planned)
-                picked = images[shuffled[i * batch : (i + 1) * batch]]
+                picked = draw(shuffled[i * batch : (i + 1) * batch])
                 whole = False
-                terms = _step(member, optimiser, to_input(picked, where), (seed << 32) + step)
+                member.begin(step, planned)
+                terms = _step(member, optimiser, picked, (seed << 32) + step)
                 step, whole = step + 1, True
                 keep = min(0.98, 1 - 1 / step)
                 running = {name: keep * running.get(name, term) + (1 - keep) * term for name, term in terms.items()}
@@ -146,7 +162,7 @@ def train(
         _save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
     seconds = time.monotonic() - began
     member.eval()
-    measured = _measure(member, images[held_out], where) if len(held_out) > 1 else {}
+    measured = _measure(member, draw, held_out) if len(held_out) > 1 else {}
     return Training(step, planned, batch, seconds, {k: float(v) for k, v in running.items()}, measured, interrupted)
 
 
@@ -177,14 +193,18 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _step(member: Member, optimiser: torch.optim.Optimizer, x: Tensor, seed: int) -> dict[str, Tensor]:
+def _step(member: Member, optimiser: torch.optim.Optimizer, batch: Batch, seed: int) -> dict[str, Tensor]:
     torch.manual_seed(seed)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-        terms = member.loss(x)
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=batch.x.is_cuda):
+        terms = _loss(member, batch)
     optimiser.zero_grad(set_to_none=True)
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     return {name: term.detach() for name, term in terms.items()}
+
+
+def _loss(member: Member, batch: Batch) -> dict[str, Tensor]:
+    return member.loss(batch.x) if batch.labels is None else member.labelled_loss(batch.x, batch.labels)
 
 
 def _schedule(step: int, planned: int) -> float:
@@ -193,16 +213,17 @@ def _schedule(step: int, planned: int) -> float:
     return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / planned))
 
 
-def _steps_within(budget: float, member: Member, x: Tensor, learning_rate: float, weight_decay: float) -> int:
+def _steps_within(budget: float, member: Member, batch: Batch, learning_rate: float, weight_decay: float) -> int:
     """How many steps fit into `budget` seconds, by timing a few on a copy of the member."""
     rehearsal = copy.deepcopy(member)
     optimiser = torch.optim.AdamW(rehearsal.parameters(), learning_rate, weight_decay=weight_decay)
     began = time.monotonic()
     times: list[float] = []
-    while len(times) < 4 or time.monotonic() - began < min(3.0, budget / 10):
+    while len(times) < 2 + REHEARSED or time.monotonic() - began < min(3.0, budget / 10):
         before = time.monotonic()
-        _step(rehearsal, optimiser, x, len(times))
-        if x.is_cuda:
+        rehearsal.begin(len(times) % REHEARSED, REHEARSED)
+        _step(rehearsal, optimiser, batch, len(times))
+        if batch.x.is_cuda:
             torch.cuda.synchronize()
         times.append(time.monotonic() - before)
     left = budget - (time.monotonic() - began)
@@ -217,20 +238,27 @@ def _report(step: int, planned: int, running: dict[str, Tensor], progress: Calla
         progress(Progress("training", step, planned, values))
 
 
-def _measure(member: Member, images: Images, where: torch.device, batch: int = 250) -> dict[str, float]:
+def _measure(
+    member: Member, draw: Callable[[NDArray[np.int64]], Batch], rows: NDArray[np.int64], batch: int = 250
+) -> dict[str, float]:
     """Each loss term, averaged over batches of equal size as far as they go."""
     torch.manual_seed(0)
-    parts = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch))
-    with torch.inference_mode():
-        terms = [member.loss(to_input(images[part], where)) for part in parts]
+    parts = np.array_split(rows, math.ceil(len(rows) / batch))
+    with torch.no_grad():  # a penalty on derivatives can undo this, but not inference_mode
+        terms = [_loss(member, draw(part)) for part in parts]
     return {name: statistics.fmean(float(t[name]) for t in terms) for name in terms[0]}
 
 
-def _identity(member: Member, settings: Mapping[str, Any] | None, images: Images, **values: Any) -> str:
-    """What makes two trainings the same one: the architecture, all settings and the images."""
+def _identity(
+    member: Member, settings: Mapping[str, Any] | None, images: Images, labels: Labels | None, **values: Any
+) -> str:
+    """What makes two trainings the same one: the architecture, all settings, the images and their labels."""
     shapes = {name: list(tensor.shape) for name, tensor in member.state_dict().items()}
     told = json.dumps([type(member).__name__, dict(settings or {}), shapes, values, images.shape], sort_keys=True)
-    return hashlib.sha256(told.encode() + hashlib.sha256(np.ascontiguousarray(images).data).digest()).hexdigest()
+    digest = hashlib.sha256(told.encode())
+    for array in (images, labels) if labels is not None else (images,):
+        digest.update(hashlib.sha256(np.ascontiguousarray(array).data).digest())
+    return digest.hexdigest()
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,15 @@ Pixels = NDArray[np.uint8]
 DIGITS: Pixels = (load_digits().images * 15.9375).astype(np.uint8)  # (1797, 8, 8)
 LABELS: NDArray[np.int64] = load_digits().target
 COLOUR: Pixels = np.stack([DIGITS, DIGITS // 2, 255 - DIGITS], -1)
+NAMES = [str(label) for label in LABELS]
 SIMPLE = ("mlp", "conv")  # the networks that every member is tested on; test_networks.py has the others
-MEMBERS = [(name, network) for name, member in MODELS.items() for network in (SIMPLE if member.trainable else [""])]
+MEMBERS = [
+    (name, network)
+    for name, member in MODELS.items()
+    for network in (SIMPLE if member.trainable else [""])
+    if "network" in member.defaults() or not member.trainable or network == "mlp"
+    if (name, network) != ("stacked", "conv")  # it takes fully connected layers alone
+]
 STORED = Path(__file__).parent / "data"
 
 
@@ -56,7 +64,10 @@ def on_two_threads(hasher: Hasher, images: Any) -> Codes:
 def fit(name: str, network: str, images: Pixels, bits: int = 32, width: int = 8, steps: int = 20) -> Hasher:
     if not network:
         return Hasher(name, bits).fit(images)
-    return Hasher(name, bits, network=network, width=width).fit(images, steps=steps)
+    known = MODELS[name].defaults()
+    settings: dict[str, Any] = {k: v for k, v in (("network", network), ("width", width)) if k in known}
+    labels: Any = NAMES[: len(images)] if MODELS[name].labelled else False
+    return Hasher(name, bits, **settings).fit(images, steps=steps, labels=labels)
 
 
 @pytest.fixture(scope="module", params=MEMBERS, ids="-".join)
@@ -125,9 +136,7 @@ def outputs(hasher: Hasher, images: Pixels, *, exact: bool, together: bool) -> T
     with torch.inference_mode():
         rows = [x] if together else [x[i : i + 1] for i in range(len(x))]
         values = [member.outputs(row) for row in rows]
-        if head.projection is not None and head.mean is not None:
-            values = [(row - head.mean.to(row)) @ head.projection.to(row) for row in values]
-    return torch.cat(values)
+    return torch.cat([head.numbers(row) for row in values])
 
 
 def with_threshold(hasher: Hasher, threshold: Tensor) -> Hasher:
@@ -257,6 +266,66 @@ def test_a_thread_alone_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
             assert set(seen) == {1 if alone else 2}
     finally:
         torch.set_num_threads(1)
+
+
+# Labels
+
+
+def test_labels_are_read_only_by_members_that_learn_from_them() -> None:
+    for name, labels, reason in (
+        ("ortho", False, "model 'ortho' learns from labels: add --labels"),
+        ("cvae", False, "model 'cvae' learns from labels"),
+        ("contrastive", True, "model 'contrastive' learns without labels: leave --labels out"),
+        ("pca", NAMES, "model 'pca' learns without labels"),
+    ):
+        with pytest.raises(HashretError, match=reason):
+            Hasher(name, 16).fit(DIGITS, steps=1, labels=labels)
+    with pytest.raises(HashretError, match="model 'stacked' learns from labels"):
+        Hasher("stacked", 16, fine_tune=True).fit(DIGITS, steps=1)
+    with pytest.raises(HashretError, match="labels of 0 kinds, and two are the least"):
+        Hasher("ortho", 16).fit(DIGITS, steps=1, labels=True)
+
+
+@pytest.mark.parametrize(("more", "reason"), [(1, "only 100 of the 101 images"), (-1, "more than the 99 images")])
+def test_there_is_a_label_for_each_image(more: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Hasher("ortho", 16).fit(DIGITS[:100], steps=1, labels=[i % 2 for i in range(100 + more)])
+
+
+def test_labels_of_the_source_and_given_ones_are_the_same() -> None:
+    settings: dict[str, Any] = {"network": "mlp", "width": 2}
+    hashers = [
+        Hasher("ortho", 16, **settings).fit("digits", steps=5, labels=labels)
+        for labels in (True, NAMES, [None, *NAMES[1:]], LABELS.tolist())
+    ]
+    assert hashers[0].fingerprint == hashers[1].fingerprint == hashers[3].fingerprint != hashers[2].fingerprint
+    assert hashers[0].training["classes"] == [str(i) for i in range(10)]
+    assert hashers[0].settings["classes"] == 10
+
+
+def test_labels_make_codes_of_classes() -> None:
+    """Where the images say nothing, only labels can have made the codes."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    labels = [None if i % 3 == 2 else i % 2 for i in range(60)]
+    hasher = Hasher("ortho", 32, network="mlp", width=8, crop=1.0, rotation=0.0, reconstruction=0.0)
+    codes = hasher.fit(noise, steps=300, labels=labels).encode(noise)
+    within, between = [], []
+    for one, other in combinations([i for i in range(60) if labels[i] is not None], 2):
+        distance = hamming(codes[one : one + 1], codes[other : other + 1])[0, 0]
+        (within if labels[one] == labels[other] else between).append(distance)
+    assert np.mean(within) + 5 < np.mean(between)
+
+
+def test_a_member_begins_with_another_of_the_same_network() -> None:
+    stacked = fit("stacked", "mlp", DIGITS, steps=60)
+    settings: dict[str, Any] = {"network": "mlp", "width": 8}
+    begun = Hasher("binary", 32, **settings).fit(DIGITS, steps=1, learning_rate=0.0, init=stacked)
+    mine, theirs = begun._tensors(), stacked._tensors()
+    for name in ("encoder.1.weight", "encoder.7.bias", "decoder.0.weight"):
+        assert (mine[f"member.{name}"] == theirs[f"member.{name}"]).all()
+    for other in ({"network": "conv"}, {"width": 4}):
+        with pytest.raises(HashretError, match="has another network: train both with the same bits, size"):
+            Hasher("binary", 32, **settings | other).fit(DIGITS, steps=1, init=stacked)
 
 
 # What can be encoded
@@ -412,20 +481,22 @@ def test_impossible_values_are_refused(name: str, wrong: dict[str, Any], reason:
     if name == "lsh" and wrong == {"steps": 0}:
         return  # it takes no steps at all
     with pytest.raises(ValueError, match=reason):
-        Hasher(name).fit(DIGITS[:50], **wrong)
+        Hasher(name, 32).fit(DIGITS[:50], **wrong)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_too_few_images_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(HashretError, match="one image is not enough|needs at least as many images"):
-        Hasher(name).fit(DIGITS[:1], steps=1)
+    labelled = MODELS[name].labelled
+    too_few = "one image is not enough|needs at least as many images|two are the least"
+    with pytest.raises(HashretError, match=too_few):
+        Hasher(name, 32).fit(DIGITS[:1], steps=1, labels=["a"] if labelled else False)
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(HashretError, match="has no images"):
-        Hasher(name).fit(tmp_path)
+        Hasher(name, 32).fit(tmp_path, labels=labelled)
 
 
 def test_a_head_that_cannot_be_fitted_is_refused_before_the_training() -> None:
-    for model, head, settings in (("ae", "itq", {}), ("ae", "sign", {"latent": 16}), ("pca", "pca", {})):
+    for model, head, settings in (("vae", "itq", {}), ("vae", "sign", {"latent": 16}), ("pca", "pca", {})):
         with pytest.raises(HashretError, match=f"head '{head}'"):
             Hasher(model, 64, head, **settings).fit(DIGITS[:60], steps=10**9)
     assert Hasher("ae", 16, "itq", latent=24, network="mlp", width=1).fit(DIGITS[:60], steps=1).bits == 16

@@ -36,7 +36,12 @@ def one_thread() -> Iterator[None]:
 
 def build(name: str = "denoising", seed: int = 0, **parts: Any) -> Member:
     torch.manual_seed(seed)
-    return MODELS[name]((1, 8, 8), 16, network="mlp", width=1, **parts)
+    return MODELS[name]((1, 8, 8), 16, **smallest(name), **parts)
+
+
+def smallest(name: str) -> dict[str, Any]:
+    """The settings of the smallest network, for members that have a choice."""
+    return {key: value for key, value in (("network", "mlp"), ("width", 1)) if key in MODELS[name].defaults()}
 
 
 def weights(member: Member) -> dict[str, list[float]]:
@@ -149,6 +154,49 @@ def test_steps_grow_and_then_shrink_to_nothing() -> None:
     assert 3 <= moved.index(max(moved)) <= 20
 
 
+# Layer by layer
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_stack_learns_layer_by_layer_and_then_as_a_whole() -> None:
+    member = build("stacked")
+    changed, told = [], []
+    before = dict(member.state_dict())
+
+    def watch(p: Progress) -> None:
+        nonlocal before
+        after = {name: tensor.clone() for name, tensor in member.state_dict().items()}
+        changed.append(
+            {name for name in after if after[name].is_floating_point() and (after[name] != before[name]).any()}
+        )
+        told.append(list(p.terms))
+        before = after
+
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    learn(member, progress=watch)
+    layers = [told.index([name]) for name in ("layer 1", "layer 2", "layer 3", "reconstruction")]
+    assert layers == [0, 2, 4, 6]
+    numbers = [["encoder.1", "encoder.2", "decoder.6"], ["encoder.4", "encoder.5", "decoder.3"], ["encoder.7"]]
+    for layer, own in enumerate(numbers):
+        for step in (2 * layer, 2 * layer + 1):
+            parts = {name.rpartition(".")[0] for name in changed[step]}
+            assert set(own) <= parts and parts <= {*own, "decoder.4", "decoder.0", "decoder.1"}, (step, parts)
+    assert {"encoder.1.weight", "decoder.6.weight"} <= changed[-1] & changed[6]
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_stack_is_fine_tuned_last_layer_first() -> None:
+    torch.manual_seed(0)
+    member = MODELS["stacked"]((1, 8, 8), 16, network="mlp", width=1, fine_tune=True, classes=3)
+    weights_at: dict[int, dict[str, list[float]]] = {}
+    labels = np.arange(len(DIGITS)) % 4 - 1  # a quarter unknown
+    learn(member, labels=labels, progress=lambda p: weights_at.setdefault(p.done, weights(member)))
+    encoder = [[v for k, v in weights_at[step].items() if k.startswith("encoder.")] for step in range(1, STEPS + 1)]
+    heads = [weights_at[step]["classifier.weight"] for step in range(1, STEPS + 1)]
+    assert heads[0] == heads[5] != heads[6] != heads[7] != heads[8]
+    assert encoder[5] == encoder[6] == encoder[7] != encoder[8]
+
+
 # What is not learned from
 
 
@@ -158,11 +206,13 @@ def test_images_held_out_are_only_measured(name: str) -> None:
     assert sorted([*rows, *held_out]) == list(range(300)) and len(held_out) == 15
     changed = DIGITS.copy()
     changed[held_out] = 255 - changed[held_out]
-    hashers = [Hasher(name, 16, network="mlp", width=1).fit(images, steps=5) for images in (DIGITS, changed)]
+    small = smallest(name)
+    labels: Any = [i % 3 for i in range(len(DIGITS))] if MODELS[name].labelled else False
+    hashers = [Hasher(name, 16, **small).fit(images, steps=5, labels=labels) for images in (DIGITS, changed)]
     assert hashers[0].fingerprint == hashers[1].fingerprint  # neither the weights nor the head know them
     assert hashers[0].training["held_out"] != hashers[1].training["held_out"]
     changed[rows[0]] = 255 - changed[rows[0]]
-    other = Hasher(name, 16, network="mlp", width=1).fit(changed, steps=5)
+    other = Hasher(name, 16, **small).fit(changed, steps=5, labels=labels)
     assert other.fingerprint != hashers[0].fingerprint
 
 

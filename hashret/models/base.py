@@ -29,8 +29,10 @@ class Member(nn.Module):
 
     head: ClassVar[str] = "median"  # the head a member gets if none is asked for
     trainable: ClassVar[bool] = True
+    labelled: bool = False  # whether it learns from labels, and cannot without; its setting `classes` says how many
     outputs_per_latent: ClassVar[int] = 1  # how many numbers the encoder gives for each unit of the bottleneck
     normalised: ClassVar[bool] = False  # over the batch, where a free scale would escape a penalty
+    given: int = 0  # numbers that the decoder gets beside the latent ones
 
     def __init__(
         self,
@@ -51,10 +53,18 @@ class Member(nn.Module):
         self.likelihood = choose(LIKELIHOODS, likelihood, "likelihood")
         self.decoded = (shape[0] * self.likelihood.numbers, *shape[1:])
         self.encoder = parts.encoder(shape, self.latent * self.outputs_per_latent, width)
-        self.decoder = parts.decoder(self.latent, self.decoded, width)
+        self.decoder = parts.decoder(self.latent + self.given, self.decoded, width)
         if self.normalised:
             norm = nn.BatchNorm1d(self.latent * self.outputs_per_latent, affine=False)
             self.encoder.append(norm)  # type: ignore[operator]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the encoder makes of an image: (n, latent × outputs_per_latent)."""
+        return self.encoder(x)  # type: ignore[no-any-return]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """What the likelihood takes, from what went through the bottleneck."""
+        return self.decoder(z)  # type: ignore[no-any-return]
 
     def corrupt(self, x: Tensor) -> Tensor:
         """What the encoder sees in training instead of `x`."""
@@ -66,12 +76,22 @@ class Member(nn.Module):
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """The terms by name, each a scalar in nats per image, of which training minimises the sum."""
-        z, penalties = self.bottleneck(self.encoder(self.corrupt(x)))
-        return {"reconstruction": self.likelihood.nll(self.decoder(z), x).mean()} | penalties
+        z, penalties = self.bottleneck(self.features(self.corrupt(x)))
+        return {"reconstruction": self.likelihood.nll(self.decode(z), x).mean()} | penalties
+
+    def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What `loss` is for a member that learns from labels: int64 (n,), -1 for an image without one."""
+        return self.loss(x)
+
+    def prepare(self, x: Tensor, labels: Tensor | None) -> None:
+        """What has to be found out before training, from some of the images, and is kept in buffers."""
+
+    def begin(self, step: int, planned: int) -> None:
+        """What changes as training goes on: called before each step, counted from 0, of the steps planned."""
 
     def outputs(self, x: Tensor) -> Tensor:
         """The real numbers (n, latent) that a head turns into bits."""
-        return self.encoder(x)[:, : self.latent]  # type: ignore[no-any-return]
+        return self.features(x)[:, : self.latent]
 
     def measures(self, x: Tensor) -> dict[str, Tensor]:
         """What else is worth knowing of how images are remembered, by name, each a scalar: reported, not minimised."""
@@ -79,8 +99,8 @@ class Member(nn.Module):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The images (n, c, h, w) in [0, 1] that the model remembers `x` by."""
-        z, _ = self.bottleneck(self.encoder(x))
-        return self.likelihood.mean(self.decoder(z)).clamp(0, 1)
+        z, _ = self.bottleneck(self.features(x))
+        return self.likelihood.mean(self.decode(z)).clamp(0, 1)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

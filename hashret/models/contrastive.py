@@ -54,7 +54,7 @@ class ContrastiveAutoencoder(BinaryAutoencoder):
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         pair = torch.cat([augment(x, **self.views), augment(x, **self.views)])
-        h = self.encoder(pair)
+        h = self.features(pair)
         a, b = straight_through_sign(h).chunk(2)
-        nll = self.likelihood.nll(self.decoder(a), x).mean() / x[0].numel()
+        nll = self.likelihood.nll(self.decode(a), x).mean() / x[0].numel()
         return {"contrast": nt_xent(a, b, self.temperature), "reconstruction": self.reconstruction * nll}

@@ -1,0 +1,59 @@
+"""Codes from labels: Hoe, Ng, Zhang, Chan, Song and Xiang, "One Loss for All: Deep Hashing with a Single Cosine
+Similarity based Learning Objective" (OrthoHash), NeurIPS 2021, https://arxiv.org/abs/2109.14449. Ours keeps a decoder
+beside it, so that a code still remembers an image."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hashret.models.augment import augment
+from hashret.models.base import straight_through_sign
+from hashret.models.binary import BinaryAutoencoder
+
+
+class OrthoHash(BinaryAutoencoder):
+    """Codes near one fixed code for each class, which are as far from each other as chance puts them."""
+
+    labelled = True
+    targets: Tensor  # (classes, latent), ±1
+
+    def __init__(
+        self,
+        *args: Any,
+        classes: int = 0,
+        margin: float = 0.2,
+        scale: float = 8.0,
+        reconstruction: float = 0.5,
+        crop: float = 0.8,
+        rotation: float = 10.0,
+        **parts: Any,
+    ) -> None:
+        """`margin` is what an image's cosine with its class's code must be ahead by, `scale` the inverse temperature;
+        `reconstruction` weighs the decoder's nats per pixel; `crop` and `rotation` are of the views (see `augment`).
+        `classes` is counted from the labels."""
+        super().__init__(*args, **parts)
+        if not (0 <= margin < 2 and scale > 0 and reconstruction >= 0 and 0 < crop <= 1 and rotation >= 0):
+            raise ValueError(
+                "margin must be from 0 to 2, scale above 0, reconstruction and rotation 0 or more, and crop above 0 "
+                f"and at most 1, not {margin}, {scale}, {reconstruction}, {rotation} and {crop}"
+            )
+        self.margin, self.scale, self.reconstruction = margin, scale, reconstruction
+        self.views = {"crop": crop, "rotation": rotation, "flip": 0.5 * (self.shape[0] == 3), "light": 0.2, "erase": 0}
+        self.register_buffer("targets", torch.empty(classes, self.latent).bernoulli_(0.5).mul_(2).sub_(1))
+
+    def loss(self, x: Tensor) -> dict[str, Tensor]:
+        return self.labelled_loss(x, torch.full((len(x),), -1, device=x.device))
+
+    def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        h = self.features(augment(x, **self.views) if self.training else x)
+        nll = self.likelihood.nll(self.decode(straight_through_sign(h)), x).mean() / x[0].numel()
+        terms = {"reconstruction": self.reconstruction * nll}
+        known = labels >= 0
+        if len(self.targets):
+            cosines = F.normalize(h[known].float(), dim=1) @ F.normalize(self.targets, dim=1).T
+            ahead = self.margin * F.one_hot(labels[known], len(self.targets))
+            logits = self.scale * (cosines - ahead)
+            terms["class"] = F.cross_entropy(logits, labels[known], reduction="sum") / known.sum().clamp(min=1)
+        return terms
