@@ -1,5 +1,8 @@
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,14 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from scipy.linalg import orthogonal_procrustes  # type: ignore[import-untyped]
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import euclidean_distances
 from torch import Tensor
 
 from hashret.errors import HashretError
+from hashret.hasher import Hasher
+from hashret.models.anchors import STEPS, anchors_for, graph_coordinates, k_means, lifted_rotation, ties
 from hashret.models.heads import HEADS, Head, check_head
 
 DIGITS = (load_digits().images / 16).astype(np.float32)  # (1797, 8, 8) in [0, 1]
+PIXELS = (load_digits().images * 15.9375).astype(np.uint8)
+LABELS: NDArray[np.int64] = load_digits().target
 
 small_floats = st.floats(-4, 4, width=32) | st.sampled_from([-1.0, 0.0, 1e-7, 1.0, 1e6])
 
@@ -117,7 +129,7 @@ def test_a_head_depends_on_its_values_and_seed_alone(name: str) -> None:
         return {key: tensor.tolist() for key, tensor in HEADS[name](values, 16, seed).tensors().items()}
 
     assert fitted(0) == fitted(0)
-    assert (fitted(0) != fitted(1)) == (name in ("lsh", "itq"))
+    assert (fitted(0) != fitted(1)) == (name in ("lsh", "itq", "anchor-graph"))
 
 
 @pytest.mark.parametrize(
@@ -152,3 +164,229 @@ def test_a_column_of_rounding_errors_becomes_a_constant_zero_and_a_rough_one_wid
     around = head.threshold + head.scale * torch.linspace(-5, 5, 21).double()[:, None]
     assert not (steady.margins(around)[:, 2] > -0.9).any()
     assert ((steady.margins(around)[:, :2] > 0) == (head.margins(around)[:, :2] > 0)).all()
+
+
+# Anchor graphs
+
+
+def digits(images: int = 1797) -> Tensor:
+    return torch.from_numpy(DIGITS[:images]).flatten(1)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def some_anchors(m: int = 60) -> tuple[Tensor, Tensor]:
+    """Anchors among the digits, and a reach that none of them is within."""
+    return k_means(digits(), m, seeded()), torch.tensor(1e-9)
+
+
+def test_centres_are_as_good_as_those_of_scikit_learn() -> None:
+    anchors, _ = some_anchors()
+    judge = KMeans(60, init="random", n_init=5, random_state=0).fit(DIGITS.reshape(-1, 64))
+    inertia = euclidean_distances(digits(), anchors, squared=True).min(1).sum()
+    assert anchors.shape == (60, 64) and inertia < 1.05 * judge.inertia_
+
+
+def test_centres_are_distinct_whatever_the_values_are() -> None:
+    few = torch.tensor([[0.0, 1], [2, 3], [4, 5]]).repeat(50, 1)
+    assert k_means(few, 20, seeded()).tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_there_are_as_many_anchors_as_images_and_memory_allow() -> None:
+    shapes = [(2, 64), (100, 64), (1797, 64), (60_000, 784), (10**6, 784), (60_000, 3 * 224 * 224), (9, 2**28)]
+    assert [anchors_for(*shape) for shape in shapes] == [8, 10, 179, 1000, 1000, 111, 8]
+
+
+def test_an_image_is_tied_to_its_nearest_anchors_by_how_much_nearer_they_are_than_the_next() -> None:
+    anchors, reach = some_anchors()
+    z = ties(digits(200).double(), anchors.double(), reach)
+    for row, distances in zip(
+        z.numpy(), euclidean_distances(digits(200).double(), anchors.double(), squared=True), strict=True
+    ):
+        nearest = np.argsort(distances)[:4]
+        weights = distances[nearest[3]] - distances[nearest[:3]]
+        expected = np.zeros(60)
+        expected[nearest[:3]] = weights / weights.sum()
+        assert np.allclose(row, expected, atol=1e-9)
+
+
+def test_ties_do_not_jump_where_one_anchor_takes_the_place_of_another() -> None:
+    anchors, _ = some_anchors()
+    reach, patterns = torch.tensor(0.5), 0
+    for start, end in ((0, 1), (5, 90), (17, 300)):
+        way = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:, None]
+        z = ties(digits()[start] * (1 - way) + digits()[end] * way, anchors.double(), reach)
+        assert z.diff(dim=0).abs().max() < 2e-3 and (z.sum(1) <= 1 + 1e-9).all()
+        patterns += int((z > 0).diff(dim=0).any(1).sum())
+    assert patterns > 10  # in which an image was tied, one after the other
+
+
+def test_an_image_between_all_its_nearest_anchors_is_tied_to_none() -> None:
+    """Rounding decides which of them are the nearest, and there must be nothing to decide."""
+    anchors = torch.cat([torch.eye(6), -torch.eye(6)])
+    centre = torch.zeros(1, 6)
+    assert not ties(centre, anchors, torch.tensor(0.1)).any()
+    near = ties(centre + 1e-6 * torch.randn(50, 6, generator=seeded()), anchors, torch.tensor(0.1))
+    assert near.max() < 1e-3
+
+
+def test_cosines_of_anchors_are_those_of_a_diffusion() -> None:
+    """A walk from anchor to image to anchor, of as many steps, without any eigenvectors."""
+    anchors, reach = some_anchors()
+    z = ties(digits(), anchors, reach).double().numpy()
+    degree = z.sum(0)
+    walk = z.T @ z / degree[:, None]
+    assert np.allclose(walk.sum(1), 1, atol=1e-5)
+    arrived = np.linalg.matrix_power(walk, 2 * STEPS - 1) / degree - 1 / degree.sum()
+    length = np.sqrt(np.diag(arrived))
+    coordinates = graph_coordinates(digits(), anchors, reach, 60)
+    assert 4 < coordinates.shape[1] < 30
+    assert np.allclose(coordinates @ coordinates.T, arrived / np.outer(length, length), atol=0.02)
+
+
+def test_fewer_coordinates_are_the_first_eigenvectors_of_the_walk() -> None:
+    anchors, reach = some_anchors()
+    z = ties(digits(), anchors, reach).double().numpy()
+    eigenvalues, vectors = np.linalg.eig(z.T @ z / z.sum(0)[:, None])
+    first = np.argsort(-eigenvalues.real)[1:4]
+    kept = vectors.real[:, first] / np.sqrt((vectors.real[:, first] ** 2 * z.sum(0)[:, None]).sum(0))
+    kept *= eigenvalues.real[first] ** (STEPS - 0.5)
+    kept /= np.linalg.norm(kept, axis=1, keepdims=True)
+    coordinates = graph_coordinates(digits(), anchors, reach, 3)
+    assert np.allclose(coordinates.abs(), np.abs(kept), atol=1e-4)  # the sign of an eigenvector is anyone's
+
+
+def test_a_lifted_rotation_is_that_of_procrustes_in_as_many_dimensions_as_bits() -> None:
+    values = torch.randn(400, 5, generator=seeded())
+    lift = torch.linalg.qr(torch.randn(16, 5, generator=torch.Generator().manual_seed(1))).Q.T.double().numpy()
+    at_random = lift.copy()
+    for _ in range(50):
+        lifted = values.double().numpy() @ lift
+        lift = lift @ orthogonal_procrustes(lifted, np.sign(lifted))[0]
+    found = lifted_rotation(values, 16, torch.Generator().manual_seed(1)).numpy()
+    assert np.allclose(found @ found.T, np.eye(5), atol=1e-5)
+
+    def quantisation(projection: NDArray[np.float64]) -> float:
+        lifted = values.numpy() @ projection
+        return float(np.abs(lifted).sum())  # which is larger, the nearer the signs are
+
+    assert quantisation(found) == pytest.approx(quantisation(lift), rel=1e-2)
+    assert quantisation(found) > 1.01 * quantisation(at_random)
+
+
+def test_images_that_nothing_connects_have_codes_of_their_own() -> None:
+    generator = np.random.default_rng(0)
+    centres = 100 * generator.normal(size=(5, 20))
+    values = np.concatenate([centre + generator.normal(size=(80, 20)) for centre in centres]).astype(np.float32)
+    bits = (HEADS["anchor-graph"](values, 32, 0).margins(torch.from_numpy(values)) > 0).numpy().reshape(5, 80, 32)
+    assert len(np.unique(bits[:, 0], axis=0)) == 5
+    assert (bits == bits[:, :1]).mean() > 0.99
+
+
+@pytest.mark.parametrize("images", [2, 3, 5, 12])
+def test_a_graph_of_hardly_any_images_is_one(images: int) -> None:
+    values = digits(images).numpy()
+    margins = HEADS["anchor-graph"](values, 64, 0).margins(torch.from_numpy(values))
+    assert margins.shape == (images, 64) and margins.isfinite().all()
+    assert len(np.unique(margins > 0, axis=0)) > 1
+
+
+def retrieval(name: str, bits: int) -> float:
+    """Mean average precision of digits that were not learned from, where like is what has the same label."""
+    hasher = Hasher(name, bits).fit(PIXELS[:1400])
+    items, queries = (2.0 * np.unpackbits(hasher.encode(p), axis=1) - 1 for p in (PIXELS[:1400], PIXELS[1400:]))
+    found = zip(queries @ items.T, LABELS[1400:], strict=True)
+    return float(np.mean([average_precision_score(LABELS[:1400] == label, score) for score, label in found]))
+
+
+@pytest.mark.parametrize("bits", [16, 64])
+def test_an_anchor_graph_finds_far_more_than_projections_do(bits: int) -> None:
+    graph, itq, lsh = (retrieval(name, bits) for name in ("anchor-graph", "itq", "lsh"))
+    assert graph > itq + 0.1 and graph > lsh + 0.2 and graph > 0.7
+
+
+# A code depends on the image and the model alone
+
+
+@pytest.fixture(scope="module")
+def graph() -> Hasher:
+    return Hasher("anchor-graph", 32).fit(PIXELS)
+
+
+def tied(graph: Hasher) -> tuple[Hasher, NDArray[np.uint8]]:
+    """Images, and a graph in which the first of them lie as near to the fourth anchor as to the third, others amid
+    eight, and the rest wherever they do."""
+    generator = np.random.default_rng(0)
+    preprocessing, member, head = graph._parts()
+    anchors, images = [], []
+    for i, image in enumerate(PIXELS[:40].astype(np.float64)):
+        away = generator.permutation(64)[:8].reshape(4, 2)
+        offsets = np.zeros((8, 64))
+        for j, (up, down) in enumerate(away):
+            reach = 40 * (1 if i < 20 and j == 0 else 2)
+            offsets[2 * j, [up, down]] = reach, -reach
+            offsets[2 * j + 1, [down, up]] = reach, -reach
+        anchors.append(image.reshape(1, 64) + offsets)
+        images.append(image)
+    assert head.mean is not None and head.projection is not None
+    placed = torch.from_numpy(np.concatenate(anchors) / 255) - head.mean
+    projection = torch.randn(len(placed), 32, generator=seeded()).double()
+    hard = Hasher("anchor-graph", 32)
+    hard._fitted = preprocessing, member, replace(head, anchors=placed, projection=projection)
+    return hard, np.concatenate([np.stack(images).astype(np.uint8), PIXELS[100:300]])
+
+
+def test_codes_are_the_same_with_images_on_ties_of_anchors(graph: Hasher) -> None:
+    hard, images = tied(graph)
+    _, member, head = hard._parts()
+    assert head.mean is not None and head.anchors is not None
+    outputs = member.outputs(torch.from_numpy(images[:40] / 255)[:, None]) - head.mean
+    nearest = np.sort(euclidean_distances(outputs, head.anchors), axis=1)
+    assert np.allclose(nearest[:, 2], nearest[:, 3], atol=1e-9)
+    expected = hard.encode(images)
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            for size in (1, 7, 256):
+                codes = [hard.encode(images[i : i + size]) for i in range(0, len(images), size)]
+                assert (np.concatenate(codes) == expected).all()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_float32_is_never_far_from_float64(graph: Hasher) -> None:
+    """By less than what makes a bit doubtful: images of all kinds, and images amid their anchors."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 8, 8), np.uint8)
+    for hasher, images in (tied(graph), (graph, PIXELS), (graph, noise)):
+        x = torch.from_numpy(images / 255).flatten(1)
+        head = hasher._parts()[2]
+        assert (head.margins(x.float()) - head.margins(x)).abs().max() < 1e-4
+
+
+WRONG: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
+    "no reach": ("head.reach is None", lambda tensors: tensors.pop("head.reach")),
+    "no mean": ("head.mean is None", lambda tensors: tensors.pop("head.mean")),
+    "no anchors": ("head.projection is", lambda tensors: tensors.pop("head.anchors")),
+    "anchors in a row": ("head.anchors is", lambda tensors: tensors["head.anchors"].resize_(179 * 64)),
+    "one anchor less": ("head.projection is", lambda tensors: tensors["head.anchors"].resize_(178, 64)),
+    "anchors of less": ("head.anchors is", lambda tensors: tensors["head.anchors"].resize_(179, 63)),
+    "no anchor at all": ("head.anchors is", lambda tensors: tensors.update({"head.anchors": torch.tensor(1.0)})),
+    "a negative reach": ("head.reach has numbers that are not positive", lambda tensors: tensors["head.reach"].neg_()),
+}
+
+
+@pytest.mark.parametrize(("reason", "change"), WRONG.values(), ids=WRONG)
+def test_a_damaged_graph_is_refused(
+    tmp_path: Path, graph: Hasher, reason: str, change: Callable[[dict[str, Tensor]], Any]
+) -> None:
+    graph.save(tmp_path / "model")
+    stored = Hasher.load(tmp_path / "model")
+    assert stored.fingerprint == graph.fingerprint and (stored.encode(PIXELS) == graph.encode(PIXELS)).all()
+    tensors = {name: tensor.clone() for name, tensor in load_file(tmp_path / "model" / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(HashretError, match=rf"is damaged \({reason}"):
+        Hasher.load(tmp_path / "model")

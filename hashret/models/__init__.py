@@ -5,7 +5,7 @@ from hashret.models.base import Member
 from hashret.models.binary import BinaryAutoencoder
 from hashret.models.contrastive import ContrastiveAutoencoder
 from hashret.models.denoising import DenoisingAutoencoder
-from hashret.models.pixels import Itq, Lsh, Pca
+from hashret.models.pixels import AnchorGraph, Itq, Lsh, Pca
 from hashret.models.vae import VariationalAutoencoder
 
 __all__ = ["MODELS", "Member"]
@@ -19,4 +19,5 @@ MODELS: dict[str, type[Member]] = {
     "lsh": Lsh,
     "pca": Pca,
     "itq": Itq,
+    "anchor-graph": AnchorGraph,
 }

@@ -1,11 +1,12 @@
 """Heads by name: how real numbers become bits.
 
 Every head is a linear map and a threshold per bit: bit j of a code is 1 where `(x − mean) @ projection` lies above
-threshold j. The heads differ in how they are fitted. A threshold lies midway between two neighbouring training values,
-never on one, so that no training image's bit hangs on a rounding error.
+threshold j; the head of an anchor graph projects an image's ties to the anchors instead of the image. The heads differ
+in how they are fitted. A threshold lies midway between two neighbouring training values, never on one, so that no
+training image's bit hangs on a rounding error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hashret.errors import HashretError
+from hashret.models.anchors import anchors_for, blocks, excess, graph_coordinates, k_means, lifted_rotation, ties
 from hashret.models.base import choose
 
 Values = NDArray[np.float32]
@@ -21,18 +23,27 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Head:
-    """`mean` (d), `projection` (d, bits), or neither for d = bits; `threshold` and `scale` (bits); all float64."""
+    """`threshold` and `scale` (bits), with `mean` (d) and `projection` (d, bits), or neither for d = bits; for an
+    anchor graph besides `anchors` (m, d) and `reach` (), and `projection` (m, bits). All are float64."""
 
     threshold: Tensor
     scale: Tensor  # the standard deviation of the training values: the unit of a margin
     mean: Tensor | None = None
     projection: Tensor | None = None
+    anchors: Tensor | None = None
+    reach: Tensor | None = None
+
+    def numbers(self, values: Tensor) -> Tensor:
+        """What the thresholds are for: from a member's outputs (n, d), (n, bits)."""
+        if self.mean is not None:
+            values = values - self.mean.to(values)
+        if self.anchors is not None and self.reach is not None:
+            values = ties(values, self.anchors.to(values), self.reach.to(values))
+        return values if self.projection is None else values @ self.projection.to(values)
 
     def margins(self, values: Tensor) -> Tensor:
         """How far each bit is from flipping, (n, bits), in training standard deviations; positive for a 1."""
-        if self.projection is not None and self.mean is not None:
-            values = (values - self.mean.to(values)) @ self.projection.to(values)
-        return (values - self.threshold.to(values)) / self.scale.to(values)
+        return (self.numbers(values) - self.threshold.to(values)) / self.scale.to(values)
 
     def steadied(self, error: Tensor, doubt: float) -> "Head":
         """The same head for a computer whose margins are wrong by up to `error` (bits): with wider units where it is
@@ -42,6 +53,17 @@ class Head:
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in asdict(self).items() if tensor is not None}
+
+    @staticmethod
+    def shapes(tensors: Mapping[str, Tensor], numbers: int, bits: int) -> dict[str, tuple[int, ...]]:
+        """The shapes that the tensors of a stored head, of which these may be some, must have."""
+        shapes: dict[str, tuple[int, ...]] = {"threshold": (bits,), "scale": (bits,)}
+        if "anchors" in tensors:
+            m = tensors["anchors"].numel() // numbers
+            return shapes | {"mean": (numbers,), "anchors": (m, numbers), "reach": (), "projection": (m, bits)}
+        if numbers == bits and not {"mean", "projection"} & tensors.keys():
+            return shapes
+        return shapes | {"mean": (numbers,), "projection": (numbers, bits)}
 
 
 def _gap(column: Values, choose: Callable[[Values, NDArray[np.int64]], int]) -> float:
@@ -53,16 +75,11 @@ def _gap(column: Values, choose: Callable[[Values, NDArray[np.int64]], int]) -> 
     return (float(values[i - 1]) + float(values[i])) / 2
 
 
-def _with_thresholds(
-    projected: Values,
-    choose: Callable[[Values, NDArray[np.int64]], int],
-    mean: Tensor | None = None,
-    projection: Tensor | None = None,
-) -> Head:
+def _with_thresholds(projected: Values, choose: Callable[[Values, NDArray[np.int64]], int], **parts: Tensor) -> Head:
     threshold = torch.tensor([_gap(column, choose) for column in projected.T], dtype=torch.float64)
     scale = projected.std(axis=0, dtype=np.float64)
     scale[scale == 0] = 1
-    return Head(threshold, torch.from_numpy(scale), mean, projection)
+    return Head(threshold, torch.from_numpy(scale), **parts)
 
 
 def _at_zero(values: Values, counts: NDArray[np.int64]) -> int:
@@ -102,9 +119,10 @@ def median(values: Values, bits: int, seed: int) -> Head:
     return _with_thresholds(values, _at_median)
 
 
-def _projected(values: Values, mean: Tensor, projection: Tensor) -> Head:
-    numbers = (torch.from_numpy(values) - mean.float()) @ projection.float()
-    return _with_thresholds(numbers.numpy(), _at_zero, mean, projection)
+def _projected(values: Values, **parts: Tensor) -> Head:
+    bare = Head(torch.zeros(1), torch.ones(1), **parts)
+    numbers = torch.cat([bare.numbers(rows) for rows in blocks(torch.from_numpy(values))])
+    return _with_thresholds(numbers.numpy(), _at_zero, **parts)
 
 
 def _mean(values: Values) -> Tensor:
@@ -115,7 +133,7 @@ def lsh(values: Values, bits: int, seed: int) -> Head:
     """Signs of random projections (Charikar 2002) of the centred values."""
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(values.shape[1], bits, dtype=torch.float64, generator=generator)
-    return _projected(values, _mean(values), projection / projection.norm(dim=0))
+    return _projected(values, mean=_mean(values), projection=projection / projection.norm(dim=0))
 
 
 def _principal_components(values: Values, bits: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -135,7 +153,8 @@ def _principal_components(values: Values, bits: int, seed: int) -> tuple[Tensor,
 
 def pca(values: Values, bits: int, seed: int) -> Head:
     """Signs of the leading principal components (Wang, Kumar and Chang 2010)."""
-    return _projected(values, *_principal_components(values, bits, seed))
+    mean, directions = _principal_components(values, bits, seed)
+    return _projected(values, mean=mean, projection=directions)
 
 
 def itq(values: Values, bits: int, seed: int) -> Head:
@@ -150,7 +169,22 @@ def itq(values: Values, bits: int, seed: int) -> Head:
         signs = (components @ rotation).sign()
         u, _, vh = torch.linalg.svd(components.T @ signs)
         rotation = u @ vh
-    return _projected(values, mean, directions @ rotation.double())
+    return _projected(values, mean=mean, projection=directions @ rotation.double())
 
 
-HEADS = {"sign": sign, "median": median, "lsh": lsh, "pca": pca, "itq": itq}
+def anchor_graph(values: Values, bits: int, seed: int) -> Head:
+    """Signs of the rotated coordinates in a graph between the images and their anchors (Liu, Wang, Kumar and Chang
+    2011), as `hashret.models.anchors` has it."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = _mean(values)
+    centred = torch.from_numpy(values) - mean.float()
+    some = centred[torch.randperm(len(values), generator=generator)[: max(20_000, 20 * bits)]]
+    anchors = k_means(some, anchors_for(*values.shape), generator)
+    reach = (excess(some, anchors)[0].sum(1).mean() / 4).clamp(min=1e-6)
+    coordinates = graph_coordinates(centred, anchors, reach, bits)
+    placed = torch.cat([ties(rows, anchors, reach) @ coordinates.float() for rows in blocks(some)])
+    projection = coordinates @ lifted_rotation(placed, bits, generator).double()
+    return _projected(values, mean=mean, anchors=anchors.double(), reach=reach.double(), projection=projection)
+
+
+HEADS = {"sign": sign, "median": median, "lsh": lsh, "pca": pca, "itq": itq, "anchor-graph": anchor_graph}

@@ -42,3 +42,9 @@ class Itq(Pixels):
     """Signs of rotated principal components: Gong and Lazebnik, "Iterative Quantization", CVPR 2011."""
 
     head = "itq"
+
+
+class AnchorGraph(Pixels):
+    """Signs of coordinates in a graph of the images: Liu, Wang, Kumar and Chang, "Hashing with Graphs", ICML 2011."""
+
+    head = "anchor-graph"
