@@ -6,12 +6,14 @@ from hashret.models.binary import BinaryAutoencoder
 from hashret.models.contrastive import ContrastiveAutoencoder
 from hashret.models.denoising import DenoisingAutoencoder
 from hashret.models.pixels import AnchorGraph, Itq, Lsh, Pca
+from hashret.models.sparse import SparseAutoencoder
 from hashret.models.vae import VariationalAutoencoder
 
 __all__ = ["MODELS", "Member"]
 
 MODELS: dict[str, type[Member]] = {
     "ae": Autoencoder,
+    "sparse": SparseAutoencoder,
     "denoising": DenoisingAutoencoder,
     "vae": VariationalAutoencoder,
     "binary": BinaryAutoencoder,
