@@ -3,6 +3,7 @@
 from hashret.models.ae import Autoencoder
 from hashret.models.base import Member
 from hashret.models.binary import BinaryAutoencoder
+from hashret.models.contractive import ContractiveAutoencoder
 from hashret.models.contrastive import ContrastiveAutoencoder
 from hashret.models.denoising import DenoisingAutoencoder
 from hashret.models.pixels import AnchorGraph, Itq, Lsh, Pca
@@ -14,6 +15,7 @@ __all__ = ["MODELS", "Member"]
 MODELS: dict[str, type[Member]] = {
     "ae": Autoencoder,
     "sparse": SparseAutoencoder,
+    "contractive": ContractiveAutoencoder,
     "denoising": DenoisingAutoencoder,
     "vae": VariationalAutoencoder,
     "binary": BinaryAutoencoder,
