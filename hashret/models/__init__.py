@@ -2,6 +2,7 @@
 
 from hashret.models.ae import Autoencoder
 from hashret.models.base import Member
+from hashret.models.bernoulli_vae import BernoulliVariationalAutoencoder
 from hashret.models.binary import BinaryAutoencoder
 from hashret.models.contractive import ContractiveAutoencoder
 from hashret.models.contrastive import ContrastiveAutoencoder
@@ -18,6 +19,7 @@ MODELS: dict[str, type[Member]] = {
     "contractive": ContractiveAutoencoder,
     "denoising": DenoisingAutoencoder,
     "vae": VariationalAutoencoder,
+    "bernoulli-vae": BernoulliVariationalAutoencoder,
     "binary": BinaryAutoencoder,
     "contrastive": ContrastiveAutoencoder,
     "lsh": Lsh,
