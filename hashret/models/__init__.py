@@ -3,6 +3,7 @@
 from hashret.models.ae import Autoencoder
 from hashret.models.base import Member
 from hashret.models.bernoulli_vae import BernoulliVariationalAutoencoder
+from hashret.models.bihalf import BihalfAutoencoder
 from hashret.models.binary import BinaryAutoencoder
 from hashret.models.contractive import ContractiveAutoencoder
 from hashret.models.contrastive import ContrastiveAutoencoder
@@ -21,6 +22,7 @@ MODELS: dict[str, type[Member]] = {
     "vae": VariationalAutoencoder,
     "bernoulli-vae": BernoulliVariationalAutoencoder,
     "binary": BinaryAutoencoder,
+    "bihalf": BihalfAutoencoder,
     "contrastive": ContrastiveAutoencoder,
     "lsh": Lsh,
     "pca": Pca,
