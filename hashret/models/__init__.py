@@ -10,6 +10,7 @@ from hashret.models.contrastive import ContrastiveAutoencoder
 from hashret.models.denoising import DenoisingAutoencoder
 from hashret.models.pixels import AnchorGraph, Itq, Lsh, Pca
 from hashret.models.sparse import SparseAutoencoder
+from hashret.models.twin import TwinBottleneck
 from hashret.models.vae import VariationalAutoencoder
 
 __all__ = ["MODELS", "Member"]
@@ -23,6 +24,7 @@ MODELS: dict[str, type[Member]] = {
     "bernoulli-vae": BernoulliVariationalAutoencoder,
     "binary": BinaryAutoencoder,
     "bihalf": BihalfAutoencoder,
+    "twin": TwinBottleneck,
     "contrastive": ContrastiveAutoencoder,
     "lsh": Lsh,
     "pca": Pca,
