@@ -1,24 +1,40 @@
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Laplace, Normal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Distribution, Laplace, Normal, RelaxedBernoulli, kl_divergence
 
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
 from hashret.models.augment import augment
 from hashret.models.base import straight_through_sign
+from hashret.models.bernoulli_vae import kl_to_fair_coin
+from hashret.models.bihalf import halves
 from hashret.models.contrastive import nt_xent
 from hashret.models.denoising import CORRUPTIONS
 from hashret.models.likelihoods import LIKELIHOODS
+from hashret.models.twin import laplacian
 from hashret.models.vae import kl_to_standard_normal
 
 SIMPLE = ("mlp", "conv")  # the networks that every member is tested on; test_networks.py has the others
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
+NETWORKED = [
+    (name, network)
+    for name in LEARNED
+    for network in SIMPLE
+    if "network" in MODELS[name].defaults() or network == "mlp"
+    if (name, network) != ("stacked", "conv")  # it takes fully connected layers alone
+]
 SIZES = [(1, 1), (5, 7), (28, 28), (33, 17), (1, 64)]
 STILL: dict[str, float] = {"crop": 1, "rotation": 0, "flip": 0, "light": 0, "erase": 0}  # views that change nothing
 DIGITS = (load_digits().images / 16).astype(np.float32)  # (1797, 8, 8) in [0, 1]
@@ -28,6 +44,11 @@ def digits(channels: int, n: int = 200) -> Tensor:
     """Digits (n, channels, 8, 8); in colour, each channel is another function of them."""
     grey = torch.from_numpy(DIGITS[:n, None])
     return grey if channels == 1 else torch.cat([grey, 1 - grey, grey.square()], 1)
+
+
+def taken(name: str, **settings: Any) -> dict[str, Any]:
+    """Those of the settings that the member takes."""
+    return {key: value for key, value in settings.items() if key in MODELS[name].defaults()}
 
 
 def build(name: str, shape: tuple[int, int, int], bits: int = 16, **parts: Any) -> Member:
@@ -41,11 +62,11 @@ def total(member: Member, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("network", SIMPLE)
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize(("name", "network"), NETWORKED)
 def test_a_member_learns_with_all_its_weights(name: str, network: str, channels: int) -> None:
     x = digits(channels)
-    member = build(name, (channels, 8, 8), network=network, width=8)
+    member = build(name, (channels, 8, 8), **taken(name, network=network, width=8))
+    least = float(member.likelihood.nll(x, x).mean()) if name == "linear" else 0.0  # the constants of a density
     optimiser = torch.optim.Adam(member.parameters(), 3e-3)
     losses = []
     for step in range(30):
@@ -57,17 +78,45 @@ def test_a_member_learns_with_all_its_weights(name: str, network: str, channels:
             for weight, tensor in member.named_parameters():
                 assert tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.any(), weight
         optimiser.step()
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] - least < 0.9 * (losses[0] - least)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_member_learns_in_bfloat16(name: str) -> None:
+    x = digits(1)
+    member = build(name, (1, 8, 8), **taken(name, network="mlp", width=8))
+    exact = total(member, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = total(member, x)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=0.1)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in member.parameters())
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_loss_can_be_measured_where_nothing_is_learned(name: str) -> None:
+    x = digits(1)
+    member = build(name, (1, 8, 8), **taken(name, network="mlp", width=4)).eval()
+    with torch.inference_mode():
+        measured = total(member, torch.from_numpy(DIGITS[:200, None]))
+    assert measured.item() == pytest.approx(total(member, x).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sparse", "contractive", "binary", "bihalf", "twin", "contrastive"])
+def test_a_normalised_encoder_is(name: str) -> None:
+    features = build(name, (1, 8, 8), network="mlp", width=2).encoder(digits(1))
+    assert torch.allclose(features.mean(0), torch.tensor(0.0), atol=1e-5)
+    assert torch.allclose(features.var(0, correction=0), torch.tensor(1.0), atol=0.01)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("network", SIMPLE)
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.filterwarnings("ignore:a bottleneck of 24 numbers can copy:RuntimeWarning")
+@pytest.mark.parametrize(("name", "network"), NETWORKED)
 def test_a_member_takes_images_of_any_size(name: str, network: str, size: tuple[int, int], channels: int) -> None:
     x = torch.rand(3, channels, *size)
     for likelihood in LIKELIHOODS:
-        member = build(name, (channels, *size), 24, network=network, width=2, likelihood=likelihood)
+        member = build(name, (channels, *size), 24, **taken(name, network=network, width=2, likelihood=likelihood))
         assert all(term.shape == () and term.isfinite() for term in member.loss(x).values())
         member.eval()
         assert member.outputs(x).shape == (3, 24) == (3, member.latent)
@@ -76,13 +125,14 @@ def test_a_member_takes_images_of_any_size(name: str, network: str, size: tuple[
         assert 0 <= remembered.min() <= remembered.max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:a bottleneck of 1024 numbers can copy:RuntimeWarning")
 @pytest.mark.parametrize("bits", [8, 1024])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_member_makes_the_narrowest_and_the_widest_codes(name: str, bits: int) -> None:
     bits = min(bits, 512) if MODELS[name].head == "itq" else bits  # its 1,024 take ten seconds
     images = np.random.default_rng(0).integers(0, 256, (1100, 33, 33), np.uint8)
     if MODELS[name].trainable:
-        hasher = Hasher(name, bits, network="mlp", width=1).fit(images, steps=30)
+        hasher = Hasher(name, bits, **taken(name, network="mlp", width=1)).fit(images, steps=30)
     else:
         hasher = Hasher(name, bits).fit(images)
     codes = hasher.encode(images[:20])
@@ -92,32 +142,44 @@ def test_a_member_makes_the_narrowest_and_the_widest_codes(name: str, bits: int)
 
 
 def test_a_new_member_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    class SparseAutoencoder(Member):
+    class ShortAutoencoder(Member):
         def __init__(self, *args: Any, weight: float = 1.0, **parts: Any) -> None:
             super().__init__(*args, **parts)
             self.weight = weight
 
         def bottleneck(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            return features, {"sparsity": self.weight * features.abs().sum(1).mean()}
+            return features, {"length": self.weight * features.square().sum(1).mean()}
 
-    monkeypatch.setitem(MODELS, "sparse", SparseAutoencoder)
+    monkeypatch.setitem(MODELS, "short", ShortAutoencoder)
     images = (DIGITS[:200] * 255).astype(np.uint8)
-    hasher = Hasher("sparse", 16, network="mlp", width=4, weight=2).fit(images, steps=5)
-    assert set(hasher.training["terms"]) == {"reconstruction", "sparsity"}
+    hasher = Hasher("short", 16, network="mlp", width=4, weight=2).fit(images, steps=5)
+    assert set(hasher.training["terms"]) == {"reconstruction", "length"}
     assert hasher.encode(images).shape == (200, 2)
     assert hasher.settings["weight"] == 2.0 and hasher.settings["likelihood"] == "bernoulli"
 
 
 def test_parts_that_do_not_exist_or_cannot_be_are_refused_with_those_that_can() -> None:
-    for part, known in (("network", "mlp, conv"), ("likelihood", "gaussian, bernoulli"), ("corruption", "masking")):
+    for name, part, known in (
+        ("ae", "network", "mlp, conv"),
+        ("ae", "likelihood", "gaussian, bernoulli, laplace, categorical"),
+        ("denoising", "corruption", "gaussian, masking"),
+        ("bernoulli-vae", "sample", "relaxed, straight-through"),
+    ):
         unknown: dict[str, Any] = {part: "none"}
         with pytest.raises(ValueError, match=f"no {part} 'none'.*{known}"):
-            build("denoising", (1, 8, 8), **unknown)
+            build(name, (1, 8, 8), **unknown)
     for name, wrong in (
         ("ae", {"latent": -1}),
         ("ae", {"width": 0}),
         ("vae", {"beta": -0.5}),
         ("vae", {"beta": math.nan}),
+        ("linear", {"latent": -1}),
+        ("sparse", {"rate": 0.0}),
+        ("sparse", {"threshold": math.nan}),
+        ("contractive", {"contraction": -1.0}),
+        ("bernoulli-vae", {"temperature": 0.0}),
+        ("bernoulli-vae", {"beta": -0.5}),
+        ("bihalf", {"gamma": math.nan}),
         ("denoising", {"strength": 1.5}),
         ("denoising", {"strength": math.nan}),
         ("contrastive", {"temperature": 0.0}),
@@ -131,6 +193,94 @@ def test_parts_that_do_not_exist_or_cannot_be_are_refused_with_those_that_can() 
     ):
         with pytest.raises(ValueError, match=rf"{next(iter(wrong))}.* not .*{next(iter(wrong.values()))}"):
             build(name, (1, 8, 8), **wrong)
+    with pytest.raises(ValueError, match="^model 'linear' has no setting 'network'; it has latent=0$"):
+        Hasher("linear", 16, network="mlp")
+
+
+# Bottlenecks of real numbers
+
+
+def test_a_bottleneck_that_could_copy_an_image_is_warned_of() -> None:
+    for latent in (64, 65):
+        warning = f"^a bottleneck of {latent} numbers can copy an image of 64 and learn nothing: choose a smaller"
+        with pytest.warns(RuntimeWarning, match=warning) as warnings:
+            build("ae", (1, 8, 8), latent=latent)
+        assert len(warnings) == 1
+    build("ae", (1, 8, 8), latent=63)
+    build("ae", (3, 8, 8), latent=64)
+    Hasher("ae", 128, latent=128)  # of whose images nothing is known yet
+    build("denoising", (1, 8, 8), latent=128)
+
+
+def test_the_linear_member_is_principal_component_analysis() -> None:
+    x = digits(1, 1797).double()
+    flat = x.flatten(1).numpy()
+    member = build("linear", (1, 8, 8), 16, latent=10).double()
+    optimiser = torch.optim.LBFGS(member.parameters(), max_iter=1000, history_size=50, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = total(member, x)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    judge = PCA(10, svd_solver="full").fit(flat)
+    components = torch.from_numpy(judge.components_).T
+    (weight,) = (tensor.detach() for tensor in member.decoder.parameters() if tensor.ndim == 2)
+    spanned = torch.linalg.qr(weight).Q
+    outside = spanned - components @ (components.T @ spanned)
+    assert torch.linalg.matrix_norm(outside, 2) < math.sin(math.radians(1))  # the sine of the largest angle
+    halfway = (x + x.flip(0)) / 2
+    assert torch.allclose(member.outputs(halfway), (member.outputs(x) + member.outputs(x.flip(0))) / 2)
+    errors = np.square(flat - judge.inverse_transform(judge.transform(flat))).sum(1)
+    assert total(member, x).item() == pytest.approx(errors.mean() / 2 + 32 * math.log(2 * math.pi), rel=1e-5)
+
+
+def test_the_sparse_penalty_is_a_laplace_prior_on_shrunken_units() -> None:
+    member = build("sparse", (1, 8, 8), network="mlp", width=2, rate=1.7, threshold=0.6)
+    features = member.encoder(digits(1))
+    z, penalties = member.bottleneck(features)
+    assert torch.allclose(z, features.sign() * (features.abs() - 0.6).clamp(min=0), atol=1e-6)
+    assert torch.allclose(penalties["sparsity"], -log_prob(Laplace(0.0, 1 / 1.7), z).sum(1).mean())
+    active = sum(abs(value) > 0.6 for value in features.flatten().tolist())
+    assert float(member.measures(digits(1))["active"]) == pytest.approx(active / features.numel())
+
+
+def test_fewer_units_are_active_at_a_higher_rate() -> None:
+    shares = []
+    for rate in (0.01, 3.0):
+        member = build("sparse", (1, 8, 8), network="mlp", width=4, rate=rate)
+        optimiser = torch.optim.Adam(member.parameters(), 3e-3)
+        for _ in range(100):
+            optimiser.zero_grad()
+            total(member, digits(1)).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        shares.append(float(member.eval().measures(digits(1))["active"]))
+    assert shares[1] < 0.7 * shares[0]
+
+
+def test_the_contraction_of_a_linear_encoder_is_that_of_its_weights() -> None:
+    member = build("contractive", (1, 8, 8), network="mlp", width=2, contraction=0.3)
+    linear = torch.nn.Linear(64, 16)
+    scales = torch.rand(16)
+    with torch.no_grad():  # with orthogonal rows, each projection says the whole
+        linear.weight.copy_(scales[:, None] * torch.linalg.qr(torch.randn(64, 16)).Q.T)
+    member.encoder = torch.nn.Sequential(torch.nn.Flatten(), linear)
+    assert member.loss(digits(1))["contraction"].item() == pytest.approx(0.3 * float(scales.square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_contraction_is_that_of_the_whole_jacobian_on_average(training: bool) -> None:
+    x = digits(1, 5)
+    member = build("contractive", (1, 8, 8), 8, network="mlp", width=1, contraction=0.3)
+    for _ in range(20):
+        member.encoder(digits(1))  # for statistics other than those it began with
+    member.train(training)
+    jacobian = torch.autograd.functional.jacobian(member.encoder, x)  # type: ignore[no-untyped-call]
+    estimates = [member.loss(x)["contraction"].item() for _ in range(800)]
+    assert np.mean(estimates) == pytest.approx(0.3 * float(jacobian.square().sum()) / 5, rel=0.05)
+    assert np.std(estimates) > 0
 
 
 # The variational autoencoder
@@ -157,6 +307,45 @@ def test_the_vae_samples_its_posterior_and_can_learn_both_of_its_numbers() -> No
     assert torch.allclose(features.grad[:, 8:], (z - 3).detach() / 2, atol=1e-5)  # of 3 + exp(v / 2) · noise
     member.eval()
     assert (member.bottleneck(features)[0] == 3).all()
+
+
+def test_the_kl_of_bits_is_that_of_the_distributions() -> None:
+    logits = 5 * torch.randn(50, 7, dtype=torch.float64)
+    logits[0, :3] = torch.tensor([0.0, 80.0, -80.0])
+    expected = kl_divergence(Bernoulli(logits=logits), Bernoulli(torch.full_like(logits, 0.5))).sum(-1)
+    assert torch.allclose(kl_to_fair_coin(logits), expected)
+    member = build("bernoulli-vae", (1, 8, 8), 8, network="mlp", width=1, beta=0.5)
+    _, penalties = member.bottleneck(logits.float())
+    assert torch.allclose(penalties["kl"], 0.5 * expected.mean().float())
+
+
+def test_bits_are_drawn_with_their_probability_and_learn_its_gradient() -> None:
+    logits = torch.tensor([-3.0, 0.0, 1.0]).repeat(20_000, 1).requires_grad_()
+    member = build("bernoulli-vae", (1, 8, 8), 8, network="mlp", width=1, sample="straight-through")
+    z, _ = member.bottleneck(logits)
+    assert set(z.flatten().tolist()) == {0.0, 1.0}
+    p = logits.detach().sigmoid()
+    assert torch.allclose(z.mean(0), p[0], atol=0.02)
+    z.sum().backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None and torch.allclose(logits.grad, p * (1 - p))
+    member.eval()
+    assert member.bottleneck(logits)[0][0].tolist() == [0.0, 0.0, 1.0]  # the most probable bits
+
+
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_relaxed_bits_are_of_the_concrete_distribution(temperature: float) -> None:
+    logits = torch.tensor([-3.0, 0.0, 1.0]).repeat(20_000, 1).requires_grad_()
+    member = build("bernoulli-vae", (1, 8, 8), 8, network="mlp", width=1, sample="relaxed", temperature=temperature)
+    z, _ = member.bottleneck(logits)
+    judge = RelaxedBernoulli(torch.tensor(temperature), logits=logits.detach()).sample()  # type: ignore[no-untyped-call]
+    for ours, theirs in zip(z.T.detach(), judge.T, strict=True):
+        both = torch.cat([ours, theirs]).sort().values
+        shares = [torch.searchsorted(one.sort().values, both) / len(one) for one in (ours, theirs)]
+        assert (shares[0] - shares[1]).abs().max() < 0.025  # Kolmogorov and Smirnov's distance
+    z.sum().backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None and torch.allclose(logits.grad, (z * (1 - z) / temperature).detach(), atol=1e-4)
+    member.eval()
+    assert member.bottleneck(logits)[0][0].tolist() == [0.0, 0.0, 1.0]
 
 
 # Likelihoods
@@ -190,7 +379,8 @@ def test_the_categorical_likelihood_is_that_of_the_distribution_of_levels(shape:
     likelihood = LIKELIHOODS["categorical"]
     expected = -log_prob(distribution, levels).sum((1, 2, 3))
     assert torch.allclose(likelihood.nll(numbers, levels / 255), expected, rtol=1e-5)
-    assert torch.allclose(likelihood.nll(numbers, (levels / 255 + 0.0019).clamp(max=1)), expected, rtol=1e-5)
+    for near in ((levels / 255 + 0.0019).clamp(max=1), (levels / 255 - 0.0019).clamp(min=0)):
+        assert torch.allclose(likelihood.nll(numbers, near), expected, rtol=1e-5)
     assert torch.allclose(likelihood.mean(numbers), (distribution.probs * torch.arange(256)).sum(-1) / 255, atol=1e-6)
     at_levels = 1e4 * torch.nn.functional.one_hot(levels, 256).movedim(-1, 1).flatten(1, 2).float()
     assert torch.allclose(likelihood.mean(at_levels), levels / 255)
@@ -220,6 +410,58 @@ def test_the_bits_of_a_binary_member_are_what_its_decoder_saw(name: str) -> None
     assert ((z > 0) == (features > 0)).all()
     member.eval()
     assert (member.outputs(digits(1)) == member.encoder(digits(1))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(np.int8, st.tuples(st.integers(1, 7), st.integers(1, 3)), elements=st.integers(-8, 8)))
+def test_halves_are_the_nearest_balanced_signs(quarters: NDArray[np.int8]) -> None:
+    h = quarters.astype(np.float32) / 4  # with many ties
+    b = halves(torch.from_numpy(h)).numpy()
+    n = len(h)
+    balanced = [signs for signs in product([-1.0, 1.0], repeat=n) if signs.count(1.0) == n // 2]
+    for ours, column in zip(b.T, h.T, strict=True):
+        assert tuple(ours) in balanced
+        least = min(float(np.square(column - signs).sum()) for signs in balanced)
+        assert float(np.square(column - ours).sum()) == least
+
+
+def test_the_bihalf_bits_have_the_gradient_of_the_paper() -> None:
+    member = build("bihalf", (1, 8, 8), network="mlp", width=2, gamma=0.7)
+    h = torch.randn(11, 16).requires_grad_()
+    b, penalties = member.bottleneck(h)
+    assert ((b == 1).sum(0) == 5).all() and ((b == -1).sum(0) == 6).all()
+    weights = torch.randn(11, 16)
+    ((weights * b).sum() + penalties["quantisation"]).backward()  # type: ignore[no-untyped-call]
+    assert h.grad is not None and torch.allclose(h.grad, weights + 0.7 * (h - b).detach() / 11, atol=1e-6)
+    member.eval()
+    assert (member.bottleneck(h)[0] == h.sign()).all()
+
+
+def test_the_graph_of_a_twin_bottleneck_is_that_of_a_plain_loop() -> None:
+    codes = torch.randn(6, 16).sign()
+    codes[5] = -codes[4]
+    rows = codes.tolist()
+    adjacency = [[sum(a == b for a, b in zip(u, v, strict=True)) / 16 for v in rows] for u in rows]
+    degrees = [sum(row) for row in adjacency]
+    expected = [[a / math.sqrt(degrees[i] * degrees[j]) for j, a in enumerate(row)] for i, row in enumerate(adjacency)]
+    assert torch.allclose(laplacian(codes), torch.tensor(expected))
+
+
+def test_a_twin_bottleneck_mixes_the_numbers_of_images_with_similar_bits() -> None:
+    member = build("twin", (1, 8, 8), network="mlp", width=2)
+    h, z = torch.randn(2, 20, 16)
+    h[:10], h[10:] = torch.ones(16), -torch.ones(16)  # two kinds of image, with no bit in common
+    features = torch.cat([h, z], 1).requires_grad_()
+    mixed, penalties = member.bottleneck(features)
+    assert not penalties
+    weight, bias = member.convolution.parameters()  # type: ignore[union-attr]
+    for kind in (slice(0, 10), slice(10, 20)):
+        expected = torch.sigmoid(z[kind].mean(0) @ weight.T + bias)
+        assert torch.allclose(mixed[kind], expected.expand(10, 16), atol=1e-5)
+    (gradient,) = torch.autograd.grad((mixed * torch.randn(20, 16)).sum(), features)
+    assert gradient[:, :16].any() and gradient[:, 16:].any()
+    member.eval()
+    assert (member.outputs(digits(1)) == member.encoder(digits(1))[:, :16]).all()
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])

@@ -8,6 +8,7 @@ from hashret.models.binary import BinaryAutoencoder
 from hashret.models.contractive import ContractiveAutoencoder
 from hashret.models.contrastive import ContrastiveAutoencoder
 from hashret.models.denoising import DenoisingAutoencoder
+from hashret.models.linear import LinearAutoencoder
 from hashret.models.pixels import AnchorGraph, Itq, Lsh, Pca
 from hashret.models.sparse import SparseAutoencoder
 from hashret.models.twin import TwinBottleneck
@@ -17,6 +18,7 @@ __all__ = ["MODELS", "Member"]
 
 MODELS: dict[str, type[Member]] = {
     "ae": Autoencoder,
+    "linear": LinearAutoencoder,
     "sparse": SparseAutoencoder,
     "contractive": ContractiveAutoencoder,
     "denoising": DenoisingAutoencoder,
