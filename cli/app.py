@@ -16,6 +16,7 @@ from hashret import __version__
 from hashret.cli.demo import demo
 from hashret.cli.index import index, reindex
 from hashret.cli.info import info
+from hashret.cli.model import denoise, model, plot, reconstruct, sample, upscale
 from hashret.cli.query import query
 from hashret.cli.train import train
 from hashret.errors import HashretError
@@ -64,6 +65,9 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
 
 for command in (train, index, query, info, reindex, demo):
     app.command()(_interruptible(command))
+for ability in (reconstruct, denoise, upscale, sample, plot):
+    model.command()(_interruptible(ability))
+app.add_typer(model)
 
 
 def main() -> None:

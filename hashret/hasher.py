@@ -226,6 +226,11 @@ class Hasher:
         return self._parts()[0]
 
     @property
+    def member(self) -> Member:
+        """The member of the family, in evaluation mode: a PyTorch module over float32 (n, c, h, w) in [0, 1]."""
+        return self._parts()[1]
+
+    @property
     def training(self) -> dict[str, Any]:
         """What the model was trained on, how long, and what was measured."""
         return dict(self._training)
@@ -479,6 +484,7 @@ def _card(config: dict[str, Any]) -> str:
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
     shape = "{height} × {width} × {channels}".format(**config["preprocessing"])
+    measured = {name: value for name, value in config["training"].items() if name != "curve"}
     labels = "The" if "classes" in config["training"] else "No"
     return inspect.cleandoc(
         f"""
@@ -492,6 +498,6 @@ def _card(config: dict[str, Any]) -> str:
         """
     ) + (
         f"\n\n## Settings\n\n{table(config['settings'])}\n\n"
-        f"## Training and measurements\n\n{table(config['training'])}\n\n"
+        f"## Training and measurements\n\n{table(measured)}\n\n"
         f"Fingerprint `{config['fingerprint']}`\n"
     )

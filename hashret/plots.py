@@ -1,30 +1,32 @@
 """Pictures of codes, latents and results."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hashret.codes import Codes, hamming
 from hashret.images import decode, to_content
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from hashret.collection import Hit
 
-INK, QUIET, ACCENT = "#1c2430", "#6b7684", "#2f6fdb"
+INK, QUIET, ACCENT, OTHER = "#1c2430", "#6b7684", "#2f6fdb", "#e07a3f"
+Path_ = str | os.PathLike[str]
+Images = NDArray[np.uint8]  # (n, height, width, 1 | 3)
 
 
-def contact_sheet(query: str | os.PathLike[str], hits: "Sequence[Hit]", path: str | os.PathLike[str]) -> None:
+def contact_sheet(query: Path_, hits: "Sequence[Hit]", path: Path_) -> None:
     """Write a picture of a query image beside its neighbours, nearest first, each under its distance and label."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(5, max(1, len(hits)))
     rows = max(2, -(-len(hits) // columns))
-    figure = Figure(figsize=(1.45 * (columns + 2.2), 1.75 * rows + 0.5), facecolor="white", layout="constrained")
+    figure = _figure(1.45 * (columns + 2.2), 1.75 * rows + 0.5)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[2.2, columns], wspace=0.04)[0]
 
     axes = left.subplots()
@@ -43,13 +45,152 @@ def contact_sheet(query: str | os.PathLike[str], hits: "Sequence[Hit]", path: st
         axes.set_title(bits, color=INK, fontsize=10, loc="left")
         if hit.label is not None:
             axes.set_title(hit.label, color=QUIET, fontsize=10, loc="right")
+    _save(figure, path)
+
+
+def grid(images: Images, columns: int, path: Path_, titles: Sequence[str] | None = None, title: str = "") -> None:
+    """Write a picture of images in rows of `columns`, each under its title, if there are any."""
+    rows = -(-len(images) // columns)
+    height = 0.9 if titles is None else 1.15
+    figure = _figure(0.9 * columns, height * rows + 0.5 * bool(title))
+    if title:
+        figure.suptitle(title, color=INK, fontsize=11)
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
+        if i >= len(images):
+            axes.axis("off")
+            continue
+        _show(axes, images[i])
+        if titles is not None:
+            axes.set_title(titles[i], color=QUIET, fontsize=8, pad=2)
+    _save(figure, path)
+
+
+def pairs(above: Images, below: Images, path: Path_, titles: Sequence[str], names: tuple[str, str]) -> None:
+    """Write a picture of images over what became of them, ten pairs a row; `titles` stand under the pairs."""
+    columns = min(10, len(above))
+    bands = -(-len(above) // columns)
+    figure = _figure(1.05 * columns + 0.9, 2.35 * bands)
+    parts = figure.subfigures(bands, 1, squeeze=False)[:, 0]
+    for band, part in enumerate(parts):
+        for row, (images, name) in enumerate(zip((above, below), names, strict=True)):
+            for column in range(columns):
+                axes = part.add_subplot(2, columns, row * columns + column + 1)
+                i = band * columns + column
+                if i >= len(images):
+                    axes.axis("off")
+                    continue
+                _show(axes, images[i])
+                if column == 0:
+                    axes.set_ylabel(name, color=ACCENT if row else INK, fontsize=9)
+                if row == 1:
+                    axes.set_xlabel(titles[i], color=QUIET, fontsize=8)
+    _save(figure, path)
+
+
+def curves(curve: Sequence[Mapping[str, float]], path: Path_) -> None:
+    """Write a picture of each loss term over the steps of a training (`hasher.training["curve"]`)."""
+    terms = list(dict.fromkeys(name for point in curve for name in point if name != "step"))
+    figure = _figure(4.2 * len(terms), 3)
+    for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
+        points = [(point["step"], point[term]) for point in curve if term in point]
+        axes.plot(*zip(*points, strict=True), color=ACCENT, linewidth=1.8)
+        _frame(axes, term, "step", "nats per image" if len(terms) > 1 else "loss")
+    _save(figure, path)
+
+
+def scatter(points: NDArray[Any], labels: Sequence[str | None] | None, path: Path_, title: str) -> None:
+    """Write a picture of points (n, 2), coloured by label if there are any."""
+    import matplotlib as mpl
+
+    figure = _figure(6.6, 5.4)
+    axes = figure.subplots()
+    kinds = sorted({label for label in labels or [] if label is not None})
+    palette = mpl.colormaps["tab10" if len(kinds) <= 10 else "turbo"]
+    given = np.array([label or "" for label in labels or [""] * len(points)])
+    x, y = points.T
+    rest = ~np.isin(given, kinds)
+    axes.scatter(x[rest], y[rest], s=5, linewidths=0, alpha=0.6, color=QUIET)
+    for i, kind in enumerate(kinds):
+        colour = palette(i if len(kinds) <= 10 else i / (len(kinds) - 1))
+        own = given == kind
+        axes.scatter(x[own], y[own], s=5, linewidths=0, alpha=0.7, color=colour, label=kind)
+    if 0 < len(kinds) <= 40:
+        axes.legend(markerscale=3, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _frame(axes, title, "", "")
+    axes.set(xticks=[], yticks=[])
+    _save(figure, path)
+
+
+def bits(codes: Codes, path: Path_) -> None:
+    """Write a picture of how often each bit is 1, and how the bits are correlated."""
+    values = np.unpackbits(codes, axis=1)
+    shares = values.mean(axis=0)
+    spread = values.std(axis=0) > 0
+    correlation = np.zeros((len(shares), len(shares)))
+    correlation[np.ix_(spread, spread)] = np.corrcoef(values[:, spread].T) if spread.any() else 0
+    np.fill_diagonal(correlation, 0)
+    figure = _figure(9.5, 3.8)
+    balance, square = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    balance.bar(np.arange(len(shares)), shares, width=0.8, color=np.where(spread, ACCENT, OTHER))
+    balance.axhline(0.5, color=QUIET, linewidth=1, linestyle=":")
+    balance.set_ylim(0, 1)
+    _frame(balance, f"share of ones ({int((~spread).sum())} of {len(shares)} bits never change)", "bit", "")
+    drawn = square.imshow(np.abs(correlation), vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(drawn, ax=square, shrink=0.85)
+    mean = np.abs(correlation).sum() / max(1, correlation.size - len(shares))
+    _frame(square, f"|correlation|, {mean:.3f} on average", "bit", "bit")
+    _save(figure, path)
+
+
+def distances(codes: Codes, labels: Sequence[str | None] | None, path: Path_) -> None:
+    """Write a picture of the Hamming distances between all pairs, and, with labels, within and between these."""
+    width = codes.shape[1] * 8
+    rows, columns = np.triu_indices(len(codes), 1)
+    found = hamming(codes, codes)[rows, columns]
+    figure = _figure(6, 3.4)
+    axes = figure.subplots()
+    kinds = {"all pairs": np.ones(len(found), np.bool_)}
+    if labels is not None and any(label is not None for label in labels):
+        given = np.array([label or "" for label in labels])
+        same, known = given[rows] == given[columns], (given[rows] != "") & (given[columns] != "")
+        kinds = {"of one label": same & known, "of different labels": ~same & known}
+    for (name, chosen), colour in zip(kinds.items(), (ACCENT, OTHER), strict=False):
+        share = np.bincount(found[chosen], minlength=width + 1) / max(1, chosen.sum())
+        axes.fill_between(np.arange(width + 1), share, step="mid", alpha=0.35, color=colour)
+        axes.step(np.arange(width + 1), share, where="mid", color=colour, linewidth=1.4, label=name)
+    axes.legend(frameon=False, fontsize=9)
+    _frame(axes, f"distances of pairs among {len(codes):,} codes of {width} bits", "bits", "share of pairs")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor="white", layout="constrained", dpi=130)
+
+
+def _save(figure: "Figure", path: Path_) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     figure.savefig(path, metadata={"Software": "hashret"})
 
 
-def _picture(axes: "Axes", image: str | os.PathLike[str] | None) -> None:
+def _frame(axes: "Axes", title: str, x: str, y: str) -> None:
+    axes.set_title(title, color=INK, fontsize=10, loc="left")
+    axes.set_xlabel(x, color=QUIET, fontsize=9)
+    axes.set_ylabel(y, color=QUIET, fontsize=9)
+    axes.tick_params(colors=QUIET, labelsize=8)
+    for side, spine in axes.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color=QUIET)
+
+
+def _picture(axes: "Axes", image: Path_ | None) -> None:
     assert image is not None
-    pixels = decode(to_content(image)).pixels
+    _show(axes, decode(to_content(image)).pixels)
+
+
+def _show(axes: "Axes", pixels: NDArray[np.uint8]) -> None:
     small = max(pixels.shape[:2]) < 100
     axes.imshow(
         np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels,

@@ -42,6 +42,7 @@ class Training(NamedTuple):
     terms: dict[str, float]  # the running mean of each loss term at the end
     held_out: dict[str, float]  # each loss term on images that were never trained on
     interrupted: bool
+    curve: list[dict[str, float]]  # "step", and the running mean of each term there, at about a hundred steps
 
 
 class Batch(NamedTuple):
@@ -130,6 +131,7 @@ def train(
 
     step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
     running: dict[str, Tensor] = {}
+    curve: list[dict[str, float]] = []
     began = saved = shown = time.monotonic()
     shuffled = np.empty(0, np.int64)
     try:
@@ -147,6 +149,8 @@ def train(
                 step, whole = step + 1, True
                 keep = min(0.98, 1 - 1 / step)
                 running = {name: keep * running.get(name, term) + (1 - keep) * term for name, term in terms.items()}
+                if step % max(1, planned // 100) == 0:
+                    curve.append({"step": step} | {name: float(value) for name, value in running.items()})
                 now = time.monotonic()
                 saving = now - saved > SAVE_EVERY
                 if saving or now - shown > REPORT_EVERY or step == planned:
@@ -163,7 +167,8 @@ def train(
     seconds = time.monotonic() - began
     member.eval()
     measured = _measure(member, draw, held_out) if len(held_out) > 1 else {}
-    return Training(step, planned, batch, seconds, {k: float(v) for k, v in running.items()}, measured, interrupted)
+    last = {name: float(value) for name, value in running.items()}
+    return Training(step, planned, batch, seconds, last, measured, interrupted, curve)
 
 
 @contextmanager

@@ -265,6 +265,52 @@ def io_path(image: str) -> str:
     return f"photos/{image}"
 
 
+def test_what_a_model_can_do_besides_codes(place: Path, hashret: Command) -> None:
+    small = ["--steps", 3, "--bits", 16, "--set", "network=mlp", "--set", "width=1", "-q"]
+    assert hashret("train", "photos", "--model", "cvae", "--labels", "-o", "cvae", *small).code == 0
+    for to, *corruption in (["clean"], ["wide", "--set", "corruption=downscaling"]):
+        assert hashret("train", "photos", "--model", "denoising", *corruption, "-o", to, *small).code == 0
+    one, other = sorted((place / "photos").rglob("*.png"))[:2]
+    ran = hashret("model", "reconstruct", "photos", "-m", "cvae", "-n", 5)
+    assert ran.code == 0 and float(ran.out) > 0 and "of 5 images; picture: reconstructions.png" in ran.err
+    for line in (
+        ["sample", "-o", "a.png", "--label", one.parent.name],
+        ["sample", "-o", "b.png", "--between", one, other],
+        ["sample", "-o", "c.png", "--traverse", one, "-n", 20],
+    ):
+        assert hashret("model", *line, "-m", "cvae") == (0, "", f"picture: {line[2]}\n")
+    ran = hashret("model", "plot", "photos", "-m", "cvae", "-o", "plots/here")
+    assert ran.out.split() == [f"plots/here/{name}.png" for name in ("latents", "bits", "distances", "losses")]
+    assert hashret("model", "denoise", one, "-m", "clean", "-q") == (0, f"{one.with_suffix('.denoised.png')}\n", "")
+    ran = hashret("model", "upscale", one, "-m", "wide", "-o", "large.png")
+    assert ran == (0, "large.png\n", "from 8 × 8 to 16 × 16 pixels\n")
+    for picture in ("reconstructions.png", "a.png", "b.png", "c.png", *ran.out.split(), "plots/here/bits.png"):
+        with Image.open(picture) as image:
+            image.load()
+    for arguments, text in (
+        (["sample", "-m", "cvae", "--label", "cat"], "there is no label 'cat'; the model knows"),
+        (["sample", "-m", "cvae", "--manifold"], "a manifold has two latent numbers and a prior"),
+        (["denoise", "broken.png", "-m", "clean"], "broken.png: no image"),
+        (["denoise", one, "-m", "cvae"], "this takes a model that was trained for it"),
+        (["reconstruct", "photos"], "model 'lsh' has no network to decode with"),
+        (["reconstruct", "empty", "-m", "cvae"], "empty has no images"),
+    ):
+        ran = hashret("model", *arguments)
+        assert (ran.code, ran.out) == (1, "") and text in ran.err and ran.err.count("\n") == 1
+    assert hashret("model", "sample", "-m", "cvae", "--manifold", "--between", one, other).code == 2
+    assert hashret("train", "photos", "--model", "ortho", "-o", "x", *small).err == (
+        "hashret: model 'ortho' learns from labels: add --labels\n"
+    )
+
+
+def test_a_training_begins_with_another_model(place: Path, hashret: Command) -> None:
+    small = ["--steps", 2, "--bits", 16, "--set", "network=mlp", "--set", "width=1", "-q"]
+    assert hashret("train", "photos", "--model", "stacked", "-o", "first", *small).code == 0
+    assert hashret("train", "photos", "--model", "ae", "--init", "first", "-o", "second", *small).code == 0
+    ran = hashret("train", "photos", "--model", "ae", "--init", "first", "-o", "third", "--steps", 2, "--bits", 32)
+    assert ran.code == 1 and "the model to begin with has another network" in ran.err
+
+
 def test_query_prints_distance_and_path(place: Path, hashret: Command) -> None:
     expected = "".join(f"{hit['distance']:4d}  {hit['path']}\n" for hit in hits(10))
     assert hashret("query", "photos/0/00.png") == (0, expected, "")
@@ -505,7 +551,7 @@ def test_a_folder_that_may_only_be_read(hashret: Command, monkeypatch: pytest.Mo
 
 def test_help_and_codes_load_little(place: Path) -> None:
     """--help, and a query by code, import neither torch nor torchvision, and --help not even NumPy."""
-    lines = [*([command, "--help"] for command in COMMANDS), ["--help"], ["--version"]]
+    lines = [*([command, "--help"] for command in (*COMMANDS, "model")), ["--help"], ["--version"]]
     check = (
         "import json, sys\n"
         "from hashret.cli.app import run\n"

@@ -309,7 +309,7 @@ def test_labels_make_codes_of_classes() -> None:
     labels = [None if i % 3 == 2 else i % 2 for i in range(60)]
     hasher = Hasher("ortho", 32, network="mlp", width=8, crop=1.0, rotation=0.0, reconstruction=0.0)
     codes = hasher.fit(noise, steps=300, labels=labels).encode(noise)
-    within, between = [], []
+    within, between = list[int](), list[int]()
     for one, other in combinations([i for i in range(60) if labels[i] is not None], 2):
         distance = hamming(codes[one : one + 1], codes[other : other + 1])[0, 0]
         (within if labels[one] == labels[other] else between).append(distance)

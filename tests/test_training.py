@@ -187,7 +187,8 @@ def test_a_stack_learns_layer_by_layer_and_then_as_a_whole() -> None:
 @pytest.mark.usefixtures("every_step")
 def test_a_stack_is_fine_tuned_last_layer_first() -> None:
     torch.manual_seed(0)
-    member = MODELS["stacked"]((1, 8, 8), 16, network="mlp", width=1, fine_tune=True, classes=3)
+    settings: dict[str, Any] = {"network": "mlp", "width": 1, "fine_tune": True, "classes": 3}
+    member = MODELS["stacked"]((1, 8, 8), 16, **settings)
     weights_at: dict[int, dict[str, list[float]]] = {}
     labels = np.arange(len(DIGITS)) % 4 - 1  # a quarter unknown
     learn(member, labels=labels, progress=lambda p: weights_at.setdefault(p.done, weights(member)))

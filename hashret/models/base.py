@@ -97,6 +97,10 @@ class Member(nn.Module):
         """What else is worth knowing of how images are remembered, by name, each a scalar: reported, not minimised."""
         return {}
 
+    def draw(self, n: int) -> Tensor | None:
+        """n draws (n, latent) from the prior of what goes through the bottleneck; None if there is none."""
+        return None
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """The images (n, c, h, w) in [0, 1] that the model remembers `x` by."""
         z, _ = self.bottleneck(self.features(x))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hashret.models.base import Member, choose
 
@@ -21,14 +22,27 @@ def _salt_and_pepper(x: Tensor, strength: float) -> Tensor:
     return torch.where(torch.rand_like(x) < strength, torch.rand_like(x).round(), x)
 
 
-CORRUPTIONS = {"gaussian": _gaussian, "masking": _masking, "salt-and-pepper": _salt_and_pepper}
+def _downscaling(x: Tensor, strength: float) -> Tensor:
+    """Half as wide and high, and back: what super-resolution has to undo."""
+    half = [max(1, side // 2) for side in x.shape[2:]]
+    smaller = F.interpolate(x, half, mode="bilinear", antialias=True)
+    return F.interpolate(smaller, x.shape[2:], mode="bicubic").clamp(0, 1)
+
+
+CORRUPTIONS = {
+    "gaussian": _gaussian,
+    "masking": _masking,
+    "salt-and-pepper": _salt_and_pepper,
+    "downscaling": _downscaling,
+}
 
 
 class DenoisingAutoencoder(Member):
     """Remember the clean image from a corrupted one."""
 
     def __init__(self, *args: Any, corruption: str = "masking", strength: float = 0.3, **parts: Any) -> None:
-        """`strength` is the standard deviation of `gaussian` noise, or the share of pixels that the others destroy."""
+        """`strength` is the standard deviation of `gaussian` noise, or the share of pixels that `masking` and
+        `salt-and-pepper` destroy; `downscaling` is always by two."""
         super().__init__(*args, **parts)
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be from 0 to 1, not {strength}")

@@ -33,3 +33,6 @@ class VariationalAutoencoder(Member):
         if not self.training:
             return mean, kl
         return mean + (0.5 * log_variance).exp() * torch.randn_like(mean), kl
+
+    def draw(self, n: int) -> Tensor:
+        return torch.randn(n, self.latent)

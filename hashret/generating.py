@@ -1,0 +1,121 @@
+"""What members of the family can do besides codes: remember images, draw new ones, and go from one to another.
+
+Every function takes a fitted `Hasher` and gives images as uint8 (n, height, width, channels), of the size that the
+model sees. Raises HashretError where the model has no network, or no such ability, and names one that has.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hashret.errors import HashretError
+from hashret.hasher import BATCH, Hasher
+from hashret.models.base import Member
+from hashret.models.cvae import ConditionalVariationalAutoencoder
+from hashret.training import device, to_input
+
+Pixels = NDArray[np.uint8]
+
+
+def reconstruct(hasher: Hasher, pixels: Pixels) -> Pixels:
+    """The images that the model remembers these by: uint8 (n, height, width, channels), as `preprocessing` gives."""
+    member = _network(hasher)
+    with torch.inference_mode():
+        parts = [_to_pixels(member.reconstruct(x)) for x in _batches(pixels)]
+    return np.concatenate(parts) if parts else pixels[:0]
+
+
+def squared_errors(pixels: Pixels, remembered: Pixels) -> NDArray[np.float64]:
+    """The squared error of each remembered image, (n,), summed over its values in [0, 1]."""
+    difference = (pixels.astype(np.float64) - remembered) / 255
+    return np.asarray(np.square(difference).reshape(len(pixels), -1).sum(1))
+
+
+def latents(hasher: Hasher, pixels: Pixels) -> NDArray[np.float32]:
+    """The real numbers, (n, latent), that the head turns into bits."""
+    with torch.inference_mode():
+        parts = [hasher.member.outputs(x) for x in _batches(pixels)]
+    return np.asarray(torch.cat(parts).cpu().numpy(), np.float32)
+
+
+def sample(hasher: Hasher, n: int, *, label: str | None = None, seed: int = 0) -> Pixels:
+    """New images, decoded from draws from the model's prior; of the class `label`, for a model that knows classes."""
+    member = _network(hasher)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        z = member.draw(n)
+    if z is None:
+        raise HashretError(f"model {hasher.model!r} has no prior to draw from: train vae, cvae or bernoulli-vae")
+    return _decode(hasher, z, label)
+
+
+def interpolate(hasher: Hasher, pair: Pixels, steps: int = 10, *, label: str | None = None) -> Pixels:
+    """The images on the straight line from the code of one of two images, uint8 (2, h, w, c), to that of the other."""
+    ends = _remembered(hasher, pair)
+    return _decode(hasher, torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, steps)[:, None]), label)
+
+
+def traverse(
+    hasher: Hasher, image: Pixels, dimensions: Sequence[int], steps: int = 9, *, label: str | None = None
+) -> Pixels:
+    """What each of some latent numbers means: (len(dimensions) × steps) images, in which one number of what is
+    remembered of an image, uint8 (1, h, w, c), goes from −3 to 3."""
+    member = _network(hasher)
+    for dimension in dimensions:
+        if not 0 <= dimension < member.latent:
+            raise HashretError(f"there is no latent number {dimension}: choose from 0 to {member.latent - 1}")
+    z = _remembered(hasher, image).repeat(len(dimensions) * steps, 1)
+    for i, dimension in enumerate(dimensions):
+        z[i * steps : (i + 1) * steps, dimension] = torch.linspace(-3, 3, steps)
+    return _decode(hasher, z, label)
+
+
+def manifold(hasher: Hasher, steps: int = 20, *, label: str | None = None) -> Pixels:
+    """(steps × steps) images over the quantiles of the prior, for a model with two latent numbers, row by row."""
+    member = _network(hasher)
+    if member.latent != 2 or member.draw(1) is None:
+        raise HashretError("a manifold has two latent numbers and a prior: train vae with --set latent=2 --head lsh")
+    quantiles = torch.special.ndtri(torch.linspace(0.02, 0.98, steps))
+    return _decode(hasher, torch.cartesian_prod(-quantiles, quantiles).flip(1), label)
+
+
+def _network(hasher: Hasher) -> Member:
+    member = hasher.member
+    if not member.trainable:
+        raise HashretError(f"model {hasher.model!r} has no network to decode with: train another one, such as vae")
+    return member
+
+
+def _batches(pixels: Pixels) -> Iterator[Tensor]:
+    for start in range(0, len(pixels), BATCH):
+        yield to_input(pixels[start : start + BATCH], device())
+
+
+def _remembered(hasher: Hasher, pixels: Pixels) -> Tensor:
+    """What the decoder gets of these images, (n, latent)."""
+    member = _network(hasher)
+    with torch.inference_mode():
+        return torch.cat([member.bottleneck(member.features(x))[0] for x in _batches(pixels)]).cpu()
+
+
+def _decode(hasher: Hasher, z: Tensor, label: str | None) -> Pixels:
+    member = hasher.member
+    with torch.inference_mode():
+        if label is None:
+            decoded = member.decode(z.to(device()))
+        else:
+            classes = hasher.training.get("classes", [])
+            if not isinstance(member, ConditionalVariationalAutoencoder):
+                raise HashretError(f"model {hasher.model!r} knows no labels: train cvae --labels, or leave --label out")
+            if label not in classes:
+                raise HashretError(f"there is no label {label!r}; the model knows {', '.join(classes)}")
+            labels = torch.full((len(z),), classes.index(label), device=device())
+            decoded = member.decode(z.to(device()), labels)
+        return _to_pixels(member.likelihood.mean(decoded).clamp(0, 1))
+
+
+def _to_pixels(images: Tensor) -> Pixels:
+    return np.asarray((images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())

@@ -1,0 +1,75 @@
+"""Better images from worse ones: noise taken away, twice the resolution, by a `denoising` model over tiles of any size.
+
+A model sees images of one size. A larger image is cut into overlapping tiles of that size, which are blended where they
+overlap with weights that fall to their edges, so that no seam shows.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from hashret.errors import HashretError
+from hashret.hasher import BATCH, Hasher
+from hashret.models.denoising import DenoisingAutoencoder
+from hashret.training import device, to_input
+
+Pixels = NDArray[np.uint8]
+
+
+def denoise(hasher: Hasher, image: Pixels) -> Pixels:
+    """A noisy image, uint8 (height, width, channels) of any size, without what the model takes for noise."""
+    return _restore(hasher, _checked(hasher, image, upscaling=False))
+
+
+def upscale(hasher: Hasher, image: Pixels) -> Pixels:
+    """An image at twice its width and height, by a model that was trained with `corruption="downscaling"`."""
+    x = _checked(hasher, image, upscaling=True)
+    return _restore(hasher, F.interpolate(x, scale_factor=2, mode="bicubic").clamp(0, 1))
+
+
+def _checked(hasher: Hasher, image: Pixels, upscaling: bool) -> Tensor:
+    """The image as a batch of one, in the channels of the model, which must be of the right kind."""
+    corruption = hasher.settings.get("corruption")
+    if not isinstance(hasher.member, DenoisingAutoencoder) or (corruption == "downscaling") != upscaling:
+        what = "corruption=downscaling" if upscaling else "corruption=gaussian"
+        raise HashretError(
+            f"this takes a model that was trained for it: hashret train SOURCE --model denoising --set {what} "
+            f"--set network=unet -o MODEL_DIR"
+        )
+    channels = hasher.preprocessing.channels
+    if image.shape[2] != channels:
+        image = image.repeat(3, axis=2) if channels == 3 else image.mean(axis=2, keepdims=True).round().astype(np.uint8)
+    return to_input(image[None], device())
+
+
+def _restore(hasher: Hasher, x: Tensor) -> Pixels:
+    height, width = hasher.preprocessing.height, hasher.preprocessing.width
+    rows, columns = _starts(x.shape[2], height), _starts(x.shape[3], width)
+    padded = F.pad(x, (0, max(0, width - x.shape[3]), 0, max(0, height - x.shape[2])), mode="replicate")
+    window = torch.outer(_window(height), _window(width)).to(x)
+    total, weight = torch.zeros_like(padded), torch.zeros_like(padded[:, :1])
+    places = [(top, left) for top in rows for left in columns]
+    for start in range(0, len(places), BATCH):
+        some = places[start : start + BATCH]
+        tiles = torch.cat([padded[..., top : top + height, left : left + width] for top, left in some])
+        with torch.inference_mode():
+            better = hasher.member.reconstruct(tiles)
+        for tile, (top, left) in zip(better, some, strict=True):
+            total[0, :, top : top + height, left : left + width] += window * tile
+            weight[0, :, top : top + height, left : left + width] += window
+    image = (total / weight)[0, :, : x.shape[2], : x.shape[3]]
+    return np.asarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    """Where tiles begin that overlap by half and cover a length."""
+    last = max(0, length - tile)
+    return sorted({*range(0, last, max(1, tile // 2)), last})
+
+
+def _window(length: int) -> Tensor:
+    """A triangle that is nowhere 0."""
+    ramp = torch.arange(1, length + 1, dtype=torch.float32)
+    return torch.minimum(ramp, ramp.flip(0))

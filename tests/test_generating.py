@@ -1,0 +1,203 @@
+"""What models can do besides codes: `hashret.generating`, `hashret.restoring` and their pictures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from hashret import generating, plots, restoring
+from hashret.errors import HashretError
+from hashret.hasher import Hasher
+from hashret.models import MODELS
+
+DIGITS: NDArray[np.uint8] = (load_digits().images * 15.9375).astype(np.uint8)  # (1797, 8, 8)
+NAMES = [str(label) for label in load_digits().target]
+PIXELS = DIGITS[..., None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fit(name: str, steps: int = 250, **settings: Any) -> Hasher:
+    head = settings.pop("head", None)
+    labels: Any = NAMES if MODELS[name].labelled else False
+    settings = {"network": "mlp", "width": 8} | settings
+    return Hasher(name, 32, head, **settings).fit(DIGITS, steps=steps, labels=labels)
+
+
+@pytest.fixture(scope="module")
+def vae() -> Hasher:
+    return fit("vae", beta=0.5)
+
+
+@pytest.fixture(scope="module")
+def cvae() -> Hasher:
+    return fit("cvae", steps=500, latent=8, head="lsh")
+
+
+def nearest_label(images: NDArray[np.uint8]) -> list[str]:
+    """The label of the digit that each image is most like."""
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    distances = ((flat[:, None] - DIGITS.reshape(1, -1, 64)) ** 2).sum(-1)
+    return [NAMES[i] for i in distances.argmin(1)]
+
+
+def test_remembered_images_are_like_the_images(vae: Hasher) -> None:
+    remembered = generating.reconstruct(vae, PIXELS[:300])
+    assert remembered.shape == (300, 8, 8, 1) and remembered.dtype == np.uint8
+    errors = generating.squared_errors(PIXELS[:300], remembered)
+    mean = np.broadcast_to(PIXELS.mean(0).round().astype(np.uint8), remembered.shape)
+    assert errors.mean() < 0.6 * generating.squared_errors(PIXELS[:300], mean).mean()
+    expected = ((PIXELS[7] / 255 - remembered[7] / 255) ** 2).sum()
+    assert errors[7] == pytest.approx(expected)
+    assert generating.reconstruct(vae, PIXELS[:0]).shape == (0, 8, 8, 1)
+
+
+def test_new_images_are_like_digits_and_repeat_with_their_seed(vae: Hasher) -> None:
+    drawn = generating.sample(vae, 50)
+    assert drawn.shape == (50, 8, 8, 1) and (drawn == generating.sample(vae, 50)).all()
+    assert (drawn != generating.sample(vae, 50, seed=1)).any()
+    edges = drawn[:, :, [0, -1]].mean() / drawn[:, :, 3:5].mean()  # digits have dark sides
+    assert edges < 0.35
+    assert len(np.unique(drawn, axis=0)) == 50
+
+
+def test_images_of_a_class_are_of_that_class(cvae: Hasher) -> None:
+    for label in ("0", "4", "7"):
+        found = nearest_label(generating.sample(cvae, 30, label=label))
+        assert sum(name == label for name in found) > 20
+    with pytest.raises(HashretError, match="no label 'cat'; the model knows 0, 1, 2"):
+        generating.sample(cvae, 1, label="cat")
+
+
+def test_the_way_from_one_image_to_another_begins_and_ends_with_them(vae: Hasher) -> None:
+    pair = PIXELS[[0, 1]]
+    way = generating.interpolate(vae, pair, 7)
+    assert way.shape == (7, 8, 8, 1)
+    ends = generating.reconstruct(vae, pair)
+    assert abs(way[[0, -1]].astype(int) - ends).max() <= 1
+    steps = np.abs(np.diff(way.astype(int), axis=0)).reshape(6, -1).sum(1)
+    assert (steps > 0).all() and steps.max() < np.abs(way[0].astype(int) - way[-1]).sum()
+
+
+def test_a_traversal_changes_one_number_at_a_time(vae: Hasher) -> None:
+    decoded: list[Tensor] = []
+    decoder = vae.member.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0]))
+    images = generating.traverse(vae, PIXELS[:1], [3, 5], 4)
+    decoder.remove()
+    assert images.shape == (8, 8, 8, 1)
+    changing = (decoded[-1] != decoded[-1][:1]).any(0).nonzero()[:, 0].tolist()
+    assert changing == [3, 5]
+    assert decoded[-1][:4, 3].tolist() == pytest.approx([-3, -1, 1, 3])
+    with pytest.raises(HashretError, match="no latent number 32: choose from 0 to 31"):
+        generating.traverse(vae, PIXELS[:1], [32])
+
+
+def test_a_manifold_has_two_dimensions(vae: Hasher) -> None:
+    flat = fit("vae", steps=20, latent=2, head="lsh")
+    images = generating.manifold(flat, 5)
+    assert images.shape == (25, 8, 8, 1)
+    with pytest.raises(HashretError, match="a manifold has two latent numbers"):
+        generating.manifold(vae)
+
+
+def test_what_a_model_cannot_do_is_refused() -> None:
+    ae, pca = fit("ae", steps=2), Hasher("pca", 16).fit(DIGITS)
+    with pytest.raises(HashretError, match="model 'ae' has no prior to draw from: train vae"):
+        generating.sample(ae, 1)
+    with pytest.raises(HashretError, match="model 'pca' has no network"):
+        generating.reconstruct(pca, PIXELS[:1])
+    for wrong in (ae, fit("denoising", steps=2, corruption="downscaling")):
+        with pytest.raises(HashretError, match="trained for it: hashret train SOURCE --model denoising"):
+            restoring.denoise(wrong, PIXELS[0])
+    with pytest.raises(HashretError, match="set corruption=downscaling"):
+        restoring.upscale(fit("denoising", steps=2), PIXELS[0])
+    with pytest.raises(HashretError, match="model 'vae' knows no labels"):
+        generating.sample(fit("vae", steps=2), 1, label="0")
+
+
+def photo(height: int, width: int, channels: int = 1) -> NDArray[np.uint8]:
+    rows, columns = np.mgrid[:height, :width] / 12
+    return np.stack([128 + 120 * np.sin(rows + c) * np.cos(columns) for c in range(channels)], -1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Hasher:
+    big = photo(160, 160)[..., 0]
+    tiles = np.stack([big[i : i + 16, j : j + 16] for i in range(0, 144, 6) for j in range(0, 144, 6)])
+    settings: dict[str, Any] = {"corruption": "gaussian", "strength": 0.2, "network": "mlp", "width": 16}
+    return Hasher("denoising", 32, **settings).fit(tiles, steps=400)
+
+
+@pytest.mark.parametrize("size", [(50, 37), (16, 16), (5, 90), (3, 3)])
+def test_noise_is_taken_from_images_of_any_size(denoiser: Hasher, size: tuple[int, int]) -> None:
+    clean = photo(*size)
+    noisy = (clean + np.random.default_rng(0).normal(0, 0.2 * 255, clean.shape)).clip(0, 255).astype(np.uint8)
+    better = restoring.denoise(denoiser, noisy)
+    assert better.shape == clean.shape and better.dtype == np.uint8
+    if min(size) >= 16:
+        error, before = ((image.astype(float) - clean).std() for image in (better, noisy))
+        assert error < 0.5 * before
+
+
+def test_tiles_leave_no_seam() -> None:
+    """A model that changes nothing gives the image back, whatever its size."""
+    tiles = photo(16, 16)[None, ..., 0].repeat(50, 0)
+    hasher = Hasher("denoising", 8, network="mlp", width=1).fit(tiles, steps=1)
+    hasher.member.reconstruct = lambda x: x  # type: ignore[method-assign]
+    for size in ((16, 16), (17, 40), (100, 61), (9, 30)):
+        image = photo(*size)
+        assert (restoring.denoise(hasher, image) == image).all()
+
+
+def test_an_upscaled_image_has_twice_the_sides_and_the_channels_of_the_model() -> None:
+    tiles = np.stack([photo(16, 16, 3)] * 40)
+    hasher = Hasher("denoising", 8, corruption="downscaling", network="mlp", width=1).fit(tiles, steps=1)
+    assert restoring.upscale(hasher, photo(20, 13, 3)).shape == (40, 26, 3)
+    assert restoring.upscale(hasher, photo(20, 13)).shape == (40, 26, 3)
+
+
+# Pictures
+
+
+def is_picture(path: Path) -> bool:
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return min(pixels.shape[:2]) > 80 and bool(pixels.std() > 5)
+
+
+@pytest.mark.parametrize("n", [1, 7, 23])
+def test_pictures_of_images(tmp_path: Path, n: int) -> None:
+    plots.pairs(PIXELS[:n], PIXELS[-n:], tmp_path / "pairs.png", NAMES[:n], ("image", "remembered"))
+    plots.grid(PIXELS[:n].repeat(3, -1), 5, tmp_path / "grid.png", NAMES[:n])
+    assert all(is_picture(path) for path in tmp_path.iterdir()) and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("labels", [None, [None] * 300, NAMES[:300], ["x", None, "y"] * 100], ids=str)
+def test_pictures_of_codes(tmp_path: Path, vae: Hasher, labels: list[str | None] | None) -> None:
+    codes = vae.encode_pixels(PIXELS[:300])
+    plots.scatter(generating.latents(vae, PIXELS[:300])[:, :2], labels, tmp_path / "latents.png", "latents")
+    plots.distances(codes, labels, tmp_path / "distances.png")
+    plots.bits(codes, tmp_path / "bits.png")
+    plots.bits(codes * 0, tmp_path / "constant.png")
+    plots.curves(vae.training["curve"], tmp_path / "losses.png")
+    assert all(is_picture(path) for path in tmp_path.iterdir()) and len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_training_tells_its_curve(vae: Hasher) -> None:
+    curve = vae.training["curve"]
+    assert [point["step"] for point in curve][:3] == [2, 4, 6] and curve[-1]["step"] == 250
+    assert all(set(point) == {"step", "reconstruction", "kl"} for point in curve)
+    assert curve[-1]["reconstruction"] < 0.9 * curve[0]["reconstruction"]
