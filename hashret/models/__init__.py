@@ -7,10 +7,13 @@ from hashret.models.bihalf import BihalfAutoencoder
 from hashret.models.binary import BinaryAutoencoder
 from hashret.models.contractive import ContractiveAutoencoder
 from hashret.models.contrastive import ContrastiveAutoencoder
+from hashret.models.cvae import ConditionalVariationalAutoencoder
 from hashret.models.denoising import DenoisingAutoencoder
 from hashret.models.linear import LinearAutoencoder
+from hashret.models.ortho import OrthoHash
 from hashret.models.pixels import AnchorGraph, Itq, Lsh, Pca
 from hashret.models.sparse import SparseAutoencoder
+from hashret.models.stacked import StackedDenoisingAutoencoder
 from hashret.models.twin import TwinBottleneck
 from hashret.models.vae import VariationalAutoencoder
 
@@ -22,12 +25,15 @@ MODELS: dict[str, type[Member]] = {
     "sparse": SparseAutoencoder,
     "contractive": ContractiveAutoencoder,
     "denoising": DenoisingAutoencoder,
+    "stacked": StackedDenoisingAutoencoder,
     "vae": VariationalAutoencoder,
+    "cvae": ConditionalVariationalAutoencoder,
     "bernoulli-vae": BernoulliVariationalAutoencoder,
     "binary": BinaryAutoencoder,
     "bihalf": BihalfAutoencoder,
     "twin": TwinBottleneck,
     "contrastive": ContrastiveAutoencoder,
+    "ortho": OrthoHash,
     "lsh": Lsh,
     "pca": Pca,
     "itq": Itq,
