@@ -132,7 +132,8 @@ def test_a_member_makes_the_narrowest_and_the_widest_codes(name: str, bits: int)
     bits = min(bits, 512) if MODELS[name].head == "itq" else bits  # its 1,024 take ten seconds
     images = np.random.default_rng(0).integers(0, 256, (1100, 33, 33), np.uint8)
     if MODELS[name].trainable:
-        hasher = Hasher(name, bits, **taken(name, network="mlp", width=1)).fit(images, steps=30)
+        labels: Any = [i % 3 for i in range(len(images))] if MODELS[name].labelled else False
+        hasher = Hasher(name, bits, **taken(name, network="mlp", width=1)).fit(images, steps=30, labels=labels)
     else:
         hasher = Hasher(name, bits).fit(images)
     codes = hasher.encode(images[:20])

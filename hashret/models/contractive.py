@@ -26,12 +26,12 @@ class ContractiveAutoencoder(Member):
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():  # also where the loss is only measured
             x = x.clone().requires_grad_()
-            h = self.encoder(x)
+            h = self.features(x)
             # For signs v, E[v vᵀ] = I, hence E‖Jᵀv‖² = trace(J Jᵀ) = ‖J‖². J is the whole batch's: in training, batch
             # normalisation ties an image's code a little to the other images.
             v = torch.randint(2, h.shape, device=h.device, dtype=torch.float32) * 2 - 1
             (product,) = torch.autograd.grad((h.float() * v).sum(), x, create_graph=True)
         z, penalties = self.bottleneck(h)
-        nll = self.likelihood.nll(self.decoder(z), x).mean()
+        nll = self.likelihood.nll(self.decode(z), x).mean()
         contraction = self.contraction * product.square().flatten(1).sum(1).mean()
         return {"reconstruction": nll, "contraction": contraction} | penalties

@@ -32,5 +32,5 @@ class SparseAutoencoder(Member):
 
     def measures(self, x: Tensor) -> dict[str, Tensor]:
         """The share of units that are active."""
-        z, _ = self.bottleneck(self.encoder(x))
+        z, _ = self.bottleneck(self.features(x))
         return {"active": (z != 0).float().mean()}
