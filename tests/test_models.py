@@ -331,6 +331,9 @@ def test_bits_are_drawn_with_their_probability_and_learn_its_gradient() -> None:
     assert logits.grad is not None and torch.allclose(logits.grad, p * (1 - p))
     member.eval()
     assert member.bottleneck(logits)[0][0].tolist() == [0.0, 0.0, 1.0]  # the most probable bits
+    drawn = member.draw(1000)
+    assert drawn is not None and drawn.shape == (1000, 8) and set(drawn.flatten().tolist()) == {0.0, 1.0}
+    assert torch.allclose(drawn.mean(0), torch.tensor(0.5), atol=0.08)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 2.0])

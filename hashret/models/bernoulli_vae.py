@@ -57,3 +57,6 @@ class BernoulliVariationalAutoencoder(Member):
         if not self.training:
             return (logits > 0).to(logits.dtype), kl
         return self.sample(logits, self.temperature), kl
+
+    def draw(self, n: int) -> Tensor:
+        return torch.randint(2, (n, self.latent)).float()
