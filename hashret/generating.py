@@ -15,6 +15,7 @@ from hashret.errors import HashretError
 from hashret.hasher import BATCH, Hasher
 from hashret.models.base import Member
 from hashret.models.cvae import ConditionalVariationalAutoencoder
+from hashret.models.vae import VariationalAutoencoder
 from hashret.training import device, to_input
 
 Pixels = NDArray[np.uint8]
@@ -76,8 +77,10 @@ def traverse(
 def manifold(hasher: Hasher, steps: int = 20, *, label: str | None = None) -> Pixels:
     """(steps × steps) images over the quantiles of the prior, for a model with two latent numbers, row by row."""
     member = _network(hasher)
-    if member.latent != 2 or member.draw(1) is None:
-        raise HashretError("a manifold has two latent numbers and a prior: train vae with --set latent=2 --head lsh")
+    if member.latent != 2 or not isinstance(member, VariationalAutoencoder):
+        raise HashretError(
+            "a manifold has two latent numbers and a normal prior: train vae with --set latent=2 --head lsh"
+        )
     quantiles = torch.special.ndtri(torch.linspace(0.02, 0.98, steps))
     return _decode(hasher, torch.cartesian_prod(-quantiles, quantiles).flip(1), label)
 

@@ -115,19 +115,20 @@ def train(
         told = None if labels is None else torch.from_numpy(labels[picked]).to(where)
         return Batch(to_input(images[picked], where), told)
 
+    entered = time.monotonic()
+    torch.manual_seed(seed)
+    member.prepare(*draw(np.sort(rows[:PREPARED])))
     start = 0
     asked_for = steps if steps is not None else epochs and epochs * per_epoch
     if resume and checkpoint is not None:
         start, planned = _load_checkpoint(checkpoint, member, optimiser, identity)
         if asked_for not in (None, planned):
             raise HashretError(f"the checkpoint is of a training of {planned} steps: resume it without another number")
+    elif asked_for is not None:
+        planned = asked_for
     else:
-        entered = time.monotonic()
-        torch.manual_seed(seed)
-        member.prepare(*draw(np.sort(rows[:PREPARED])))
-        planned = asked_for or _steps_within(
-            (budget or 120.0) - (time.monotonic() - entered), member, draw(rows[:batch]), learning_rate, weight_decay
-        )
+        left = (budget or 120.0) - (time.monotonic() - entered)
+        planned = _steps_within(left, member, draw(rows[:batch]), learning_rate, weight_decay)
 
     step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
     running: dict[str, Tensor] = {}
@@ -250,7 +251,7 @@ def _measure(
     torch.manual_seed(0)
     parts = np.array_split(rows, math.ceil(len(rows) / batch))
     with torch.no_grad():  # a penalty on derivatives can undo this, but not inference_mode
-        terms = [_loss(member, draw(part)) for part in parts]
+        terms = [_loss(member, b) | member.measures(b.x) for b in map(draw, parts)]
     return {name: statistics.fmean(float(t[name]) for t in terms) for name in terms[0]}
 
 

@@ -289,7 +289,7 @@ def test_what_a_model_can_do_besides_codes(place: Path, hashret: Command) -> Non
             image.load()
     for arguments, text in (
         (["sample", "-m", "cvae", "--label", "cat"], "there is no label 'cat'; the model knows"),
-        (["sample", "-m", "cvae", "--manifold"], "a manifold has two latent numbers and a prior"),
+        (["sample", "-m", "cvae", "--manifold"], "a manifold has two latent numbers and a normal prior"),
         (["denoise", "broken.png", "-m", "clean"], "broken.png: no image"),
         (["denoise", one, "-m", "cvae"], "this takes a model that was trained for it"),
         (["reconstruct", "photos"], "model 'lsh' has no network to decode with"),

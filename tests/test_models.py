@@ -22,6 +22,7 @@ from hashret.models.bernoulli_vae import kl_to_fair_coin
 from hashret.models.bihalf import halves
 from hashret.models.contrastive import nt_xent
 from hashret.models.denoising import CORRUPTIONS
+from hashret.models.graph import GraphAutoencoder
 from hashret.models.likelihoods import LIKELIHOODS
 from hashret.models.twin import laplacian
 from hashret.models.vae import kl_to_standard_normal
@@ -586,3 +587,34 @@ def test_an_erased_rectangle_is_no_larger_than_asked() -> None:
     rows, columns = erased[:, 0].any(2).sum(1), erased[:, 0].any(1).sum(1)
     assert 18 <= rows.max() <= 20 and 9 <= columns.max() <= 10
     assert (erased[:, 0].sum((1, 2)) == rows * columns).all()
+
+
+# Graph
+
+
+def test_a_graph_encoder_learns_the_bits_of_its_teacher() -> None:
+    images = (DIGITS * 255).astype(np.uint8)
+    hasher = Hasher("graph", 16, network="mlp", width=16, reconstruction=0.5).fit(images, steps=200)
+    teacher = Hasher("anchor-graph", 16).fit(images)
+    assert set(hasher.training["terms"]) == {"teacher", "reconstruction"}
+    member = hasher.member
+    assert isinstance(member, GraphAutoencoder) and member.teacher is not None
+    x = digits(1, len(DIGITS))
+    taught = (member.teacher.margins(x.flatten(1)) > 0).numpy()
+    learned = np.unpackbits(hasher.encode(images), axis=1)
+    assert (taught == learned).mean(0).min() > 0.8
+    by_chance = np.unpackbits(teacher.encode(images), axis=1)  # of another lot of images, so of other anchors
+    assert (taught == learned).mean() > (taught == by_chance).mean()
+
+
+def test_a_graph_encoder_learns_most_where_its_teacher_is_sure() -> None:
+    member = build("graph", (1, 8, 8), network="mlp", width=2)
+    x = digits(1)
+    assert set(member.loss(x)) == {"reconstruction"}  # before it has a teacher
+    member.prepare(x, None)
+    assert isinstance(member, GraphAutoencoder) and member.teacher is not None
+    member.eval()
+    margins, h = member.teacher.margins(x.flatten(1)), 2 * member.features(x)
+    sure = 1 / (1 + (-member.sharpness * margins).exp())
+    expected = -(sure * h.sigmoid().log() + (1 - sure) * (-h).sigmoid().log()).mean()
+    assert member.loss(x)["teacher"].item() == pytest.approx(expected.item(), rel=1e-4)

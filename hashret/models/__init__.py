@@ -9,6 +9,7 @@ from hashret.models.contractive import ContractiveAutoencoder
 from hashret.models.contrastive import ContrastiveAutoencoder
 from hashret.models.cvae import ConditionalVariationalAutoencoder
 from hashret.models.denoising import DenoisingAutoencoder
+from hashret.models.graph import GraphAutoencoder
 from hashret.models.linear import LinearAutoencoder
 from hashret.models.ortho import OrthoHash
 from hashret.models.pixels import AnchorGraph, Itq, Lsh, Pca
@@ -33,6 +34,7 @@ MODELS: dict[str, type[Member]] = {
     "bihalf": BihalfAutoencoder,
     "twin": TwinBottleneck,
     "contrastive": ContrastiveAutoencoder,
+    "graph": GraphAutoencoder,
     "ortho": OrthoHash,
     "lsh": Lsh,
     "pca": Pca,

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hashret.models.backbones import PREFIX, backbone
 from hashret.models.likelihoods import LIKELIHOODS
-from hashret.models.networks import NETWORKS, Shape
+from hashret.models.networks import NETWORKS, Network, Shape
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class Member(nn.Module):
     labelled: bool = False  # whether it learns from labels, and cannot without; its setting `classes` says how many
     outputs_per_latent: ClassVar[int] = 1  # how many numbers the encoder gives for each unit of the bottleneck
     normalised: ClassVar[bool] = False  # over the batch, where a free scale would escape a penalty
+    skips: ClassVar[bool] = False  # whether the decoder may see more of the image than the code
     given: int = 0  # numbers that the decoder gets beside the latent ones
 
     def __init__(
@@ -43,13 +45,17 @@ class Member(nn.Module):
         likelihood: str = "bernoulli",
         latent: int = 0,
         width: int = 24,
+        weights: str = "",
     ) -> None:
-        """`latent` is the width of the bottleneck, 0 for one unit a bit; `width` scales the network's layers."""
+        """`latent` is the width of the bottleneck, 0 for one unit a bit; `width` scales the network's layers; `weights`
+        are those of a network `backbone:NAME` (see `hashret.models.backbones`)."""
         super().__init__()
         if latent < 0 or width < 1:
             raise ValueError(f"latent must be 0 or more and width 1 or more, not {latent} and {width}")
         self.shape, self.bits, self.latent = shape, bits, latent or bits
-        parts = choose(NETWORKS, network, "network")
+        parts = _network(network, weights)
+        if parts.skips and not self.skips:
+            raise ValueError(f"network {network!r} shows the decoder the image past the code: choose model 'denoising'")
         self.likelihood = choose(LIKELIHOODS, likelihood, "likelihood")
         self.decoded = (shape[0] * self.likelihood.numbers, *shape[1:])
         self.encoder = parts.encoder(shape, self.latent * self.outputs_per_latent, width)
@@ -84,7 +90,7 @@ class Member(nn.Module):
         return self.loss(x)
 
     def prepare(self, x: Tensor, labels: Tensor | None) -> None:
-        """What has to be found out before training, from some of the images, and is kept in buffers."""
+        """What has to be found out before training, or before it goes on, from some of the images."""
 
     def begin(self, step: int, planned: int) -> None:
         """What changes as training goes on: called before each step, counted from 0, of the steps planned."""
@@ -111,6 +117,14 @@ class Member(nn.Module):
         """The settings a member takes, by name, with their defaults."""
         signatures = [inspect.signature(c.__init__).parameters.values() for c in cls.__mro__ if issubclass(c, Member)]
         return {p.name: p.default for s in reversed(signatures) for p in s if p.kind is p.KEYWORD_ONLY}
+
+
+def _network(name: str, weights: str) -> Network:
+    if name.startswith(PREFIX):
+        return backbone(name, weights)
+    if weights:
+        raise ValueError(f"weights are for a network such as {PREFIX}resnet18: network {name!r} takes none")
+    return choose(NETWORKS, name, "network")
 
 
 def straight_through_sign(h: Tensor) -> Tensor:

@@ -1,0 +1,51 @@
+"""An encoder that learns the bits of an anchor-graph teacher: self-taught hashing (Zhang, Wang, Cai and Lu, SIGIR 2010,
+https://doi.org/10.1145/1835449.1835455) from the anchor graph of Liu, Wang, Kumar and Chang, "Hashing with Graphs",
+ICML 2011. Ours learns them from augmented views, by how sure the teacher is of each, and keeps a decoder beside."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hashret.models.augment import augment
+from hashret.models.base import straight_through_sign
+from hashret.models.binary import BinaryAutoencoder
+from hashret.models.heads import Head, anchor_graph
+
+
+class GraphAutoencoder(BinaryAutoencoder):
+    """Bits that say where an image lies in the graph of all images, and from which it can be remembered."""
+
+    def __init__(
+        self,
+        *args: Any,
+        sharpness: float = 2.0,
+        reconstruction: float = 5.0,
+        crop: float = 0.8,
+        rotation: float = 5.0,
+        light: float = 0.2,
+        **parts: Any,
+    ) -> None:
+        """A bit is 1 for the teacher with the probability σ(`sharpness` × its margin in standard deviations).
+        `reconstruction` weighs the decoder's nats per pixel; the others are the views' (see `augment`)."""
+        super().__init__(*args, **parts)
+        if not (sharpness > 0 and reconstruction >= 0 and rotation >= 0 and 0 < crop <= 1 and 0 <= light <= 1):
+            raise ValueError(
+                "sharpness must be above 0, reconstruction and rotation 0 or more, crop above 0 and at most 1, and "
+                f"light from 0 to 1, not {sharpness}, {reconstruction}, {rotation}, {crop} and {light}"
+            )
+        self.sharpness, self.reconstruction = sharpness, reconstruction
+        self.views = {"crop": crop, "rotation": rotation, "flip": 0, "light": light, "erase": 0}
+        self.teacher: Head | None = None
+
+    def prepare(self, x: Tensor, labels: Tensor | None) -> None:
+        self.teacher = anchor_graph(x.flatten(1).cpu().numpy(), self.latent, seed=0)
+
+    def loss(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.features(augment(x, **self.views) if self.training else x).float()
+        nll = self.likelihood.nll(self.decode(straight_through_sign(h)), x).mean() / x[0].numel()
+        terms = {"reconstruction": self.reconstruction * nll}
+        if self.teacher is not None:
+            sure = (self.sharpness * self.teacher.margins(x.flatten(1).float())).sigmoid()
+            terms["teacher"] = F.binary_cross_entropy_with_logits(2 * h, sure)
+        return terms
