@@ -629,7 +629,14 @@ def test_a_model_folder_holds_what_it_should(folder: Path, small: Hasher) -> Non
     config = json.loads((folder / "config.json").read_text())
     assert config["fingerprint"] == small.fingerprint and config["format"] == FORMAT == 1
     assert config["preprocessing"] == {"height": 8, "width": 8, "channels": 1}
-    assert config["settings"] == {"network": "mlp", "likelihood": "bernoulli", "latent": 0, "width": 1, "beta": 1.0}
+    assert config["settings"] == {
+        "network": "mlp",
+        "likelihood": "bernoulli",
+        "latent": 0,
+        "width": 1,
+        "weights": "",
+        "beta": 1.0,
+    }
     assert config["training"]["steps"] == 5 and config["training"]["held_out"].keys() == {"reconstruction", "kl"}
     card = (folder / "README.md").read_text()
     assert small.fingerprint in card and "8 × 8 × 1" in card and "| steps | 5 |" in card

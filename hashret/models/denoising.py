@@ -40,6 +40,8 @@ CORRUPTIONS = {
 class DenoisingAutoencoder(Member):
     """Remember the clean image from a corrupted one."""
 
+    skips = True
+
     def __init__(self, *args: Any, corruption: str = "masking", strength: float = 0.3, **parts: Any) -> None:
         """`strength` is the standard deviation of `gaussian` noise, or the share of pixels that `masking` and
         `salt-and-pepper` destroy; `downscaling` is always by two."""

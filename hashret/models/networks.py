@@ -2,7 +2,7 @@
 
 A network is a pair of builders. `encoder(shape, outputs, width)` maps float32 (n, c, h, w) to (n, outputs);
 `decoder(inputs, shape, width)` maps (n, inputs) to (n, c, h, w), unbounded: the likelihood says what the numbers mean.
-`shape` is (c, h, w), of any size from 1 × 1.
+`shape` is (c, h, w), of any size from 1 × 1. `hashret.models.backbones` has networks that were trained by others.
 """
 
 import copy
@@ -11,7 +11,8 @@ from itertools import pairwise
 from math import ceil, prod
 from typing import NamedTuple, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 Shape = tuple[int, int, int]
@@ -21,26 +22,46 @@ M = TypeVar("M", bound=nn.Module)
 class Network(NamedTuple):
     encoder: Callable[[Shape, int, int], nn.Module]
     decoder: Callable[[int, Shape, int], nn.Module]
+    skips: bool = False  # whether the decoder gets more of the image than the outputs
 
 
 def _dense(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
 
 
+def _dense_encoder(shape: Shape, layers: list[int], outputs: int) -> nn.Module:
+    stack = [layer for pair in pairwise([prod(shape), *layers]) for layer in _dense(*pair)]
+    return nn.Sequential(nn.Flatten(), *stack, nn.Linear(layers[-1], outputs))
+
+
+def _dense_decoder(inputs: int, layers: list[int], shape: Shape) -> nn.Module:
+    stack = [layer for pair in pairwise([inputs, *layers]) for layer in _dense(*pair)]
+    return nn.Sequential(*stack, nn.Linear(layers[-1], prod(shape)), nn.Unflatten(1, shape))
+
+
 def mlp_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
     """Two hidden layers of 16 × `width` units."""
-    hidden = 16 * width
-    return nn.Sequential(
-        nn.Flatten(), *_dense(prod(shape), hidden), *_dense(hidden, hidden), nn.Linear(hidden, outputs)
-    )
+    return _dense_encoder(shape, [16 * width] * 2, outputs)
 
 
 def mlp_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
     """The mirror image of `mlp_encoder`."""
-    hidden = 16 * width
-    return nn.Sequential(
-        *_dense(inputs, hidden), *_dense(hidden, hidden), nn.Linear(hidden, prod(shape)), nn.Unflatten(1, shape)
-    )
+    return _dense_decoder(inputs, [16 * width] * 2, shape)
+
+
+def _deep(width: int) -> list[int]:
+    return [max(1, round(units * width / 24)) for units in (1000, 500, 250)]
+
+
+def deep_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
+    """Hidden layers of 1000, 500 and 250 units for a `width` of 24: Hinton and Salakhutdinov, "Reducing the
+    Dimensionality of Data with Neural Networks", Science 2006. Ours has rectified and normalised units."""
+    return _dense_encoder(shape, _deep(width), outputs)
+
+
+def deep_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
+    """The mirror image of `deep_encoder`."""
+    return _dense_decoder(inputs, _deep(width)[::-1], shape)
 
 
 def _stages(shape: Shape, width: int) -> list[Shape]:
@@ -83,6 +104,105 @@ def conv_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+class Residual(nn.Module):
+    """Two 3 × 3 convolutions, the first with a stride, whose output is added to the input."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.short: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.body(x) + self.short(x)).relu_()  # type: ignore[no-any-return]
+
+
+def _resolutions(shape: Shape, width: int) -> list[Shape]:
+    """The feature maps of the residual networks: the image's size, then halved at least three times and until 4 × 4 or
+    less, of `width` channels, doubled at most three times."""
+    maps = [(width, *shape[1:])]
+    while len(maps) < 4 or max(maps[-1][1:]) > 4:
+        channels, height, width_px = maps[-1]
+        maps.append((min(2 * channels, 8 * width), ceil(height / 2), ceil(width_px / 2)))
+    return maps
+
+
+def resnet_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
+    """The 18 layers of He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, as they are
+    for small images, and two more for each halving that takes a larger one to 4 × 4. Ours then keeps the places: it
+    ends in a linear layer of all of the last map, not of its average."""
+    maps = _resolutions(shape, width)
+    layers: list[nn.Module] = [
+        nn.Conv2d(shape[0], width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    ]
+    for here, there in pairwise([maps[0], *maps]):
+        stride = 1 if here is there else 2
+        layers += [Residual(here[0], there[0], stride), Residual(there[0], there[0])]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(prod(maps[-1]), outputs))
+
+
+def resnet_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
+    """The mirror image of `resnet_encoder`, with repeated pixels for strides."""
+    maps = _resolutions(shape, width)[::-1]
+    layers: list[nn.Module] = [*_dense(inputs, prod(maps[0])), nn.Unflatten(1, maps[0])]
+    for here, there in pairwise([*maps, maps[-1]]):
+        layers.append(Residual(here[0], here[0]))
+        if here is not there:
+            layers.append(nn.Upsample(there[1:]))
+        layers.append(Residual(here[0], there[0]))
+    return nn.Sequential(*layers, nn.Conv2d(width, shape[0], 3, padding=1))
+
+
+class UnetEncoder(nn.Module):
+    """The outputs and, behind them in the same row, the feature map of every resolution."""
+
+    def __init__(self, shape: Shape, outputs: int, width: int) -> None:
+        super().__init__()
+        maps = _resolutions(shape, width)
+        channels = [shape[0], *(there[0] for there in maps)]
+        self.stages = nn.ModuleList(Residual(*pair, 1 if i == 0 else 2) for i, pair in enumerate(pairwise(channels)))
+        self.last = nn.Linear(prod(maps[-1]), outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x.flatten(1))
+        return torch.cat([self.last(maps[-1]), *maps], 1)
+
+
+class UnetDecoder(nn.Module):
+    """From what `UnetEncoder` gives, of which the outputs are only the last resort."""
+
+    def __init__(self, inputs: int, shape: Shape, width: int) -> None:
+        super().__init__()
+        self.maps = _resolutions(shape, width)
+        self.first = nn.Sequential(*_dense(inputs, prod(self.maps[-1])), nn.Unflatten(1, self.maps[-1]))
+        below = [self.maps[-1][0], *(there[0] for there in self.maps[:0:-1])]
+        self.stages = nn.ModuleList(
+            Residual(under + there[0], there[0]) for under, there in zip(below, self.maps[::-1], strict=True)
+        )
+        self.last = nn.Conv2d(width, shape[0], 3, padding=1)
+        self.inputs = inputs
+
+    def forward(self, z: Tensor) -> Tensor:
+        z, *skipped = torch.split(z, [self.inputs, *map(prod, self.maps)], 1)
+        x = self.first(z)
+        for stage, there, flat in zip(self.stages, self.maps[::-1], skipped[::-1], strict=True):
+            x = nn.functional.interpolate(x, there[1:])
+            x = stage(torch.cat([x, flat.reshape(-1, *there)], 1))
+        return self.last(x)  # type: ignore[no-any-return]
+
+
 def folded(model: M) -> M:
     """A copy of a model in evaluation mode whose layers do the work of the batch normalisations that follow them.
 
@@ -101,4 +221,7 @@ def folded(model: M) -> M:
 NETWORKS = {
     "mlp": Network(mlp_encoder, mlp_decoder),
     "conv": Network(conv_encoder, conv_decoder),
+    "deep": Network(deep_encoder, deep_decoder),
+    "resnet": Network(resnet_encoder, resnet_decoder),
+    "unet": Network(UnetEncoder, UnetDecoder, skips=True),
 }
