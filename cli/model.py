@@ -42,7 +42,7 @@ def reconstruct(
     hasher = load(model_dir, collection)
     pixels, _ = read(source, hasher, n, root)
     remembered = generating.reconstruct(hasher, pixels)
-    errors = generating.squared_errors(pixels, remembered)
+    errors = hasher.errors(pixels)
     plots.pairs(pixels, remembered, out, [f"{error:.2f}" for error in errors], ("image", "remembered"))
     print(f"{errors.mean():.3f}")
     say(f"is the mean squared error, summed per image, of {len(errors)} images; picture: {out}", quiet)

@@ -47,7 +47,7 @@ def query(
         queries = _queries(images, there)
         while batch := list(islice(queries, TOGETHER)):
             several |= len(batch) > 1
-            for asked, hits in _answers(there, batch, k, radius):
+            for asked, hits in _answers(there, batch, k, radius, quiet):
                 if isinstance(hits, str):
                     failed = True
                     say(f"hashret: {asked.text}: {hits}")
@@ -126,7 +126,7 @@ def _item_id(text: str) -> int:
 
 
 def _answers(
-    collection: "Collection", batch: list[_Query], k: int | None, radius: int | None
+    collection: "Collection", batch: list[_Query], k: int | None, radius: int | None, quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
     """Each query with its hits, or with what is wrong with it."""
     for kind, group in groupby(batch, lambda asked: asked.kind):
@@ -137,7 +137,7 @@ def _answers(
             codes = np.concatenate([asked.value for asked in queries])
             yield from zip(queries, collection.query_codes(codes, k, radius), strict=True)
         elif kind == "image":
-            yield from _image_answers(collection, queries, k, radius)
+            yield from _image_answers(collection, queries, k, radius, quiet)
         else:
             for asked in queries:
                 try:
@@ -147,16 +147,26 @@ def _answers(
 
 
 def _image_answers(
-    collection: "Collection", queries: list[_Query], k: int | None, radius: int | None
+    collection: "Collection", queries: list[_Query], k: int | None, radius: int | None, quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
+    images = [asked.value for asked in queries]
     try:
-        yield from zip(queries, collection.query_batch([asked.value for asked in queries], k, radius), strict=True)
+        yield from zip(queries, collection.query_batch(images, k, radius), strict=True)
+        if not quiet:
+            _warn([asked.text for asked, so in zip(queries, collection.hasher.unusual(images), strict=True) if so])
     except HashretError as error:
         if len(queries) == 1:
             yield queries[0], str(error)
         else:  # one of them is broken: find it by asking one at a time
             for asked in queries:
-                yield from _image_answers(collection, [asked], k, radius)
+                yield from _image_answers(collection, [asked], k, radius, quiet)
+
+
+def _warn(unusual: list[str]) -> None:
+    """Say which queries the model knows nothing of."""
+    if unusual:
+        more = f" and {len(unusual) - 1:,} more" if unusual[1:] else ""
+        say(f"hashret: {unusual[0]}{more}: unlike all images of the training, so neighbours may mean little")
 
 
 def _document(asked: _Query, k: int | None, hits: "list[Hit]") -> dict[str, Any]:

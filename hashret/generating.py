@@ -29,12 +29,6 @@ def reconstruct(hasher: Hasher, pixels: Pixels) -> Pixels:
     return np.concatenate(parts) if parts else pixels[:0]
 
 
-def squared_errors(pixels: Pixels, remembered: Pixels) -> NDArray[np.float64]:
-    """The squared error of each remembered image, (n,), summed over its values in [0, 1]."""
-    difference = (pixels.astype(np.float64) - remembered) / 255
-    return np.asarray(np.square(difference).reshape(len(pixels), -1).sum(1))
-
-
 def latents(hasher: Hasher, pixels: Pixels) -> NDArray[np.float32]:
     """The real numbers, (n, latent), that the head turns into bits."""
     with torch.inference_mode():

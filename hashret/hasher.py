@@ -44,6 +44,7 @@ FORMAT = 1  # of the model folder and of what its codes mean
 DEFAULT_MODEL = "contrastive"
 BATCH = 256  # images in one forward pass
 MAX_WEIGHTS = 2**30  # of a member: four gigabytes, and training needs as much again three times
+REMEMBERED = 5000  # training images of which it is measured how badly they are remembered
 MOST_NUMBERS = 2**28  # that a head is fitted on: a gigabyte
 FILES = {"config.json", "model.safetensors", "README.md"}  # of a model folder
 
@@ -176,6 +177,8 @@ class Hasher:
             "torch": torch.__version__,
         }
         self._training |= (_told(trained) if trained else {}) | ({"classes": list(classes)} if labelled else {})
+        if member.trainable:
+            self._training["largest_error"] = float(self.errors(images[rows[:REMEMBERED]]).max())
         codes = self.encode_pixels(images)
         self._training["distinct_codes"] = len(np.unique(codes, axis=0))
         return self
@@ -188,15 +191,7 @@ class Hasher:
         A code depends on the image and the model alone, not on the batch. Raises HashretError for a file that cannot
         be read, ValueError for anything else that is no image.
         """
-        preprocessing = self.preprocessing
-        if isinstance(images, str | os.PathLike | Image.Image | bytes):
-            images = [images]
-        if isinstance(images, np.ndarray) and images.ndim not in (3, 4):
-            raise ValueError(f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}")
-        if not isinstance(images, Iterable):
-            raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")
-        prepared = in_order(lambda image: preprocessing(to_content(image)).pixels, images)
-        codes = [self.encode_pixels(np.stack(batch)) for batch in _batches(prepared, 4 * BATCH)]
+        codes = [self.encode_pixels(np.stack(batch)) for batch in _batches(self._prepared(images), 4 * BATCH)]
         return np.concatenate(codes) if codes else np.empty((0, self.bits // 8), np.uint8)
 
     def encode_pixels(self, pixels: NDArray[np.uint8], *, alone: bool = False) -> Codes:
@@ -219,6 +214,28 @@ class Hasher:
                     bits[i] = head.margins(self._exact.outputs(x[i : i + 1].double()))[0] > SNAP
             out[start : start + BATCH] = bits.cpu().numpy()
         return pack(out)
+
+    def errors(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """How badly the model remembers images, in the format of `preprocessing`: the squared error of each, (n,),
+        summed over its values in [0, 1]. Raises HashretError for a model without a network."""
+        member = self.member
+        if not member.trainable:
+            raise HashretError(f"model {self.model!r} has no network to remember images with: train one, such as ae")
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(pixels), BATCH):
+                x = to_input(pixels[start : start + BATCH], device())
+                parts.append((member.reconstruct(x) - x).square().flatten(1).sum(1).cpu())
+        return np.asarray(torch.cat([torch.empty(0), *parts]).numpy())
+
+    def unusual(self, images: Any) -> list[bool]:
+        """Which of a batch of images, as `encode` takes them, are remembered worse than any of those that the model was
+        trained on. It knows only images of their kind; of others its codes say little. Without a network, none."""
+        largest = self._training.get("largest_error")
+        if largest is None:
+            return [False for _ in self._prepared(images)]
+        parts = [self.errors(np.stack(batch)) > largest for batch in _batches(self._prepared(images), 4 * BATCH)]
+        return [bool(worse) for part in parts for worse in part]
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -297,6 +314,17 @@ class Hasher:
             raise HashretError(f"the model in {folder} was changed since it was saved: restore it or train again")
         member.to(device())
         return hasher
+
+    def _prepared(self, images: Any) -> Iterator[NDArray[np.uint8]]:
+        """Each of a batch of images as the model sees it."""
+        preprocessing = self.preprocessing
+        if isinstance(images, str | os.PathLike | Image.Image | bytes):
+            images = [images]
+        if isinstance(images, np.ndarray) and images.ndim not in (3, 4):
+            raise ValueError(f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}")
+        if not isinstance(images, Iterable):
+            raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")
+        return in_order(lambda image: preprocessing(to_content(image)).pixels, images)
 
     def _parts(self) -> tuple[Preprocessing, Member, Head]:
         if self._fitted is None:

@@ -386,6 +386,22 @@ def test_a_query_by_item_leaves_the_item_out(place: Path, hashret: Command) -> N
     assert [hit["id"] for hit in within] == [hit["id"] for hit in hits(None, 12)[1:]]
 
 
+def test_a_query_unlike_the_training_is_told(place: Path, hashret: Command) -> None:
+    small = ["--steps", 150, "--bits", 16, "--set", "network=mlp", "--set", "width=4", "-c", "c", "-q"]
+    assert hashret("train", "photos", "--model", "vae", *small).code == 0
+    assert hashret("index", "photos", "-c", "c").code == 0
+    known = sorted((place / "photos").rglob("*.png"))
+    for name in ("strange.png", "other.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save(name)
+    assert hashret("query", *known, "-c", "c").err.count("\n") <= 1  # of the two that were held out, perhaps
+    ran = hashret("query", "strange.png", known[0], "-k", 1, "-c", "c")
+    assert ran.code == 0 and str(known[0]) in ran.out
+    assert ran.err == "hashret: strange.png: unlike all images of the training, so neighbours may mean little\n"
+    ran = hashret("query", "strange.png", "other.png", "-c", "c")
+    assert ran.code == 0 and "strange.png and 1 more: unlike all images" in ran.err
+    assert hashret("query", "strange.png", "-c", "c", "-q").err == ""
+
+
 def test_what_cannot_be_read_does_not_keep_the_rest(place: Path, hashret: Command) -> None:
     asked = ["photos/0/00.png", "broken.png", "none.png", "id:999", "hex:zz", "photos/1/01.png"]
     ran = hashret("query", *asked, "--json", "-k", 1)

@@ -47,6 +47,11 @@ def cvae() -> Hasher:
     return fit("cvae", steps=500, latent=8, head="lsh")
 
 
+def squared(images: NDArray[Any], remembered: NDArray[Any]) -> NDArray[np.float64]:
+    difference = (images.astype(np.float64) - remembered) / 255
+    return np.asarray((difference**2).reshape(len(images), -1).sum(1))
+
+
 def nearest_label(images: NDArray[np.uint8]) -> list[str]:
     """The label of the digit that each image is most like."""
     flat = images.reshape(len(images), -1).astype(np.float64)
@@ -57,12 +62,21 @@ def nearest_label(images: NDArray[np.uint8]) -> list[str]:
 def test_remembered_images_are_like_the_images(vae: Hasher) -> None:
     remembered = generating.reconstruct(vae, PIXELS[:300])
     assert remembered.shape == (300, 8, 8, 1) and remembered.dtype == np.uint8
-    errors = generating.squared_errors(PIXELS[:300], remembered)
-    mean = np.broadcast_to(PIXELS.mean(0).round().astype(np.uint8), remembered.shape)
-    assert errors.mean() < 0.6 * generating.squared_errors(PIXELS[:300], mean).mean()
-    expected = ((PIXELS[7] / 255 - remembered[7] / 255) ** 2).sum()
-    assert errors[7] == pytest.approx(expected)
+    errors = vae.errors(PIXELS[:300])
+    assert errors == pytest.approx(squared(PIXELS[:300], remembered), abs=0.02)
+    assert errors.mean() < 0.6 * squared(PIXELS[:300], PIXELS.mean(0)).mean()
+    assert vae.errors(PIXELS[:0]).shape == (0,)
     assert generating.reconstruct(vae, PIXELS[:0]).shape == (0, 8, 8, 1)
+
+
+def test_an_image_unlike_those_of_the_training_is_unusual(vae: Hasher, tmp_path: Path) -> None:
+    assert sum(vae.unusual(DIGITS)) <= len(DIGITS) // 20  # of those held out
+    assert vae.unusual(255 - DIGITS[:20]) == [True] * 20
+    Image.fromarray(255 - DIGITS[0]).save(tmp_path / "negative.png")
+    assert vae.unusual([tmp_path / "negative.png", DIGITS[3]]) == [True, False]
+    assert Hasher("pca", 16).fit(DIGITS).unusual(255 - DIGITS[:2]) == [False, False]
+    with pytest.raises(HashretError, match="model 'pca' has no network to remember images with"):
+        Hasher("pca", 16).fit(DIGITS).errors(PIXELS[:2])
 
 
 def test_new_images_are_like_digits_and_repeat_with_their_seed(vae: Hasher) -> None:
