@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from hashret.cli.app import run
+from hashret.models import MODELS
+from hashret.models.heads import HEADS
+from hashret.models.likelihoods import LIKELIHOODS
 
 README = Path(__file__).parent.parent / "README.md"
+FAMILY = README.parent / "docs" / "family.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -40,6 +44,23 @@ def test_the_python_example_runs(home: Path, capsys: pytest.CaptureFixture[str])
     assert 'budget="2m"' in example
     exec(example.replace('budget="2m"', "steps=3"), {})
     assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+def test_every_command_of_the_family_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("noisy.png", "small.png"):
+        (home / name).symlink_to("cat.png")
+    (block,) = blocks("", FAMILY)
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)[1:]
+        quick = ["--steps", "2", "--set", "width=2"] if words[0] == "train" else []
+        assert run([*words, *quick]) == 0, (line, capsys.readouterr().err)
+    assert {path.name for path in home.glob("*.png")} > {"reconstructions.png", "samples.png"}
+    assert {path.name for path in home.glob("*.*.png")} == {"noisy.denoised.png", "small.upscaled.png"}
+
+
+def test_every_member_and_part_is_in_the_table() -> None:
+    told = set(re.findall(r"`([^`\s]+)`", FAMILY.read_text("utf-8")))
+    assert told >= {*MODELS, *LIKELIHOODS, *HEADS, "mlp", "conv"}
 
 
 def test_make_knows_every_target_that_is_named() -> None:
