@@ -637,7 +637,8 @@ def test_a_model_folder_holds_what_it_should(folder: Path, small: Hasher) -> Non
         "weights": "",
         "beta": 1.0,
     }
-    assert config["training"]["steps"] == 5 and config["training"]["held_out"].keys() == {"reconstruction", "kl"}
+    held_out = {"reconstruction", "kl", "elbo", "log_likelihood"}
+    assert config["training"]["steps"] == 5 and config["training"]["held_out"].keys() == held_out
     card = (folder / "README.md").read_text()
     assert small.fingerprint in card and "8 × 8 × 1" in card and "| steps | 5 |" in card
 

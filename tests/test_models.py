@@ -1,5 +1,5 @@
 import math
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,17 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
-from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Laplace, Normal, RelaxedBernoulli, kl_divergence
+from torch import Tensor, nn
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+    RelaxedBernoulli,
+    kl_divergence,
+)
 
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
@@ -25,7 +34,7 @@ from hashret.models.denoising import CORRUPTIONS
 from hashret.models.graph import GraphAutoencoder
 from hashret.models.likelihoods import LIKELIHOODS
 from hashret.models.twin import laplacian
-from hashret.models.vae import kl_to_standard_normal
+from hashret.models.vae import Variational, kl_to_standard_normal
 
 SIMPLE = ("mlp", "conv")  # the networks that every member is tested on; test_networks.py has the others
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
@@ -618,3 +627,84 @@ def test_a_graph_encoder_learns_most_where_its_teacher_is_sure() -> None:
     sure = 1 / (1 + (-member.sharpness * margins).exp())
     expected = -(sure * h.sigmoid().log() + (1 - sure) * (-h).sigmoid().log()).mean()
     assert member.loss(x)["teacher"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+# Likelihoods of images
+
+
+def variational(name: str, **parts: Any) -> Variational:
+    member = build(name, (1, 8, 8), 8, network="mlp", width=2, **parts).eval()
+    assert isinstance(member, Variational)
+    return member
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vae", "cvae", "bernoulli-vae"])
+def test_the_weight_of_a_sample_is_that_of_the_distributions(name: str) -> None:
+    member, x = variational(name, **taken(name, classes=3)), digits(1, 50).round()
+    given = [torch.randint(-1, 3, (50,))] if name == "cvae" else []
+    features = member.features(x, *given) * 3
+    z, log_ratio = member.draw_posterior(features)
+    posterior: Distribution = Bernoulli(logits=features)
+    log_prior = torch.full((50,), 8 * math.log(0.5))
+    if name != "bernoulli-vae":
+        mean, log_variance = features.chunk(2, 1)
+        posterior, log_prior = Normal(mean, (log_variance / 2).exp()), log_prob(Normal(0.0, 1.0), z).sum(1)
+    expected = log_prior - log_prob(posterior, z).sum(1)
+    assert torch.allclose(log_ratio, expected, atol=1e-4)
+    drawn = torch.stack([member.draw_posterior(features)[0] for _ in range(4000)])
+    assert torch.allclose(drawn.mean(0), posterior.mean, atol=5 * float(posterior.variance.max() / 4000) ** 0.5)
+
+    torch.manual_seed(3)
+    weights = member.log_weights(x, 2, *given)
+    torch.manual_seed(3)
+    for weight in weights:
+        z, log_ratio = member.draw_posterior(member.features(x, *given))
+        likelihood = log_prob(Bernoulli(logits=member.decode(z, *given)), x).sum((1, 2, 3))
+        assert torch.allclose(weight, log_ratio + likelihood, rtol=1e-5)
+    if given:
+        assert not torch.allclose(weights, member.log_weights(x, 2), atol=1)
+
+
+@torch.no_grad()
+def test_the_bounds_tighten_to_the_likelihood_of_a_linear_gaussian_model() -> None:
+    member, x = variational("vae", latent=3, likelihood="gaussian").double(), digits(1, 20).double()
+    loadings = torch.linalg.qr(torch.randn(64, 3, dtype=torch.float64)).Q * torch.tensor([3.0, 2.0, 1.0]).double()
+    centre = torch.rand(64, dtype=torch.float64)
+    member.decoder = nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8))).double()
+    member.decoder[0].weight.copy_(loadings)  # type: ignore[operator]
+    member.decoder[0].bias.copy_(centre)  # type: ignore[operator]
+    marginal = MultivariateNormal(centre, loadings @ loadings.T + torch.eye(64))
+    exact = log_prob(marginal, x.flatten(1))
+
+    precision = 1 + loadings.square().sum(0)  # of the posterior, whose numbers are independent: loadings are orthogonal
+    mean = (x.flatten(1) - centre) @ loadings / precision
+
+    def posterior(shift: float, log_scale: float) -> None:
+        features = torch.cat([mean + shift, 2 * log_scale - precision.log().expand(20, 3)], 1)
+        member.features = lambda x: features.repeat(len(x) // 20, 1)  # type: ignore[method-assign]
+
+    posterior(0, 0)
+    assert torch.allclose(member.log_weights(x, 4), exact.expand(4, 20))  # every sample of the true posterior says it
+    posterior(0.2, 0.15)
+    wrong = Normal(mean + 0.2, math.exp(0.15) * precision.rsqrt())
+    gap = kl_divergence(wrong, Normal(mean, precision.rsqrt())).sum(1)
+    assert gap.min() > 0.1
+    assert torch.allclose(member.elbo(x, 5000), exact - gap, atol=0.08)
+    many = x.repeat(500, 1, 1, 1)
+    gaps = [float(exact.mean() - member.log_likelihood(many, k).mean()) for k in (1, 3, 10, 30)]
+    assert gaps[0] == pytest.approx(float(gap.mean()), rel=0.1)
+    assert all(wider > 2 * narrower > 0 for wider, narrower in pairwise(gaps))
+    assert torch.allclose(member.log_likelihood(x, 5000), exact, atol=0.05)
+
+
+@torch.no_grad()
+def test_the_likelihood_of_a_model_of_bits_is_the_sum_over_all_of_them() -> None:
+    member, x = variational("bernoulli-vae", latent=3).double(), digits(1, 20).round().double()
+    joint = []
+    for bits in product([0.0, 1.0], repeat=3):
+        decoded = member.decode(torch.tensor(bits).double().expand(20, 3))
+        joint.append(3 * math.log(0.5) + log_prob(Bernoulli(logits=decoded), x).sum((1, 2, 3)))
+    exact = torch.stack(joint).logsumexp(0)
+    assert torch.allclose(member.log_likelihood(x, 5_000), exact, atol=0.2)
+    assert (member.elbo(x, 1_000) < exact).all()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.base import Member, choose
+from hashret.models.base import choose
+from hashret.models.vae import Variational
 
 
 def kl_to_fair_coin(logits: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def _relaxed(logits: Tensor, temperature: float) -> Tensor:
 SAMPLES = {"relaxed": _relaxed, "straight-through": _straight_through}
 
 
-class BernoulliVariationalAutoencoder(Member):
+class BernoulliVariationalAutoencoder(Variational):
     """Remember an image through a sample of bits, which cost their divergence from fair coins."""
 
     head = "sign"
@@ -57,6 +58,10 @@ class BernoulliVariationalAutoencoder(Member):
         if not self.training:
             return (logits > 0).to(logits.dtype), kl
         return self.sample(logits, self.temperature), kl
+
+    def draw_posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.bernoulli(features.sigmoid())  # bits, also for a member that learned from numbers near them
+        return z, (F.softplus(features) - z * features - log(2)).sum(1)
 
     def draw(self, n: int) -> Tensor:
         return torch.randint(2, (n, self.latent)).float()

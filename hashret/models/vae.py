@@ -2,6 +2,7 @@
 https://arxiv.org/abs/1312.6114, with the weight β on the KL term of Higgins et al., ICLR 2017,
 https://openreview.net/forum?id=Sy2fzU9gl. Ours takes the posterior means as the numbers that become bits."""
 
+from math import log
 from typing import Any
 
 import torch
@@ -9,13 +10,50 @@ from torch import Tensor
 
 from hashret.models.base import Member
 
+REPORTED = 5  # samples that `measures` takes: for a log-likelihood as in papers take 50 or more
+
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, exp(log_variance)) ‖ N(0, 1)) in nats, summed over the last axis."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
 
-class VariationalAutoencoder(Member):
+class Variational(Member):
+    """A member whose posterior and prior are distributions, so that images have a likelihood.
+
+    `given` is what `features` and `decode` get beside the images, if anything: the labels of a conditional member.
+    """
+
+    def draw_posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """A sample z (n, latent) for each image, and log p(z) − log q(z | x), (n,)."""
+        raise NotImplementedError
+
+    def log_weights(self, x: Tensor, samples: int, *given: Tensor) -> Tensor:
+        """log p(x, z) − log q(z | x) in nats for so many samples z of each image's posterior, (samples, n)."""
+        features = self.features(x, *given)
+        weights = []
+        for _ in range(samples):
+            z, log_ratio = self.draw_posterior(features)
+            weights.append(log_ratio - self.likelihood.nll(self.decode(z, *given), x))
+        return torch.stack(weights)
+
+    def elbo(self, x: Tensor, samples: int, *given: Tensor) -> Tensor:
+        """The evidence lower bound on each image's log-likelihood in nats, (n,), estimated without bias."""
+        return self.log_weights(x, samples, *given).mean(0)
+
+    def log_likelihood(self, x: Tensor, samples: int, *given: Tensor) -> Tensor:
+        """The importance-weighted bound on each image's log-likelihood in nats, (n,), which tightens with `samples`:
+        Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016,
+        https://arxiv.org/abs/1509.00519."""
+        return self.log_weights(x, samples, *given).logsumexp(0) - log(samples)
+
+    def measures(self, x: Tensor) -> dict[str, Tensor]:
+        """Both bounds, from a few samples: the ELBO and, nearer to the likelihood, the importance-weighted one."""
+        weights = self.log_weights(x, REPORTED)
+        return {"elbo": weights.mean(), "log_likelihood": (weights.logsumexp(0) - log(REPORTED)).mean()}
+
+
+class VariationalAutoencoder(Variational):
     """Remember an image through a sample from its posterior, which costs its divergence from the prior."""
 
     outputs_per_latent = 2
@@ -30,9 +68,13 @@ class VariationalAutoencoder(Member):
     def bottleneck(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         mean, log_variance = features.chunk(2, dim=1)
         kl = {"kl": self.beta * kl_to_standard_normal(mean, log_variance).mean()}
-        if not self.training:
-            return mean, kl
-        return mean + (0.5 * log_variance).exp() * torch.randn_like(mean), kl
+        return self.draw_posterior(features)[0] if self.training else mean, kl
+
+    def draw_posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = features.chunk(2, dim=1)
+        noise = torch.randn_like(mean)
+        z = mean + (0.5 * log_variance).exp() * noise
+        return z, 0.5 * (noise.square() + log_variance - z.square()).sum(1)
 
     def draw(self, n: int) -> Tensor:
         return torch.randn(n, self.latent)
