@@ -104,9 +104,9 @@ class Hasher:
         drawn with `seed`, are held in memory. `labels` lets a member that learns from labels read those of the images,
         or gives one for each image of the source, None for unknown; it refuses to go without, and the others refuse it.
         `init` is a hasher whose encoder, which must be alike, and decoder, as far as it is, are begun with. `rates`
-        (`batch`, `learning_rate`, `weight_decay`), `checkpoint` and `resume` are those of `hashret.training.train`.
-        Raises HashretError when the images are too few or lack labels that are needed, and ValueError for impossible
-        values.
+        (`batch`, `learning_rate`, `weight_decay`, `compiled`), `checkpoint` and `resume` are those of
+        `hashret.training.train`. Raises HashretError when the images are too few or lack labels that are needed, and
+        ValueError for impossible values.
         """
         if sum(value is not None for value in (budget, steps, epochs)) > 1:
             raise ValueError("give one of budget, steps and epochs")
@@ -128,6 +128,9 @@ class Hasher:
 
         sampled = sample(opened, size=size, limit=limit, seed=seed, progress=reading)
         preprocessing, images = sampled.preprocessing, sampled.images
+        if progress is not None:
+            held = {"MB in memory": float(math.ceil(images.nbytes / 1e6))}
+            progress(Progress("reading", sampled.seen, sampled.seen, held))
         settings, classes = self.settings, dict[str, int]()
         if labelled:
             classes = _classes(sampled.labels, opened.root)

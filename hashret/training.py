@@ -27,6 +27,7 @@ from hashret.models.base import Member
 from hashret.progress import Progress
 
 Images = NDArray[np.uint8]
+Terms = dict[str, Tensor]  # of the loss, by name
 Labels = NDArray[np.int64]  # numbers of classes; -1 for an image without a label
 
 PREPARED = 20_000  # images that a member is shown before it is trained
@@ -78,6 +79,7 @@ def train(
     batch: int = 256,
     learning_rate: float = 2e-3,
     weight_decay: float = 1e-4,
+    compiled: bool = False,
     checkpoint: Path | None = None,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -89,10 +91,11 @@ def train(
     (seconds; a warm-up on a copy is timed, and fixes the number of steps). The rows that `split` holds out are only
     measured. All randomness of a step comes from (seed, step), so the same seed and steps give the same weights on the
     same machine, also when `resume` continues from `checkpoint`, which must be of the same images, seed, rates, member,
-    and `settings` of the member. On a GPU the forward pass runs in bfloat16. Ctrl-C ends the training after the step
-    that is under way: the member is usable, and the checkpoint holds the place. A second Ctrl-C does not wait, and
-    leaves the checkpoint as it was. Raises HashretError for fewer than two images, a loss that is not finite, or a
-    checkpoint that is damaged or of another training, and ValueError for impossible values.
+    and `settings` of the member. On a GPU the forward pass runs in bfloat16; `compiled` has it compiled first, which
+    takes a minute and is worth it for long trainings there. Ctrl-C ends the training after the step that is under way:
+    the member is usable, and the checkpoint holds the place. A second Ctrl-C does not wait, and leaves the checkpoint
+    as it was. Raises HashretError for fewer than two images, a loss that is not finite, or a checkpoint that is damaged
+    or of another training, and ValueError for impossible values.
     """
     for name, value, least in (("steps", steps, 1), ("epochs", epochs, 1), ("batch", batch, 2), ("seed", seed, 0)):
         if value is not None and (type(value) is not int or not least <= value < 2**32):
@@ -115,6 +118,7 @@ def train(
         told = None if labels is None else torch.from_numpy(labels[picked]).to(where)
         return Batch(to_input(images[picked], where), told)
 
+    loss = torch.compile(_loss) if compiled else _loss
     entered = time.monotonic()
     torch.manual_seed(seed)
     member.prepare(*draw(np.sort(rows[:PREPARED])))
@@ -128,7 +132,7 @@ def train(
         planned = asked_for
     else:
         left = (budget or 120.0) - (time.monotonic() - entered)
-        planned = _steps_within(left, member, draw(rows[:batch]), learning_rate, weight_decay)
+        planned = _steps_within(left, member, draw(rows[:batch]), learning_rate, weight_decay, loss)
 
     step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
     running: dict[str, Tensor] = {}
@@ -146,7 +150,7 @@ def train(
                 picked = draw(shuffled[i * batch : (i + 1) * batch])
                 whole = False
                 member.begin(step, planned)
-                terms = _step(member, optimiser, picked, (seed << 32) + step)
+                terms = _step(member, optimiser, picked, (seed << 32) + step, loss)
                 step, whole = step + 1, True
                 keep = min(0.98, 1 - 1 / step)
                 running = {name: keep * running.get(name, term) + (1 - keep) * term for name, term in terms.items()}
@@ -199,17 +203,19 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _step(member: Member, optimiser: torch.optim.Optimizer, batch: Batch, seed: int) -> dict[str, Tensor]:
+def _step(
+    member: Member, optimiser: torch.optim.Optimizer, batch: Batch, seed: int, loss: Callable[[Member, Batch], Terms]
+) -> Terms:
     torch.manual_seed(seed)
     with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=batch.x.is_cuda):
-        terms = _loss(member, batch)
+        terms = loss(member, batch)
     optimiser.zero_grad(set_to_none=True)
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _loss(member: Member, batch: Batch) -> dict[str, Tensor]:
+def _loss(member: Member, batch: Batch) -> Terms:
     return member.loss(batch.x) if batch.labels is None else member.labelled_loss(batch.x, batch.labels)
 
 
@@ -219,7 +225,14 @@ def _schedule(step: int, planned: int) -> float:
     return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / planned))
 
 
-def _steps_within(budget: float, member: Member, batch: Batch, learning_rate: float, weight_decay: float) -> int:
+def _steps_within(
+    budget: float,
+    member: Member,
+    batch: Batch,
+    learning_rate: float,
+    weight_decay: float,
+    loss: Callable[[Member, Batch], Terms],
+) -> int:
     """How many steps fit into `budget` seconds, by timing a few on a copy of the member."""
     rehearsal = copy.deepcopy(member)
     optimiser = torch.optim.AdamW(rehearsal.parameters(), learning_rate, weight_decay=weight_decay)
@@ -228,7 +241,7 @@ def _steps_within(budget: float, member: Member, batch: Batch, learning_rate: fl
     while len(times) < 2 + REHEARSED or time.monotonic() - began < min(3.0, budget / 10):
         before = time.monotonic()
         rehearsal.begin(len(times) % REHEARSED, REHEARSED)
-        _step(rehearsal, optimiser, batch, len(times))
+        _step(rehearsal, optimiser, batch, len(times), loss)
         if batch.x.is_cuda:
             torch.cuda.synchronize()
         times.append(time.monotonic() - before)
