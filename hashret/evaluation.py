@@ -54,8 +54,19 @@ def mean_average_precision(queries: Codes, wanted: Any, codes: Codes, labels: An
     return float(average_precision(items, relevant).mean())
 
 
+def squared_error(images: Any, restored: Any) -> float:
+    """The squared error summed over an image's values in [0, 1], the mean over images (n, …)."""
+    return float(_squares(images, restored).sum(1).mean())
+
+
 def psnr(images: Any, restored: Any) -> float:
     """Peak signal-to-noise ratio in decibels, the mean over images (n, …) in [0, 1]; infinite where one is exact."""
-    difference = np.asarray(images, np.float64) - np.asarray(restored, np.float64)
     with np.errstate(divide="ignore"):
-        return float(np.mean(-10 * np.log10(np.square(difference).reshape(len(difference), -1).mean(1))))
+        return float(np.mean(-10 * np.log10(_squares(images, restored).mean(1))))
+
+
+def _squares(images: Any, restored: Any) -> NDArray[np.float64]:
+    images, restored = np.asarray(images, np.float64), np.asarray(restored, np.float64)
+    if images.shape != restored.shape:
+        raise ValueError(f"images of shape {images.shape} were restored to {restored.shape}")
+    return np.asarray(np.square(images - restored).reshape(len(images), -1))

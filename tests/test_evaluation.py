@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from hashret.codes import hamming
-from hashret.evaluation import average_precision, mean_average_precision, precision, psnr
+from hashret.evaluation import average_precision, mean_average_precision, precision, psnr, squared_error
 
 
 def some_codes(n: int, *, byte: bool, seed: int = 0) -> NDArray[np.uint8]:
@@ -79,10 +79,13 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         mean_average_precision(codes, [0], codes, [0] * 5)
 
 
-def test_psnr_is_that_of_each_image() -> None:
+def test_errors_of_images_are_means_over_images() -> None:
     images = np.random.default_rng(0).random((2, 3, 4, 4))
     noisy = images.copy()
     noisy[0] += 0.1
     noisy[1] -= 0.01
+    assert squared_error(images, noisy) == pytest.approx((0.48 + 0.0048) / 2)
     assert psnr(images, noisy) == pytest.approx((20 + 40) / 2)
-    assert psnr(images[:1] * 0, images[:1] * 0) == np.inf
+    assert squared_error(images, images) == 0 and psnr(images, images) == np.inf
+    with pytest.raises(ValueError, match="shape"):
+        psnr(images, noisy[:1])  # which NumPy would stretch
