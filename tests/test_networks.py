@@ -218,11 +218,15 @@ def test_statistics_and_size_are_those_of_the_weights() -> None:
         assert features.size == preset.crop_size[0]
 
 
-def test_images_are_resized_and_grey_is_repeated() -> None:
-    features = backbone(SMALL, "random").encoder((1, 8, 8), 8, 24)[0]  # type: ignore[index]
-    x = torch.rand(2, 1, 8, 8)
-    larger = F.interpolate(x, (224, 224), mode="bilinear", antialias=True)
-    assert torch.allclose(features(x), features(larger.repeat(1, 3, 1, 1)), atol=1e-5)
+@pytest.mark.parametrize("size", [(8, 8), (300, 250), (224, 224)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_classifier_sees_images_as_torchvision_prepares_them(channels: int, size: tuple[int, int]) -> None:
+    features = backbone(SMALL, "random").encoder((channels, *size), 8, 24)[0]  # type: ignore[index]
+    features.classifier = nn.Identity()
+    x = torch.rand(2, channels, *size)
+    colour = torchvision.transforms.functional.resize(x, [224, 224], antialias=True).expand(2, 3, 224, 224)
+    expected = torchvision.transforms.functional.normalize(colour, MEAN, DEVIATION)
+    assert torch.allclose(features(x), expected, atol=1e-5)
 
 
 def test_a_backbone_is_frozen_in_every_way() -> None:
