@@ -38,18 +38,19 @@ def flip_nearest(
     New codes are put aside with their distances, and counted, until k items have been met within `tight` bits: so far
     is the k-th nearest at most. Whatever is farther is dropped at once, and posting lists are read at the end.
 
-    The plan, three numbers worked out once per segment: up to level `patient` flipping costs a small part of a scan;
-    after `deepest` it costs more than one; `budget` candidates cost as much as one. After the first look-up in each
-    table we go on only if a code within `deepest` has been met; after `patient`, only if `tight` promises an end there.
+    The plan, four numbers worked out once per segment: up to level `careless` flipping costs next to nothing beside a
+    scan, up to `patient` a small part of one, and after `deepest` more than one; `budget` candidates cost as much as
+    one. After `careless` we go on only if a code within `deepest` has been met; after `patient`, only if `tight`
+    promises an end there.
     """
     announce(segment, queries, q)
     cut_query(segment, queries, q, work)
     met, aside, tally = work.met, work.aside, work.tally
-    patient, deepest, room = segment.plan[0], segment.plan[1], segment.plan[2]
+    careless, patient, deepest, room = segment.plan[0], segment.plan[1], segment.plan[2], segment.plan[3]
     m, level, count, near, tight = len(segment.cuts), 0, 0, 0, longest(segment.codes)
     nearest_yet = tight
     tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
-    while level <= tight and (tight <= deepest or (level <= patient and (level < m or nearest_yet <= deepest))):
+    while level <= tight and (tight <= deepest or (level <= patient and (level <= careless or nearest_yet <= deepest))):
         low, high = meet(segment, level, room, work)
         if high < 0:
             break
