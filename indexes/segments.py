@@ -19,7 +19,7 @@ MAX_ITEMS = (1 << 32) - 1  # slots and codes are numbered in 32 bits
 MAX_WIDTH = 24  # a table of 2**24 buckets takes 64 MiB
 
 # What the planner believes, in nanoseconds: looking one bucket up, checking one code found there, scanning one word.
-LOOK_UP, CHECK, SCAN = 4.0, 16.0, 0.05
+LOOK_UP, CHECK, SCAN = 4.0, 16.0, 0.2  # a scan for many queries together costs a fourth, but few ever wait for one
 MIN_CODES = 8192  # fewer are scanned faster than flipping starts
 
 _BIG_ENDIAN = np.dtype(">u8")
@@ -158,9 +158,9 @@ def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:
         if spent > scan:
             break
         deepest = level
-        if spent <= scan / 20:
+        if spent <= scan / 25:
             patient = level
-        if spent <= scan / 100 or level < m:
+        if spent <= scan / 400 or level < m:
             careless = level
     return np.array([careless, patient, deepest, int(scan / CHECK)], np.int64)
 
