@@ -48,6 +48,13 @@ def test_a_row_measures_the_test_images(row: Row, name: str, options: list[str],
     assert all(np.isfinite(line["ours"]) and line["ours"] > 0 for line in told["lines"])
 
 
+def test_a_row_can_be_had_with_other_settings(row: Row) -> None:
+    (training,) = row("ae6", "--data", "digits", "--steps", "2", "--set", "network=mlp", "--set", "batch=50")[
+        "trainings"
+    ]
+    assert "network=mlp" in training and "batch=50" in training and "2 steps" in training
+
+
 def test_photos_are_learned_from_and_others_are_measured(row: Row, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(12):
