@@ -117,7 +117,7 @@ def ae30(asked: argparse.Namespace) -> list[Line]:
 
 def ae6(asked: argparse.Namespace) -> list[Line]:
     outside = {"PCA-6": 32.65, "PCA-18": 19.69, "PCA-30": 13.87}
-    return remembered(asked, 60, 6, outside, "≤ 12.0", network="deep", learning_rate=4e-3)
+    return remembered(asked, 100, 6, outside, "≤ 12.0", network="deep", learning_rate=4e-3)
 
 
 def vae(asked: argparse.Namespace) -> list[Line]:
@@ -130,7 +130,7 @@ def vae(asked: argparse.Namespace) -> list[Line]:
 
     images, unseen = load(asked.train)[0], binarised(load(asked.test)[0], seed=1)
     draws = np.concatenate([binarised(images, seed=2 + i) for i in range(DRAWS)])
-    hasher = fit(asked, 40, "vae", draws, bits=40, network="mlp", width=32, limit=len(draws))
+    hasher = fit(asked, 40, "vae", draws, bits=40, network="mlp", width=32, learning_rate=6e-3, limit=len(draws))
     member = hasher.member
     assert isinstance(member, Variational)
     nll = -through(lambda x: member.log_likelihood(x, asked.samples), unseen).mean()
