@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.errors import HashretError
-from hashret.images import MAX_PIXELS, one_line, read_npy_header
+from hashret.errors import HashretError, one_line
+from hashret.images import MAX_PIXELS, read_npy_header
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 

@@ -1,5 +1,10 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and what it says of others."""
 
 
 class HashretError(Exception):
     """Something the user can mend; its text is one line that says what to do next."""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error, or its name where it has none, in at most 200 characters of one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -29,9 +29,9 @@ from torch import Tensor
 
 import hashret
 from hashret.codes import Codes, check_bits, pack
-from hashret.errors import HashretError
+from hashret.errors import HashretError, one_line
 from hashret.files import put_in_place
-from hashret.images import Preprocessing, one_line, to_content
+from hashret.images import Preprocessing, to_content
 from hashret.models import MODELS
 from hashret.models.base import Member, choose
 from hashret.models.heads import HEADS, Head, check_head

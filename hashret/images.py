@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin  # noqa: F401  isort: skip
 from PIL import Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
-from hashret.errors import HashretError
+from hashret.errors import HashretError, one_line
 
 try:
     from PIL import AvifImagePlugin
@@ -420,11 +420,6 @@ def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return f"truncated {kind or 'image'}"
     return f"broken {kind or 'image'}: {one_line(error)}"
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error, or its name where it has none, in at most 200 characters of one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # Pillow warns of much that does not matter here (odd EXIF, our own limit). `warnings.catch_warnings` swaps the filters

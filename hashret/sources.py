@@ -36,7 +36,7 @@ from hashret.arrays import (
     open_plain_or_gzip,
     reading,
 )
-from hashret.errors import HashretError
+from hashret.errors import HashretError, one_line
 from hashret.images import (
     MAX_BYTES,
     SUFFIXES,
@@ -44,7 +44,6 @@ from hashret.images import (
     Preprocessing,
     decode,
     has_colour,
-    one_line,
     read_file,
     resize,
 )

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hashret.errors import HashretError
-from hashret.images import one_line
+from hashret.errors import HashretError, one_line
 from hashret.models.networks import Network, Shape, conv_decoder
 
 PREFIX = "backbone:"
