@@ -36,7 +36,7 @@ def _checked(hasher: Hasher, image: Pixels, upscaling: bool) -> Tensor:
         what = "corruption=downscaling" if upscaling else "corruption=gaussian"
         raise HashretError(
             f"this takes a model that was trained for it: hashret train SOURCE --model denoising --set {what} "
-            f"--set network=unet -o MODEL_DIR"
+            f"--set network=unet --set likelihood=gaussian -o MODEL_DIR"
         )
     channels = hasher.preprocessing.channels
     if image.shape[2] != channels:

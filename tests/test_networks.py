@@ -157,13 +157,14 @@ def test_every_resolution_of_a_unet_reaches_its_decoder() -> None:
     encoder, decoder = NETWORKS["unet"].encoder((1, 9, 14), 8, 3), NETWORKS["unet"].decoder(8, (1, 9, 14), 3)
     z = encoder(x)
     maps = [(3, 9, 14), (6, 5, 7), (12, 3, 4), (24, 2, 2)]
-    assert z.shape == (20, 8 + sum(prod(there) for there in maps))
+    assert z.shape == (20, 8 + sum(prod(there) for there in maps) + 9 * 14)
     start = 0
-    for columns in (8, *(prod(there) for there in maps)):
+    for columns in (8, *(prod(there) for there in maps), 9 * 14):
         without = z.clone()
         without[:, start : start + columns] = 0
         assert (decoder(without) - decoder(z)).abs().mean() > 1e-3
         start += columns
+    assert torch.allclose(decoder(z) - decoder(without), x, atol=1e-6)  # the image itself is only added to
     assert torch.equal(z[:, 8 : 8 + 3 * 9 * 14].reshape(20, 3, 9, 14), encoder.stages[0](x))  # type: ignore[index,operator,unused-ignore]
 
 

@@ -163,7 +163,7 @@ def resnet_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
 
 
 class UnetEncoder(nn.Module):
-    """The outputs and, behind them in the same row, the feature map of every resolution."""
+    """The outputs and, behind them in the same row, the feature map of every resolution, and the image itself."""
 
     def __init__(self, shape: Shape, outputs: int, width: int) -> None:
         super().__init__()
@@ -173,15 +173,16 @@ class UnetEncoder(nn.Module):
         self.last = nn.Linear(prod(maps[-1]), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = []
+        maps, image = [], x.flatten(1)
         for stage in self.stages:
             x = stage(x)
             maps.append(x.flatten(1))
-        return torch.cat([self.last(maps[-1]), *maps], 1)
+        return torch.cat([self.last(maps[-1]), *maps, image], 1)
 
 
 class UnetDecoder(nn.Module):
-    """From what `UnetEncoder` gives, of which the outputs are only the last resort."""
+    """From what `UnetEncoder` gives, of which the outputs are only the last resort, to what there is to add to the
+    image that it saw (Zhang et al. 2017, https://arxiv.org/abs/1608.03981), where pixels have one number each."""
 
     def __init__(self, inputs: int, shape: Shape, width: int) -> None:
         super().__init__()
@@ -195,12 +196,14 @@ class UnetDecoder(nn.Module):
         self.inputs = inputs
 
     def forward(self, z: Tensor) -> Tensor:
-        z, *skipped = torch.split(z, [self.inputs, *map(prod, self.maps)], 1)
+        sizes = [self.inputs, *map(prod, self.maps)]
+        z, *skipped, image = torch.split(z, [*sizes, z.shape[1] - sum(sizes)], 1)
         x = self.first(z)
         for stage, there, flat in zip(self.stages, self.maps[::-1], skipped[::-1], strict=True):
             x = nn.functional.interpolate(x, there[1:])
             x = stage(torch.cat([x, flat.reshape(-1, *there)], 1))
-        return self.last(x)  # type: ignore[no-any-return]
+        changes: Tensor = self.last(x)
+        return changes + image.view_as(changes) if image.shape[1] == changes[0].numel() else changes
 
 
 def folded(model: M) -> M:
