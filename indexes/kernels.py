@@ -55,7 +55,7 @@ class Segment(NamedTuple):
     marks: NDArray[np.uint64]  # marks of the buckets that are not empty, table after table
     bounds: NDArray[np.uint32]  # where the postings of each such bucket begin, and, a table's last, end
     postings: NDArray[np.uint32]  # (m - 1, d): numbers of codes; table 0 needs none, as codes are sorted by substring 0
-    plan: NDArray[np.int64]  # (4,): careless, patient, deepest, budget; see `flip_nearest`
+    plan: NDArray[np.int64]  # (5,): careless, patient, hopeful, deepest, budget; see `flip_nearest`
 
 
 class Workspace(NamedTuple):

@@ -38,19 +38,20 @@ def flip_nearest(
     New codes are put aside with their distances, and counted, until k items have been met within `tight` bits: so far
     is the k-th nearest at most. Whatever is farther is dropped at once, and posting lists are read at the end.
 
-    The plan, four numbers worked out once per segment: up to level `careless` flipping costs next to nothing beside a
-    scan, up to `patient` a small part of one, and after `deepest` more than one; `budget` candidates cost as much as
-    one. After `careless` we go on only if a code within `deepest` has been met; after `patient`, only if `tight`
-    promises an end there.
+    The plan, five numbers worked out once per segment: up to level `careless` flipping costs next to nothing beside a
+    scan, up to `patient` a small part of one, up to `hopeful` a fourth, and after `deepest` more than one; `budget`
+    candidates cost as much as one. After `careless` we go on only if a code within `hopeful` has been met; after
+    `patient`, only if `tight` promises an end by `deepest`.
     """
     announce(segment, queries, q)
     cut_query(segment, queries, q, work)
     met, aside, tally = work.met, work.aside, work.tally
-    careless, patient, deepest, room = segment.plan[0], segment.plan[1], segment.plan[2], segment.plan[3]
+    plan = segment.plan
+    careless, patient, hopeful, deepest, room = plan[0], plan[1], plan[2], plan[3], plan[4]
     m, level, count, near, tight = len(segment.cuts), 0, 0, 0, longest(segment.codes)
     nearest_yet = tight
     tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
-    while level <= tight and (tight <= deepest or (level <= patient and (level <= careless or nearest_yet <= deepest))):
+    while level <= tight and (tight <= deepest or (level <= patient and (level <= careless or nearest_yet <= hopeful))):
         low, high = meet(segment, level, room, work)
         if high < 0:
             break

@@ -31,11 +31,11 @@ def flip_within(
     Level after level up to the radius, unless flipping costs more than a scan (see `kernels` for the levels, the plan,
     and why this finds each code, once).
     """
-    n, level, room = 0, 0, segment.plan[3]
+    n, level, room = 0, 0, segment.plan[4]
     cut_query(segment, queries, q, work)
-    if radius <= segment.plan[2]:
+    if radius <= segment.plan[3]:
         announce(segment, queries, q)
-    while level <= radius <= segment.plan[2]:
+    while level <= radius <= segment.plan[3]:
         low, high = meet(segment, level, room, work)
         if high < 0:
             break

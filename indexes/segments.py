@@ -26,7 +26,7 @@ _BIG_ENDIAN = np.dtype(">u8")
 _mine = threading.local()
 _NO_MARKS = np.empty((0, 2), np.uint64)
 _NO_NUMBERS = np.empty(0, np.uint32)
-_NO_PLAN = np.array([-1, -1, -1, 0], np.int64)
+_NO_PLAN = np.array([-1, -1, -1, -1, 0], np.int64)
 _NO_TABLES = (np.empty((0, 3), np.int64), _NO_MARKS, _NO_NUMBERS, np.empty((0, 0), np.uint32), _NO_PLAN)
 _ALL_LIVE = np.empty(0, np.uint8)
 
@@ -149,25 +149,27 @@ def fill_tables(
 
 
 def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:
-    """The planner's four numbers (see `kernels.flip_nearest`), from what flips cost if buckets are filled evenly."""
+    """The planner's five numbers (see `kernels.flip_nearest`), from what flips cost if buckets are filled evenly."""
     scan = SCAN * count * -(-bits // 64)
-    m, spent, careless, patient, deepest = len(widths), 0.0, 0, 0, 0
+    m, spent, careless, patient, hopeful, deepest = len(widths), 0.0, 0, 0, 0, 0
     for level in range(bits):
         s, width = level // m, widths[level % m]
         spent += math.comb(width, s) * (LOOK_UP + CHECK * count / 2**width)
         if spent > scan:
             break
         deepest = level
+        if spent <= scan / 4:
+            hopeful = level
         if spent <= scan / 25:
             patient = level
         if spent <= scan / 400 or level < m:
             careless = level
-    return np.array([careless, patient, deepest, int(scan / CHECK)], np.int64)
+    return np.array([careless, patient, hopeful, deepest, int(scan / CHECK)], np.int64)
 
 
 def workspace(segment: Segment, queries: int) -> Workspace:
     """What a search of the segment scribbles on: this thread's, made anew only when it is too small."""
-    budget, tables = int(segment.plan[3]), len(segment.cuts)
+    budget, tables = int(segment.plan[4]), len(segment.cuts)
     work: Workspace | None = getattr(_mine, "work", None)
     if work is None or len(work.met) < budget or len(work.ends) <= tables or len(work.least) < queries:
         work = _mine.work = Workspace(
