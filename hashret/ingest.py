@@ -94,9 +94,10 @@ def encoded(
 
 
 def _changed(source: Source, store: Store, unchanged: Callable[[Seen], None], only: Set[str] | None) -> Iterator[Found]:
+    looked_at = only is not None or store.knows(source.root)
     wanted = source if only is None else (record for record in source if source.root + record.name in only)
     for records in batches(wanted, 1 if source.streaming else MODEL_CHUNK):
-        known = store.seen(source.root, [record.name for record in records])
+        known = store.seen(source.root, [record.name for record in records]) if looked_at else {}
         for record in records:
             seen = known.get(record.name)
             if seen is not None and (seen.size, seen.mtime_ns) == (record.size, record.mtime_ns):

@@ -219,6 +219,11 @@ class Store:
 
     # Paths and failures
 
+    def knows(self, root: str) -> bool:
+        """Whether anything is known of any path under a root."""
+        sql = "SELECT EXISTS (SELECT 1 FROM paths WHERE root = :r) OR EXISTS (SELECT 1 FROM failures WHERE root = :r)"
+        return bool(self.db.conn.execute(sql, {"r": _text(root)}).fetchone()[0])
+
     def seen(self, root: str, names: Sequence[str]) -> dict[str, Seen]:
         """What is known of the paths with these names, by name; those of which nothing is known are left out."""
         items = {

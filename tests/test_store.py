@@ -260,6 +260,17 @@ def test_paths_that_are_no_utf8_are_kept_as_bytes(store: Store) -> None:
     assert list(store.seen(root, ODD)) == [ODD[0]]
 
 
+def test_a_root_is_known_by_a_path_or_a_failure(store: Store) -> None:
+    assert not store.knows(ROOT)
+    put(store, content("a.png", "a", root="/other/"))
+    assert not store.knows(ROOT) and store.knows("/other/")
+    with store.write():
+        store.put_failures([(ROOT, "b.png", 3, 7, "broken")])
+    assert store.knows(ROOT)
+    put(store, content("b.png", "b"))
+    assert store.knows(ROOT) and not store.knows(ROOT + "b.png")
+
+
 def test_failures_are_remembered_until_the_path_is_good(store: Store) -> None:
     put(store, content("a", "a"))
     with store.write():
