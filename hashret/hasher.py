@@ -236,7 +236,7 @@ class Hasher:
         trained on. It knows only images of their kind; of others its codes say little. Without a network, none."""
         largest = self._training.get("largest_error")
         if largest is None:
-            return [False for _ in self._prepared(images)]
+            return [False for _ in _each(images)]
         parts = [self.errors(np.stack(batch)) > largest for batch in _batches(self._prepared(images), 4 * BATCH)]
         return [bool(worse) for part in parts for worse in part]
 
@@ -321,13 +321,7 @@ class Hasher:
     def _prepared(self, images: Any) -> Iterator[NDArray[np.uint8]]:
         """Each of a batch of images as the model sees it."""
         preprocessing = self.preprocessing
-        if isinstance(images, str | os.PathLike | Image.Image | bytes):
-            images = [images]
-        if isinstance(images, np.ndarray) and images.ndim not in (3, 4):
-            raise ValueError(f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}")
-        if not isinstance(images, Iterable):
-            raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")
-        return in_order(lambda image: preprocessing(to_content(image)).pixels, images)
+        return in_order(lambda image: preprocessing(to_content(image)).pixels, _each(images))
 
     def _parts(self) -> tuple[Preprocessing, Member, Head]:
         if self._fitted is None:
@@ -367,6 +361,17 @@ class Hasher:
         named = {f"member.{name}": tensor for name, tensor in member.state_dict().items()}
         named |= {f"head.{name}": tensor for name, tensor in head.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def _each(images: Any) -> Iterable[Any]:
+    """The images of a batch, which a path, a PIL image or bytes is by itself."""
+    if isinstance(images, str | os.PathLike | Image.Image | bytes):
+        return [images]
+    if isinstance(images, np.ndarray) and images.ndim not in (3, 4):
+        raise ValueError(f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}")
+    if not isinstance(images, Iterable):
+        raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")
+    return images
 
 
 def parse_duration(text: str | float) -> float:

@@ -296,6 +296,7 @@ class Labelled(Source):
                 break
             label = next(labels)
             yield record._replace(label=None if label is None else str(label))
+        self.ignored = self._source.ignored
         if number != len(self._labels):
             more = "more than" if number > len(self._labels) else f"only {number} of"
             raise ValueError(f"there are {more} the {len(self._labels)} images that labels were given for")

@@ -1,12 +1,10 @@
 """What models can do besides codes: `hashret.generating`, `hashret.restoring` and their pictures."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -20,14 +18,6 @@ from hashret.models import MODELS
 DIGITS: NDArray[np.uint8] = (load_digits().images * 15.9375).astype(np.uint8)  # (1797, 8, 8)
 NAMES = [str(label) for label in load_digits().target]
 PIXELS = DIGITS[..., None]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def fit(name: str, steps: int = 250, **settings: Any) -> Hasher:

@@ -4,7 +4,7 @@ import re
 import resource
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -42,15 +42,6 @@ MEMBERS = [
     if (name, network) != ("stacked", "conv")  # it takes fully connected layers alone
 ]
 STORED = Path(__file__).parent / "data"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks as small as these are no faster on two threads, and far slower while the machine has other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def on_two_threads(hasher: Hasher, images: Any) -> Codes:

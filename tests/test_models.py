@@ -708,3 +708,10 @@ def test_the_likelihood_of_a_model_of_bits_is_the_sum_over_all_of_them() -> None
     exact = torch.stack(joint).logsumexp(0)
     assert torch.allclose(member.log_likelihood(x, 5_000), exact, atol=0.2)
     assert (member.elbo(x, 1_000) < exact).all()
+
+
+@pytest.mark.parametrize("name", ["contrastive", "graph", "ortho"])
+@pytest.mark.parametrize("wrong", [{"crop": 0.0}, {"crop": 1.1}, {"rotation": -1.0}])
+def test_views_that_cannot_be_are_refused(name: str, wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"crop must be above 0 and at most 1, rotation 0 or more, .* not crop "):
+        Hasher(name, 16, **wrong)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,9 @@ from hashret.progress import Progress
 from hashret.training import Training, split, train
 
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
-THREADS = torch.get_num_threads()
 DIGITS = (load_digits().images[:300, ..., None] * 15.9375).astype(np.uint8)  # (300, 8, 8, 1)
 STEPS = 12  # at 5 steps an epoch of 285 images in batches of 57
 BATCH = 57
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these are no faster on two threads, and far slower while the machine has other work."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(THREADS)
 
 
 def build(name: str = "denoising", seed: int = 0, **parts: Any) -> Member:
@@ -80,7 +71,10 @@ def test_seed_and_steps_fix_the_weights(name: str) -> None:
 
 def test_seed_and_steps_fix_the_weights_on_two_threads_too() -> None:
     torch.set_num_threads(2)
-    fingerprints = {Hasher("contrastive", 32, width=8).fit(DIGITS, steps=5).fingerprint for _ in range(3)}
+    try:
+        fingerprints = {Hasher("contrastive", 32, width=8).fit(DIGITS, steps=5).fingerprint for _ in range(3)}
+    finally:
+        torch.set_num_threads(1)
     assert len(fingerprints) == 1
 
 

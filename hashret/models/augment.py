@@ -11,6 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def views(*, crop: float, rotation: float, flip: float, light: float, erase: float = 0.0) -> dict[str, float]:
+    """What `augment` takes, checked; raises ValueError for what it cannot do."""
+    chosen = {"crop": crop, "rotation": rotation, "flip": flip, "light": light, "erase": erase}
+    shares = all(0 <= share <= 1 for share in (flip, light, erase))
+    if not (0 < crop <= 1 and rotation >= 0 and shares):
+        raise ValueError(
+            "crop must be above 0 and at most 1, rotation 0 or more, and flip, light and erase from 0 to 1, not "
+            + ", ".join(f"{name} {value}" for name, value in chosen.items())
+        )
+    return chosen
+
+
 def augment(x: Tensor, *, crop: float, rotation: float, flip: float, light: float, erase: float) -> Tensor:
     """Another view of each image: float32 (n, c, h, w) in and out, in [0, 1].
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import augment
+from hashret.models.augment import augment, views
 from hashret.models.base import straight_through_sign
 from hashret.models.binary import BinaryAutoencoder
 
@@ -41,16 +41,13 @@ class ContrastiveAutoencoder(BinaryAutoencoder):
         """`reconstruction` weighs the decoder's nats per pixel; the others are the views' (see `augment`). A `flip` of
         −1 means ½ for colour and 0 for grey images, which are often writing."""
         super().__init__(*args, **parts)
-        if not (temperature > 0 and reconstruction >= 0 and rotation >= 0 and 0 < crop <= 1):
+        if not (temperature > 0 and reconstruction >= 0):
             raise ValueError(
-                "temperature must be above 0, reconstruction and rotation 0 or more, and crop above 0 and at most 1, "
-                f"not {temperature}, {reconstruction}, {rotation} and {crop}"
+                f"temperature must be above 0 and reconstruction 0 or more, not {temperature} and {reconstruction}"
             )
-        if not (flip <= 1 and 0 <= light <= 1 and 0 <= erase <= 1):
-            raise ValueError(f"flip, light and erase must be at most 1, not {flip}, {light} and {erase}")
         self.temperature, self.reconstruction = temperature, reconstruction
         flip = flip if flip >= 0 else 0.5 * (self.shape[0] == 3)
-        self.views = {"crop": crop, "rotation": rotation, "flip": flip, "light": light, "erase": erase}
+        self.views = views(crop=crop, rotation=rotation, flip=flip, light=light, erase=erase)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         pair = torch.cat([augment(x, **self.views), augment(x, **self.views)])

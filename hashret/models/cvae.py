@@ -22,7 +22,7 @@ class ConditionalVariationalAutoencoder(VariationalAutoencoder):
         super().__init__(*args, **parts)
         if not 0 <= dropped <= 1:
             raise ValueError(f"dropped must be from 0 to 1, not {dropped}")
-        self.classes, self.dropped = classes, dropped
+        self.dropped = dropped
         self.condition = nn.Linear(self.given, self.latent * self.outputs_per_latent, bias=False)
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import augment
+from hashret.models.augment import augment, views
 from hashret.models.base import straight_through_sign
 from hashret.models.binary import BinaryAutoencoder
 from hashret.models.heads import Head, anchor_graph
@@ -29,13 +29,12 @@ class GraphAutoencoder(BinaryAutoencoder):
         """A bit is 1 for the teacher with the probability σ(`sharpness` × its margin in standard deviations).
         `reconstruction` weighs the decoder's nats per pixel; the others are the views' (see `augment`)."""
         super().__init__(*args, **parts)
-        if not (sharpness > 0 and reconstruction >= 0 and rotation >= 0 and 0 < crop <= 1 and 0 <= light <= 1):
+        if not (sharpness > 0 and reconstruction >= 0):
             raise ValueError(
-                "sharpness must be above 0, reconstruction and rotation 0 or more, crop above 0 and at most 1, and "
-                f"light from 0 to 1, not {sharpness}, {reconstruction}, {rotation}, {crop} and {light}"
+                f"sharpness must be above 0 and reconstruction 0 or more, not {sharpness} and {reconstruction}"
             )
         self.sharpness, self.reconstruction = sharpness, reconstruction
-        self.views = {"crop": crop, "rotation": rotation, "flip": 0, "light": light, "erase": 0}
+        self.views = views(crop=crop, rotation=rotation, flip=0.0, light=light)
         self.teacher: Head | None = None
 
     def prepare(self, x: Tensor, labels: Tensor | None) -> None:

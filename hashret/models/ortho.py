@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import augment
+from hashret.models.augment import augment, views
 from hashret.models.base import straight_through_sign
 from hashret.models.binary import BinaryAutoencoder
 
@@ -34,13 +34,13 @@ class OrthoHash(BinaryAutoencoder):
         `reconstruction` weighs the decoder's nats per pixel; `crop` and `rotation` are of the views (see `augment`).
         `classes` is counted from the labels."""
         super().__init__(*args, **parts)
-        if not (0 <= margin < 2 and scale > 0 and reconstruction >= 0 and 0 < crop <= 1 and rotation >= 0):
+        if not (0 <= margin < 2 and scale > 0 and reconstruction >= 0):
             raise ValueError(
-                "margin must be from 0 to 2, scale above 0, reconstruction and rotation 0 or more, and crop above 0 "
-                f"and at most 1, not {margin}, {scale}, {reconstruction}, {rotation} and {crop}"
+                "margin must be at least 0 and less than 2, scale above 0, and reconstruction 0 or more, not "
+                f"{margin}, {scale} and {reconstruction}"
             )
         self.margin, self.scale, self.reconstruction = margin, scale, reconstruction
-        self.views = {"crop": crop, "rotation": rotation, "flip": 0.5 * (self.shape[0] == 3), "light": 0.2, "erase": 0}
+        self.views = views(crop=crop, rotation=rotation, flip=0.5 * (self.shape[0] == 3), light=0.2)
         self.register_buffer("targets", torch.empty(classes, self.latent).bernoulli_(0.5).mul_(2).sub_(1))
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
