@@ -18,6 +18,7 @@ from hashret.cli.index import index, reindex
 from hashret.cli.info import info
 from hashret.cli.model import denoise, model, plot, reconstruct, sample, upscale
 from hashret.cli.query import query
+from hashret.cli.serve import serve
 from hashret.cli.train import train
 from hashret.errors import HashretError
 
@@ -63,7 +64,7 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-for command in (train, index, query, info, reindex, demo):
+for command in (train, index, query, info, reindex, serve, demo):
     app.command()(_interruptible(command))
 for ability in (reconstruct, denoise, upscale, sample, plot):
     model.command()(_interruptible(ability))

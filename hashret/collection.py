@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret.codes import Codes, check_codes
-from hashret.errors import HashretError
+from hashret.contents import Contents
+from hashret.errors import HashretError, NotFound
 from hashret.files import write_durably
 from hashret.images import Content as ImageContent
 from hashret.images import Prepared, Preprocessing, content_bytes, read_file, sha256, to_content
@@ -89,6 +90,7 @@ class Collection:
         self.read_only = read_only
         self._store = Store(self.path / "items.db", read_only=read_only)
         self._index = LiveIndex(self.path / "index", self._store)
+        self._contents = Contents(self.path)
         self._lock = threading.Lock()
         self._hasher: Hasher | None = None
 
@@ -143,6 +145,11 @@ class Collection:
     def bits(self) -> int:
         """The width of a code."""
         return int(self._settings()["bits"])
+
+    @property
+    def generation(self) -> int:
+        """How many times the collection has been written to."""
+        return int(self._settings()["generation"])
 
     @property
     def hasher(self) -> "Hasher":
@@ -323,24 +330,53 @@ class Collection:
         return self._answer(codes, k, max_distance, None) or []
 
     def query_item(self, item_id: int, k: int | None = 10, max_distance: int | None = None) -> list[Hit]:
-        """What `query` gives for the image of an item, leaving out the item itself; HashretError if there is none."""
+        """What `query` gives for the image of an item, leaving out the item itself; NotFound if there is none."""
         more = None if k is None else check_count(k, 1, "k") + 1
         while True:
             with self._store.read() as settings:
                 ids, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), [item_id])
             if not len(ids):
-                raise HashretError(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
+                raise NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
             hits = self._answer(codes, more, max_distance, settings["fingerprint"])
             if hits is not None:  # as in query_batch
                 return [hit for hit in hits[0] if hit.id != item_id][:k]
 
     def get(self, item_id: int) -> Item:
-        """The item with this id; raises HashretError if there is none."""
+        """The item with this id; raises NotFound if there is none."""
         with self._store.read():
             items = self._store.items([item_id])
         if item_id not in items:
-            raise HashretError(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
+            raise NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
         return self._absolute(items[item_id])
+
+    def items(self, after: int = 0, limit: int = 100) -> list[Item]:
+        """The items whose ids follow `after`, in order of their ids, at most `limit`."""
+        with self._store.read():
+            ids = self._store.ids(after, limit)
+            found = self._store.items(ids)
+        return [self._absolute(found[i]) for i in ids]
+
+    def codes(self, ids: Sequence[int]) -> Codes:
+        """The codes, uint8 (n, bits // 8), of the items with these ids; raises NotFound if one is missing."""
+        with self._store.read() as settings:
+            found, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), ids)
+        rows = {int(item_id): row for row, item_id in enumerate(found)}
+        missing = [i for i in ids if i not in rows]
+        if missing:
+            raise NotFound(f"there is no item {missing[0]}: hashret query IMAGE --json shows the ids")
+        return codes[[rows[i] for i in ids]]
+
+    def content(self, item_id: int) -> ImageContent:
+        """The image of an item as it was indexed, the bytes of a file or a uint8 array; raises NotFound if the item, or
+        its image, is not there any more."""
+        self.get(item_id)
+        with self._store.read() as settings:
+            places = self._store.places(item_id)
+        for root, name, digest in places:
+            content = self._contents.read(root, name, digest, settings.get("data_root"))
+            if content is not None:
+                return content
+        raise NotFound(f"the image of item {item_id} is not where it was: put the file back, or index it again")
 
     def info(self) -> dict[str, Any]:
         """Counts, model, index and size on disk."""
@@ -552,7 +588,7 @@ def _prepare(preprocessing: Preprocessing, image: Any) -> tuple[ImageContent, Pr
         return content, preprocessing(content)
     except HashretError as error:
         where = os.fspath(image) if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
-        raise HashretError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _size(file: Path) -> int:

@@ -350,7 +350,17 @@ class Store:
     def roots(self) -> list[str]:
         return [_from_text(row[0]) for row in self.db.conn.execute("SELECT DISTINCT root FROM paths")]
 
+    def places(self, item_id: int) -> list[tuple[str, str, str]]:
+        """Where an item lies: root, name and SHA-256 for each of its paths."""
+        sql = "SELECT root, name, sha256 FROM paths JOIN items ON item_id = id WHERE id = ?"
+        return [(_from_text(r), _from_text(n), digest) for r, n, digest in self.db.conn.execute(sql, (item_id,))]
+
     # Items and codes
+
+    def ids(self, after: int, limit: int) -> list[int]:
+        """The ids that follow `after`, in order, at most `limit`."""
+        sql = "SELECT id FROM items WHERE id > ? ORDER BY id LIMIT ?"
+        return [row[0] for row in self.db.conn.execute(sql, (after, limit))]
 
     def items(self, ids: Iterable[int]) -> dict[int, Item]:
         """The items with these ids, by id; those that do not exist are left out."""
