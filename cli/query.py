@@ -13,6 +13,7 @@ from hashret.cli.common import CollectionFolder, Json, Quiet, say
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
+    from hashret.client import Client
     from hashret.collection import Collection, Hit
 
 TOGETHER = 256  # queries answered in one search
@@ -34,16 +35,21 @@ def query(
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON document a query, a line each.")] = False,
     paths: Annotated[bool, typer.Option("--paths", help="Only the paths.")] = False,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="Ask the service there.")] = None,
     quiet: Quiet = False,
 ) -> int:
     """Print the images most similar to each IMAGE: distance in bits, and path."""
+    import os
+
+    from hashret.client import Client
     from hashret.collection import Collection, locate
 
     if as_json + jsonl + paths > 1:
         raise typer.BadParameter("give one of --json, --jsonl and --paths")
     k = 10 if k is None and radius is None else k
     documents, failed, several = [], False, len(images) > 1
-    with Collection.open(locate(collection), read_only=True) as there:
+    token = os.environ.get("HASHRET_TOKEN")
+    with Client(url, token=token) if url else Collection.open(locate(collection), read_only=True) as there:
         queries = _queries(images, there)
         while batch := list(islice(queries, TOGETHER)):
             several |= len(batch) > 1
@@ -66,7 +72,7 @@ def query(
     return 1 if failed else 0
 
 
-def _queries(texts: list[str], collection: "Collection") -> Iterator[_Query]:
+def _queries(texts: list[str], collection: "Collection | Client") -> Iterator[_Query]:
     """What is asked for, one after the other; what cannot be read is a query too, so that the others are answered."""
     from hashret.images import SUFFIXES, read_file
 
@@ -126,7 +132,7 @@ def _item_id(text: str) -> int:
 
 
 def _answers(
-    collection: "Collection", batch: list[_Query], k: int | None, radius: int | None, quiet: bool
+    collection: "Collection | Client", batch: list[_Query], k: int | None, radius: int | None, quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
     """Each query with its hits, or with what is wrong with it."""
     for kind, group in groupby(batch, lambda asked: asked.kind):
@@ -147,12 +153,14 @@ def _answers(
 
 
 def _image_answers(
-    collection: "Collection", queries: list[_Query], k: int | None, radius: int | None, quiet: bool
+    collection: "Collection | Client", queries: list[_Query], k: int | None, radius: int | None, quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
+    from hashret.collection import Collection
+
     images = [asked.value for asked in queries]
     try:
         yield from zip(queries, collection.query_batch(images, k, radius), strict=True)
-        if not quiet:
+        if not quiet and isinstance(collection, Collection):
             _warn([asked.text for asked, so in zip(queries, collection.hasher.unusual(images), strict=True) if so])
     except HashretError as error:
         if len(queries) == 1:
