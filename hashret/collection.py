@@ -37,6 +37,7 @@ from hashret.store import Content, Item, Seen, Store, sqlite_errors
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
+KNOWN_ITEMS = 20_000  # that are kept in memory for the next query
 BLOBS = "blobs/"  # the root of contents that came without a file, inside the collection
 
 
@@ -93,6 +94,7 @@ class Collection:
         self._contents = Contents(self.path)
         self._lock = threading.Lock()
         self._hasher: Hasher | None = None
+        self._known: tuple[str, dict[int, Item]] = ("", {})  # the generation that these items are of
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], hasher: "Hasher", index: str = "bitflip") -> Self:
@@ -509,10 +511,7 @@ class Collection:
 
     def _hits(self, found: list[tuple[NDArray[np.int32], NDArray[np.int64]]]) -> list[list[Hit]]:
         wanted = np.unique(np.concatenate([ids for _, ids in found])).tolist()
-        items = self._store.items(wanted)
-        if len(items) < len(wanted):
-            raise HashretError(f"{self._store.path} is damaged: restore it from a backup")
-        whole = {i: self._absolute(item) for i, item in items.items()}
+        whole = self._whole(wanted)
         return [
             [
                 Hit(int(d), int(i), next(iter(whole[i].paths), None), whole[i].paths, whole[i].label, whole[i].metadata)
@@ -520,6 +519,20 @@ class Collection:
             ]
             for distances, ids in found
         ]
+
+    def _whole(self, ids: list[int]) -> dict[int, Item]:
+        """At least these items, with whole paths: from memory, if they were asked for since the last change."""
+        generation = self._store.settings()["generation"]
+        known = self._known
+        if known[0] != generation or len(known[1]) > KNOWN_ITEMS:
+            known = self._known = generation, {}
+        missing = [i for i in ids if i not in known[1]]
+        if missing:
+            items = self._store.items(missing)
+            if len(items) < len(missing):
+                raise HashretError(f"{self._store.path} is damaged: restore it from a backup")
+            known[1].update((i, self._absolute(item)) for i, item in items.items())
+        return known[1]
 
     def _absolute(self, item: Item) -> Item:
         """The item with paths that start from the file system's root."""
