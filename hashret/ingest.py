@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hashret.hasher import Hasher
 
 BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged, together
-MODEL_CHUNK = 250  # images that the model is given at a time
+MODEL_CHUNK = 500  # images that the model is given at a time
 FILE_CHUNK = 25  # files that a thread reads or decodes at a time
 
 
