@@ -23,7 +23,7 @@ from PIL import Image
 
 from hashret.codes import Codes, check_codes
 from hashret.errors import HashretError
-from hashret.files import write_durably
+from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
 from hashret.images import Prepared, Preprocessing, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex
@@ -103,7 +103,7 @@ class Collection:
         model = folder / "models" / hasher.fingerprint
         make_index(index, hasher.bits)
         with _plain_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             with _locked(folder):  # or two processes might each put a new database there
                 if (folder / "items.db").exists():
                     raise HashretError(f"there is a collection at {folder} already: open it, or choose another folder")
@@ -437,7 +437,7 @@ class Collection:
         data, digest = content_bytes(content), sha256(content)
         blob = self.path / BLOBS / digest
         with _plain_errors(self.path):
-            blob.parent.mkdir(exist_ok=True)
+            make_folder(blob.parent)
             if not blob.exists():
                 write_durably(blob, data)
         return Content(BLOBS, digest, None, len(data), 0, digest, len(data), width, height, code, metadata)
