@@ -104,7 +104,7 @@ class Collection:
         make_index(index, hasher.bits)
         with _plain_errors(folder):
             make_folder(folder)
-            with _locked(folder):  # or two processes might each put a new database there
+            with locked(folder):  # or two processes might each put a new database there
                 if (folder / "items.db").exists():
                     raise HashretError(f"there is a collection at {folder} already: open it, or choose another folder")
                 try:
@@ -300,6 +300,13 @@ class Collection:
                 self._index.forget()
                 self._index.keep()
 
+    def rebuild_index(self) -> None:
+        """Make the index again from the database, and its cache anew."""
+        with self._writing():
+            shutil.rmtree(self.path / "index", ignore_errors=True)
+            self._index.forget()
+            self._index.keep()
+
     # Searching
 
     def query(self, image: Any, k: int | None = 10, max_distance: int | None = None) -> list[Hit]:
@@ -475,7 +482,7 @@ class Collection:
         wanted = np.unique(np.concatenate([ids for _, ids in found])).tolist()
         items = self._store.items(wanted)
         if len(items) < len(wanted):
-            raise HashretError(f"{self._store.path} is damaged: restore it from a backup")
+            raise HashretError(f"{self._store.path} is damaged: hashret doctor says what can be saved")
         whole = {i: self._absolute(item) for i, item in items.items()}
         return [
             [
@@ -494,7 +501,7 @@ class Collection:
         """Hold the collection's lock: threads wait for it, another process is refused."""
         if self.read_only:
             raise HashretError(f"{self.path} was opened read-only: open it for writing to change it")
-        with _locked(self.path), sqlite_errors(self._store.path):
+        with locked(self.path), sqlite_errors(self._store.path):
             yield
 
 
@@ -513,7 +520,7 @@ _locks_lock = threading.Lock()
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder: other threads wait for it, another process is refused."""
     with _locks_lock:
         ours = _locks.setdefault(os.path.realpath(folder), threading.RLock())

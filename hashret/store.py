@@ -144,7 +144,7 @@ class Store:
                 db.executescript(SCHEMA)
                 db.conn.executemany(
                     "INSERT INTO settings VALUES (?, ?)",
-                    [*settings.items(), ("generation", "0"), ("changes_after", "0")],
+                    ({"generation": "0", "changes_after": "0"} | settings).items(),
                 )
                 db.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.conn.commit()
@@ -381,7 +381,9 @@ class Store:
             found_ids.append(i)
             found += code
         if len(found) != len(found_ids) * (bits // 8):
-            raise HashretError(f"{self.path} holds codes that are not of {bits} bits: restore it from a backup")
+            raise HashretError(
+                f"{self.path} holds codes that are not of {bits} bits: hashret doctor says what can be saved"
+            )
         codes = np.frombuffer(bytes(found), np.uint8).reshape(len(found_ids), bits // 8)
         return np.array(found_ids, np.int64), codes
 
@@ -478,9 +480,9 @@ def sqlite_errors(path: Path) -> Iterator[None]:
             "readonly": lambda: f"{path.parent} cannot be written to: open it read-only, or change its permissions",
             "unable to open": lambda: f"{path} cannot be opened: check the folder's permissions",
             "locked": lambda: f"{path.parent} is being written to by another process: try again when it has finished",
-            "malformed": lambda: f"{path} is damaged: restore it from a backup",
-            "decode": lambda: f"{path} is damaged: restore it from a backup",
-            "not a database": lambda: f"{path} is damaged, or no database: restore it from a backup",
+            "malformed": lambda: f"{path} is damaged: hashret doctor says what can be saved",
+            "decode": lambda: f"{path} is damaged: hashret doctor says what can be saved",
+            "not a database": lambda: f"{path} is damaged, or no database: hashret doctor says what can be saved",
             "disk I/O": lambda: f"{path.parent} cannot be read or written ({text}): check the disk",
             "no such": lambda: f"{path} is no database of a collection: choose another folder",
         }
