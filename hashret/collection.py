@@ -59,6 +59,17 @@ class Indexed(NamedTuple):
     reason: str | None = None
 
 
+class MissingContents(HashretError):
+    """The contents of items cannot be read where they were; `paths` are one of each."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(
+            f"{len(paths):,} items cannot be read where they were, such as {paths[0]}: put the files back, index "
+            f"them where they are with hashret index SOURCE --prune, or forget them with hashret reindex --drop-missing"
+        )
+        self.paths = paths
+
+
 class IndexReport(NamedTuple):
     """How many paths were added, were there already, led to a new content, were forgotten, and could not be read.
 
@@ -259,11 +270,13 @@ class Collection:
             self._index.keep()
         return len(gone)
 
-    def reindex(self, hasher: "Hasher", *, progress: Callable[[Progress], None] | None = None) -> None:
+    def reindex(
+        self, hasher: "Hasher", *, drop_missing: bool = False, progress: Callable[[Progress], None] | None = None
+    ) -> int:
         """Code every item with another model, and switch to it in one commit; what was coded is kept if interrupted.
 
-        Queries use the old model until then. Raises HashretError, and does not switch, if contents cannot be found
-        where they were indexed from.
+        Queries use the old model until then. Raises MissingContents, and does not switch, if contents cannot be read
+        where they were indexed from, unless `drop_missing` has those items forgotten; how many were.
         """
         with self._writing():
             fingerprint = hasher.fingerprint
@@ -280,15 +293,14 @@ class Collection:
                     if progress is not None:
                         progress(Progress("reindexing", done, total, {}))
             missing = self._store.without_code(fingerprint)
-            if missing:
-                item = self._store.items(missing[:1])[missing[0]]
-                raise HashretError(
-                    f"{len(missing)} items cannot be read where they were, such as {(item.paths or ['?'])[0]}: put the "
-                    f"files back, or forget them with hashret index SOURCE --prune, and run hashret reindex again"
-                )
+            if missing and not drop_missing:
+                items = self._store.items(missing).values()
+                raise MissingContents([self._absolute(item).paths[0] for item in items])
             with self._store.write() as generation:
+                self._store.remove_items(missing, generation)
                 self._store.switch(fingerprint, hasher.bits, generation)
             self._index.keep()
+        return len(missing)
 
     def use_index(self, kind: str) -> None:
         """Search by another index from now on: "bitflip", or "faiss:FACTORY"; ValueError if there is none such."""
