@@ -145,7 +145,7 @@ def main() -> None:
             began = time.perf_counter()
             there.rebuild_index()
             rows["index built and saved, s"] = time.perf_counter() - began, None, ""
-            rows["items.db, bytes an item"] = (folder / "c/items.db").stat().st_size / asked.items, None, ""
+        rows["items.db, bytes an item"] = (folder / "c/items.db").stat().st_size / asked.items, None, ""
         query = codes[7] ^ np.uint8(1)
         inside, whole, mib, ids = cold(folder / "c", to_hex(query[None])[0])
         distances = hamming(query[None], codes)[0]

@@ -513,7 +513,9 @@ class Collection:
         """Hold the collection's lock: threads wait for it, another process is refused."""
         if self.read_only:
             raise HashretError(f"{self.path} was opened read-only: open it for writing to change it")
+        self._store.check_in_place()  # before a lock would make the folder anew
         with locked(self.path), sqlite_errors(self._store.path):
+            self._store.check_in_place()
             yield
 
 

@@ -122,6 +122,7 @@ class Store:
             raise HashretError(f"there is no collection at {path.parent}: make one with hashret index SOURCE")
         self.path = path
         self.read_only = read_only
+        self._inode = path.stat().st_ino
         self._threads = threading.local()
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
         with sqlite_errors(path):
@@ -165,6 +166,11 @@ class Store:
             self._opened.add(self._threads.connection)
         connection: _Connection = self._threads.connection
         return connection.db
+
+    def check_in_place(self) -> None:
+        """Raises HashretError if the database was deleted or replaced: what is written to it then is lost."""
+        if not self.path.is_file() or self.path.stat().st_ino != self._inode:
+            raise HashretError(f"{self.path} was deleted or replaced since it was opened: open the collection again")
 
     def close(self) -> None:
         for connection in list(self._opened):

@@ -18,7 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
-from hashret.collection import Collection, Hit
+from hashret.collection import Collection, Hit, Indexed
+from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.store import Store
 
@@ -365,3 +366,66 @@ def test_nothing_acknowledged_goes_with_the_power(
         assert there.fingerprint == hasher("pca").fingerprint
         lose_power()
     assert moments > 100
+
+
+def test_a_folder_that_is_deleted_under_its_readers(tmp_path: Path, full: Path, source: Path) -> None:
+    with copy(full, tmp_path / "c") as folder:
+        with Collection.open(folder) as writer, Collection.open(folder, read_only=True) as reader:
+            code = reader.hasher.encode_pixels(images()[:1, :, :, None])
+            before = reader.query_codes(code, 5)
+            shutil.rmtree(folder)
+            for view in (reader, writer):
+                assert view.query_codes(code, 5) == before
+            for write in (
+                lambda: writer.add(images()[:1] ^ 1),
+                lambda: writer.remove([1]),
+                lambda: writer.index(source),
+                lambda: writer.use_index("faiss"),
+            ):
+                with pytest.raises(HashretError, match="was deleted or replaced since it was opened"):
+                    write()
+        assert not folder.exists()
+        with pytest.raises(HashretError, match="there is no collection at"):
+            Collection.open(folder)
+        folder.mkdir()  # for `copy` to remove
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 600 KB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", place], capture_output=True)
+    if made.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path, source: Path) -> None:
+    chance, acknowledged = random.Random(6), dict[str, int]()
+
+    def committed(lines: list[Indexed]) -> None:
+        acknowledged.update((line.path, line.id) for line in lines if line.id is not None)
+
+    folder = small_disk / "c"
+    with Collection.create(folder, hasher("lsh")) as there:
+        for size in (50, 100, 200, 400, 800, 1600):
+            rows = source.with_name(f"{size}.npy")
+            np.save(rows, np.tile(images(), (2, 1, 1))[:size] ^ np.uint8(size % 255))
+            try:
+                there.index(rows, committed=committed)
+            except HashretError as error:
+                assert "is full" in str(error) or "cannot be written" in str(error)
+                break
+        else:
+            raise AssertionError("the disk was large enough")
+        with pytest.raises(HashretError, match=r"is full|cannot be (read or )?written"):
+            there.add(np.random.default_rng(1).integers(0, 256, (3, 500, 500), np.uint8))
+    assert len(acknowledged) >= 50
+    assert set(acknowledged.values()) <= check(folder, chance)[0]
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    with Collection.open(folder) as there:
+        there.index(rows)
+        assert {i for i in acknowledged.values() if there.get(i)} == set(acknowledged.values())
+    assert len(check(folder, chance)[0]) >= size
