@@ -85,17 +85,27 @@ def index(
 def reindex(
     model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A folder that hashret train -o wrote.")],
     collection: CollectionFolder = None,
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Forget items that cannot be read any more.")
+    ] = False,
     quiet: Quiet = False,
 ) -> int:
     """Code the whole collection with another model, and switch to it when that is done."""
-    from hashret.collection import Collection, locate
+    from hashret.collection import Collection, MissingContents, locate
     from hashret.hasher import Hasher
 
     with Collection.open(locate(collection)) as there:
         hasher = Hasher.load(model)
-        with progress(quiet) as show:
-            there.reindex(hasher, progress=show)
-        say(f"{len(there):,} items coded with {hasher.model}, {hasher.bits} bits, {hasher.fingerprint[:16]}", quiet)
+        try:
+            with progress(quiet) as show:
+                dropped = there.reindex(hasher, drop_missing=drop_missing, progress=show)
+        except MissingContents as error:
+            for path in error.paths:
+                say(f"hashret: missing {path}")
+            raise
+        lost = f"; {dropped:,} forgotten" if dropped else ""
+        what = f"{hasher.model}, {hasher.bits} bits, {hasher.fingerprint[:16]}"
+        say(f"{len(there):,} items coded with {what}{lost}", quiet)
     return 0
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from hashret.codes import Codes, check_codes
 from hashret.errors import HashretError
-from hashret.files import write_durably
+from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
 from hashret.images import Prepared, Preprocessing, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex
@@ -57,6 +57,17 @@ class Indexed(NamedTuple):
     status: str
     id: int | None = None
     reason: str | None = None
+
+
+class MissingContents(HashretError):
+    """The contents of items cannot be read where they were; `paths` are one of each."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(
+            f"{len(paths):,} items cannot be read where they were, such as {paths[0]}: put the files back, index "
+            f"them where they are with hashret index SOURCE --prune, or forget them with hashret reindex --drop-missing"
+        )
+        self.paths = paths
 
 
 class IndexReport(NamedTuple):
@@ -103,8 +114,8 @@ class Collection:
         model = folder / "models" / hasher.fingerprint
         make_index(index, hasher.bits)
         with _plain_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):  # or two processes might each put a new database there
+            make_folder(folder)
+            with locked(folder):  # or two processes might each put a new database there
                 if (folder / "items.db").exists():
                     raise HashretError(f"there is a collection at {folder} already: open it, or choose another folder")
                 try:
@@ -259,11 +270,13 @@ class Collection:
             self._index.keep()
         return len(gone)
 
-    def reindex(self, hasher: "Hasher", *, progress: Callable[[Progress], None] | None = None) -> None:
+    def reindex(
+        self, hasher: "Hasher", *, drop_missing: bool = False, progress: Callable[[Progress], None] | None = None
+    ) -> int:
         """Code every item with another model, and switch to it in one commit; what was coded is kept if interrupted.
 
-        Queries use the old model until then. Raises HashretError, and does not switch, if contents cannot be found
-        where they were indexed from.
+        Queries use the old model until then. Raises MissingContents, and does not switch, if contents cannot be read
+        where they were indexed from, unless `drop_missing` has those items forgotten; how many were.
         """
         with self._writing():
             fingerprint = hasher.fingerprint
@@ -280,15 +293,14 @@ class Collection:
                     if progress is not None:
                         progress(Progress("reindexing", done, total, {}))
             missing = self._store.without_code(fingerprint)
-            if missing:
-                item = self._store.items(missing[:1])[missing[0]]
-                raise HashretError(
-                    f"{len(missing)} items cannot be read where they were, such as {(item.paths or ['?'])[0]}: put the "
-                    f"files back, or forget them with hashret index SOURCE --prune, and run hashret reindex again"
-                )
+            if missing and not drop_missing:
+                items = self._store.items(missing).values()
+                raise MissingContents([self._absolute(item).paths[0] for item in items])
             with self._store.write() as generation:
+                self._store.remove_items(missing, generation)
                 self._store.switch(fingerprint, hasher.bits, generation)
             self._index.keep()
+        return len(missing)
 
     def use_index(self, kind: str) -> None:
         """Search by another index from now on: "bitflip", or "faiss:FACTORY"; ValueError if there is none such."""
@@ -299,6 +311,13 @@ class Collection:
                     self._store.put_setting("index", kind)
                 self._index.forget()
                 self._index.keep()
+
+    def rebuild_index(self) -> None:
+        """Make the index again from the database, and its cache anew."""
+        with self._writing():
+            shutil.rmtree(self.path / "index", ignore_errors=True)
+            self._index.forget()
+            self._index.keep()
 
     # Searching
 
@@ -437,7 +456,7 @@ class Collection:
         data, digest = content_bytes(content), sha256(content)
         blob = self.path / BLOBS / digest
         with _plain_errors(self.path):
-            blob.parent.mkdir(exist_ok=True)
+            make_folder(blob.parent)
             if not blob.exists():
                 write_durably(blob, data)
         return Content(BLOBS, digest, None, len(data), 0, digest, len(data), width, height, code, metadata)
@@ -475,7 +494,7 @@ class Collection:
         wanted = np.unique(np.concatenate([ids for _, ids in found])).tolist()
         items = self._store.items(wanted)
         if len(items) < len(wanted):
-            raise HashretError(f"{self._store.path} is damaged: restore it from a backup")
+            raise HashretError(f"{self._store.path} is damaged: hashret doctor says what can be saved")
         whole = {i: self._absolute(item) for i, item in items.items()}
         return [
             [
@@ -494,7 +513,9 @@ class Collection:
         """Hold the collection's lock: threads wait for it, another process is refused."""
         if self.read_only:
             raise HashretError(f"{self.path} was opened read-only: open it for writing to change it")
-        with _locked(self.path), sqlite_errors(self._store.path):
+        self._store.check_in_place()  # before a lock would make the folder anew
+        with locked(self.path), sqlite_errors(self._store.path):
+            self._store.check_in_place()
             yield
 
 
@@ -513,7 +534,7 @@ _locks_lock = threading.Lock()
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder: other threads wait for it, another process is refused."""
     with _locks_lock:
         ours = _locks.setdefault(os.path.realpath(folder), threading.RLock())

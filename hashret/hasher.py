@@ -30,7 +30,7 @@ from torch import Tensor
 import hashret
 from hashret.codes import Codes, check_bits, pack
 from hashret.errors import HashretError, one_line
-from hashret.files import put_in_place
+from hashret.files import make_folder, put_in_place
 from hashret.images import Preprocessing, to_content
 from hashret.models import MODELS
 from hashret.models.base import Member, choose
@@ -269,7 +269,7 @@ class Hasher:
         if target.exists() and not (target.is_dir() and _holds_only_a_model(target)):
             raise HashretError(f"{target} exists and is no model folder: choose another place")
         config = self._description() | {"fingerprint": self.fingerprint, "training": self._training}
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         written, old = (target.with_name(f"{target.name}.{os.getpid()}.{what}") for what in ("new", "old"))
         shutil.rmtree(written, ignore_errors=True)  # of a process that was killed, and had the same number
         try:

@@ -122,6 +122,7 @@ class Store:
             raise HashretError(f"there is no collection at {path.parent}: make one with hashret index SOURCE")
         self.path = path
         self.read_only = read_only
+        self._inode = path.stat().st_ino
         self._threads = threading.local()
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
         with sqlite_errors(path):
@@ -144,7 +145,7 @@ class Store:
                 db.executescript(SCHEMA)
                 db.conn.executemany(
                     "INSERT INTO settings VALUES (?, ?)",
-                    [*settings.items(), ("generation", "0"), ("changes_after", "0")],
+                    ({"generation": "0", "changes_after": "0"} | settings).items(),
                 )
                 db.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.conn.commit()
@@ -165,6 +166,11 @@ class Store:
             self._opened.add(self._threads.connection)
         connection: _Connection = self._threads.connection
         return connection.db
+
+    def check_in_place(self) -> None:
+        """Raises HashretError if the database was deleted or replaced: what is written to it then is lost."""
+        if not self.path.is_file() or self.path.stat().st_ino != self._inode:
+            raise HashretError(f"{self.path} was deleted or replaced since it was opened: open the collection again")
 
     def close(self) -> None:
         for connection in list(self._opened):
@@ -381,7 +387,9 @@ class Store:
             found_ids.append(i)
             found += code
         if len(found) != len(found_ids) * (bits // 8):
-            raise HashretError(f"{self.path} holds codes that are not of {bits} bits: restore it from a backup")
+            raise HashretError(
+                f"{self.path} holds codes that are not of {bits} bits: hashret doctor says what can be saved"
+            )
         codes = np.frombuffer(bytes(found), np.uint8).reshape(len(found_ids), bits // 8)
         return np.array(found_ids, np.int64), codes
 
@@ -478,9 +486,9 @@ def sqlite_errors(path: Path) -> Iterator[None]:
             "readonly": lambda: f"{path.parent} cannot be written to: open it read-only, or change its permissions",
             "unable to open": lambda: f"{path} cannot be opened: check the folder's permissions",
             "locked": lambda: f"{path.parent} is being written to by another process: try again when it has finished",
-            "malformed": lambda: f"{path} is damaged: restore it from a backup",
-            "decode": lambda: f"{path} is damaged: restore it from a backup",
-            "not a database": lambda: f"{path} is damaged, or no database: restore it from a backup",
+            "malformed": lambda: f"{path} is damaged: hashret doctor says what can be saved",
+            "decode": lambda: f"{path} is damaged: hashret doctor says what can be saved",
+            "not a database": lambda: f"{path} is damaged, or no database: hashret doctor says what can be saved",
             "disk I/O": lambda: f"{path.parent} cannot be read or written ({text}): check the disk",
             "no such": lambda: f"{path} is no database of a collection: choose another folder",
         }
