@@ -143,7 +143,7 @@ def _makes_sense(read: Callable[Concatenate["Store", P], R]) -> Callable[Concate
     def method(store: "Store", /, *arguments: P.args, **options: P.kwargs) -> R:
         try:
             return read(store, *arguments, **options)
-        except (TypeError, ValueError, OverflowError, LookupError) as error:
+        except (TypeError, ValueError, OverflowError, LookupError, RecursionError) as error:
             raise damaged(store.path, one_line(error)) from error
 
     return method
@@ -172,7 +172,7 @@ class Store:
                 raise HashretError(f"{path} was made by a newer hashret: upgrade hashret to open it")
             if version < SCHEMA_VERSION:
                 raise HashretError(f"{path} is no database of a collection: choose another folder")
-            self.settings()  # before anything is written: another program may count its versions too
+            self.settings()["generation"]  # before anything is written: another program may count versions too
             if not read_only:
                 self.db.execute("PRAGMA journal_mode = WAL")  # which a backup may not be in
 
@@ -326,6 +326,8 @@ class Store:
                 fresh.setdefault(content.sha256, content)
         sql = "SELECT CAST(max(seq) AS INTEGER) FROM sqlite_sequence WHERE name = 'items'"
         highest = conn.execute(sql).fetchone()[0] or 0
+        if not 0 <= highest < 2**62:
+            raise damaged(self.path, f"the last item had the number {highest}")
         ids |= {sha256: highest + i for i, sha256 in enumerate(fresh, 1)}
         now = _now()
         told = ((ids[s], s, c.width, c.height, c.length, now, _json(c.metadata)) for s, c in fresh.items())
