@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 import hashret
@@ -301,7 +301,8 @@ class Hasher:
             weights = folder / "model.safetensors"
             if weights.exists() and not weights.is_file():  # a pipe, which would keep us waiting
                 raise ValueError("model.safetensors is no file")
-            tensors = load_file(weights)
+            utf8 = os.fsencode(weights).decode(errors="ignore") == str(weights)  # the only paths that safetensors takes
+            tensors = load_file(weights) if utf8 else load(weights.read_bytes())
             with torch.device("meta"):
                 member = hasher._build(preprocessing, hasher.settings)
             _check_tensors(tensors, member, hasher.bits)
