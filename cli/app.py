@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from hashret import __version__
+from hashret.cli.common import visible
 from hashret.cli.demo import demo
 from hashret.cli.doctor import doctor
 from hashret.cli.index import index, reindex
@@ -102,5 +103,5 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"hashret: {' '.join(text.split())}", file=sys.stderr)
+    print(f"hashret: {visible(' '.join(text.split()))}", file=sys.stderr)
     return code

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, DataRoot, Json, Quiet, Source, check_writable, progress, say, usage
+from hashret.cli.common import (
+    CollectionFolder,
+    DataRoot,
+    Json,
+    Quiet,
+    Source,
+    check_writable,
+    progress,
+    say,
+    usage,
+    visible,
+)
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -70,7 +81,7 @@ def index(
     if items:
         (place / "training.checkpoint").unlink(missing_ok=True)  # a collection with items takes no other training
     for path, reason in report.failures:
-        say(f"hashret: skipped {path}: {reason}")
+        say(visible(f"hashret: skipped {path}: {reason}"))
     if as_json:
         print(json.dumps({"items": items, **report._asdict()}))
     counts = {name: getattr(report, name) for name in ("added", "updated", "unchanged", "removed", "failed")}

@@ -4,8 +4,8 @@ The file is longer than most because it is all that a user holds: how images get
 up in `live`, what is stored in `store`; here is only what ties them together.
 """
 
-import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -22,17 +22,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret.codes import Codes, check_codes
+from hashret.config import read_config
 from hashret.errors import HashretError
 from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
 from hashret.images import Prepared, Preprocessing, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex
 from hashret.indexes.protocol import check_count
-from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read
+from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read, weight
 from hashret.live import LiveIndex, make_index
 from hashret.progress import Progress
 from hashret.sources import Record, in_order, open_source
-from hashret.store import Content, Item, Seen, Store, sqlite_errors
+from hashret.store import Content, Item, Seen, Store, damaged, sqlite_errors
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -99,6 +100,11 @@ class Collection:
         self.path = Path(path).absolute()
         self.read_only = read_only
         self._store = Store(self.path / "items.db", read_only=read_only)
+        settings = self._settings()
+        try:
+            make_index(settings["index"], int(settings["bits"]))
+        except ValueError as error:
+            raise damaged(self._store.path, str(error)) from None
         self._index = LiveIndex(self.path / "index", self._store)
         self._lock = threading.Lock()
         self._hasher: Hasher | None = None
@@ -161,11 +167,15 @@ class Collection:
         from hashret.hasher import Hasher
 
         with self._lock:
-            fingerprint = self.fingerprint
+            settings = self._settings()
+            fingerprint = settings["fingerprint"]
             if self._hasher is None or self._hasher.fingerprint != fingerprint:
-                self._hasher = Hasher.load(self.path / "models" / fingerprint)
-                if self._hasher.fingerprint != fingerprint:
+                loaded = Hasher.load(self.path / "models" / fingerprint)
+                if loaded.fingerprint != fingerprint:
                     raise HashretError(f"{self.path / 'models' / fingerprint} holds another model: restore it")
+                if str(loaded.bits) != settings["bits"]:
+                    raise damaged(self._store.path, f"codes of {loaded.bits} bits have {settings['bits']} there")
+                self._hasher = loaded
             return self._hasher
 
     # Adding and removing
@@ -266,7 +276,8 @@ class Collection:
             with self._store.write() as generation:
                 gone = self._store.remove_items([int(i) for i in ids], generation)
             for digest in gone:
-                (self.path / BLOBS / digest).unlink(missing_ok=True)
+                if re.fullmatch("[0-9a-f]{64}", digest):  # no path to who knows where
+                    (self.path / BLOBS / digest).unlink(missing_ok=True)
             self._index.keep()
         return len(gone)
 
@@ -363,7 +374,7 @@ class Collection:
 
     def info(self) -> dict[str, Any]:
         """Counts, model, index and size on disk."""
-        config = json.loads((self.path / "models" / self.fingerprint / "config.json").read_text())
+        config = read_config(self.path / "models" / self.fingerprint)
         with self._store.read() as settings:
             return {
                 "path": str(self.path),
@@ -433,7 +444,7 @@ class Collection:
             return item_id, decode(hashed, hasher.preprocessing)[0].pixels if same else None
 
         done = set()
-        for item_id, pixels in in_order(prepare, wanted()):
+        for item_id, pixels in in_order(prepare, wanted(), weigh=lambda item: max(1, 16 * weight(item[2]))):
             if pixels is not None and item_id not in done:
                 done.add(item_id)
                 yield item_id, pixels

@@ -226,7 +226,8 @@ def _settings(folder: Path, tables: dict[str, list[Row]]) -> dict[str, str]:
             raise HashretError(f"no model of the codes is left in {folder / 'models'}: restore it from a backup")
         settings["fingerprint"] = coded.most_common(1)[0][0]
     config = json.loads((folder / "models" / settings["fingerprint"] / "config.json").read_text("utf-8"))
-    reached = [int(settings.get("generation", "0")), *(row[0] for row in tables["changes"] if type(row[0]) is int)]
+    told = settings.get("generation", "")
+    reached = [int(told) if told.isdecimal() else 0, *(row[0] for row in tables["changes"] if type(row[0]) is int)]
     settings.pop("cache", None)
     now = str(max(reached) + 1)
     return {"index": "bitflip"} | settings | {"bits": str(config["bits"]), "generation": now, "changes_after": now}
