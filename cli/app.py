@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from hashret import __version__
+from hashret.cli.common import visible
 from hashret.cli.demo import demo
+from hashret.cli.doctor import doctor
 from hashret.cli.index import index, reindex
 from hashret.cli.info import info
 from hashret.cli.model import denoise, model, plot, reconstruct, sample, upscale
@@ -64,7 +66,7 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-for command in (train, index, query, info, reindex, serve, demo):
+for command in (train, index, query, info, reindex, doctor, serve, demo):
     app.command()(_interruptible(command))
 for ability in (reconstruct, denoise, upscale, sample, plot):
     model.command()(_interruptible(ability))
@@ -102,5 +104,5 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"hashret: {' '.join(text.split())}", file=sys.stderr)
+    print(f"hashret: {visible(' '.join(text.split()))}", file=sys.stderr)
     return code

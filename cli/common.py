@@ -36,6 +36,11 @@ def say(text: str, quiet: bool = False) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def visible(text: str) -> str:
+    """The same text in one line that commands no terminal, whatever characters the paths in it have."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 Show = Callable[["Progress"], None]
 
 

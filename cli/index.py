@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, DataRoot, Json, Quiet, Source, check_writable, progress, say, usage
+from hashret.cli.common import (
+    CollectionFolder,
+    DataRoot,
+    Json,
+    Quiet,
+    Source,
+    check_writable,
+    progress,
+    say,
+    usage,
+    visible,
+)
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -70,7 +81,7 @@ def index(
     if items:
         (place / "training.checkpoint").unlink(missing_ok=True)  # a collection with items takes no other training
     for path, reason in report.failures:
-        say(f"hashret: skipped {path}: {reason}")
+        say(visible(f"hashret: skipped {path}: {reason}"))
     if as_json:
         print(json.dumps({"items": items, **report._asdict()}))
     counts = {name: getattr(report, name) for name in ("added", "updated", "unchanged", "removed", "failed")}
@@ -85,17 +96,27 @@ def index(
 def reindex(
     model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A folder that hashret train -o wrote.")],
     collection: CollectionFolder = None,
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Forget items that cannot be read any more.")
+    ] = False,
     quiet: Quiet = False,
 ) -> int:
     """Code the whole collection with another model, and switch to it when that is done."""
-    from hashret.collection import Collection, locate
+    from hashret.collection import Collection, MissingContents, locate
     from hashret.hasher import Hasher
 
     with Collection.open(locate(collection)) as there:
         hasher = Hasher.load(model)
-        with progress(quiet) as show:
-            there.reindex(hasher, progress=show)
-        say(f"{len(there):,} items coded with {hasher.model}, {hasher.bits} bits, {hasher.fingerprint[:16]}", quiet)
+        try:
+            with progress(quiet) as show:
+                dropped = there.reindex(hasher, drop_missing=drop_missing, progress=show)
+        except MissingContents as error:
+            for path in error.paths:
+                say(f"hashret: missing {path}")
+            raise
+        lost = f"; {dropped:,} forgotten" if dropped else ""
+        what = f"{hasher.model}, {hasher.bits} bits, {hasher.fingerprint[:16]}"
+        say(f"{len(there):,} items coded with {what}{lost}", quiet)
     return 0
 
 

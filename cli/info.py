@@ -3,6 +3,7 @@
 import json
 
 from hashret.cli.common import CollectionFolder, Json, Quiet
+from hashret.errors import HashretError
 
 
 def info(collection: CollectionFolder = None, as_json: Json = False, quiet: Quiet = False) -> int:
@@ -14,13 +15,17 @@ def info(collection: CollectionFolder = None, as_json: Json = False, quiet: Quie
     if as_json:
         print(json.dumps(told))
         return 0
-    shape = "{height} × {width} × {channels}".format(**told["preprocessing"])
+    try:
+        shape = "{height} × {width} × {channels}".format(**told["preprocessing"])
+        learned = f"{told['training']['images']:,} images from {told['training']['source']}"
+    except (KeyError, ValueError) as error:
+        raise HashretError(f"the model of {told['path']} says too little ({error}): restore it") from None
     for name, value in {
         "collection": told["path"],
         "items": f"{told['items']:,} under {told['paths']:,} paths; {told['failures']:,} files could not be read",
         "codes": f"{told['bits']} bits, {told['model']} with head {told['head']}, of images of {shape}",
         "model": told["fingerprint"],
-        "trained on": f"{told['training']['images']:,} images from {told['training']['source']}",
+        "trained on": learned,
         "index": f"{told['index']}, generation {told['generation']}",
         "on disk": f"{told['bytes_on_disk'] / 1e6:,.1f} MB",
     }.items():

@@ -3,13 +3,13 @@
 import json
 import sys
 from collections.abc import Iterator
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, say
+from hashret.cli.common import CollectionFolder, Json, Quiet, say, visible
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def query(
 
     from hashret.client import Client
     from hashret.collection import Collection, locate
+    from hashret.ingest import batches
 
     if as_json + jsonl + paths > 1:
         raise typer.BadParameter("give one of --json, --jsonl and --paths")
@@ -50,13 +51,12 @@ def query(
     documents, failed, several = [], False, len(images) > 1
     token = os.environ.get("HASHRET_TOKEN")
     with Client(url, token=token) if url else Collection.open(locate(collection), read_only=True) as there:
-        queries = _queries(images, there)
-        while batch := list(islice(queries, TOGETHER)):
+        for batch in batches(_queries(images, there), TOGETHER, _weight):
             several |= len(batch) > 1
             for asked, hits in _answers(there, batch, k, radius, quiet):
                 if isinstance(hits, str):
                     failed = True
-                    say(f"hashret: {asked.text}: {hits}")
+                    say(visible(f"hashret: {asked.text}: {hits}"))
                 elif as_json:
                     documents.append(_document(asked, k, hits))
                 elif jsonl:
@@ -74,12 +74,12 @@ def query(
 
 def _queries(texts: list[str], collection: "Collection | Client") -> Iterator[_Query]:
     """What is asked for, one after the other; what cannot be read is a query too, so that the others are answered."""
-    from hashret.images import SUFFIXES, read_file
+    from hashret.images import MAX_BYTES, SUFFIXES, read_file
 
     for text in texts:
         try:
             if text == "-":
-                yield _Query(text, "image", sys.stdin.buffer.read())
+                yield _Query(text, "image", sys.stdin.buffer.read(MAX_BYTES + 1))
             elif text.startswith("hex:"):
                 yield _Query(text, "code", _code(text, collection.bits))
             elif text.startswith("id:"):
@@ -90,6 +90,11 @@ def _queries(texts: list[str], collection: "Collection | Client") -> Iterator[_Q
                 yield from _records(text)
         except HashretError as error:
             yield _Query(text, "broken", str(error))
+
+
+def _weight(asked: _Query) -> float:
+    """The share of what is kept in memory at once, 128 megabytes unless a single image has more, that a query takes."""
+    return len(asked.value) / 2**27 if isinstance(asked.value, bytes) else 0.0
 
 
 def _records(text: str) -> Iterator[_Query]:
@@ -163,18 +168,25 @@ def _image_answers(
         if not quiet and isinstance(collection, Collection):
             _warn([asked.text for asked, so in zip(queries, collection.hasher.unusual(images), strict=True) if so])
     except HashretError as error:
-        if len(queries) == 1:
-            yield queries[0], str(error)
-        else:  # one of them is broken: find it by asking one at a time
+        if len(queries) > 1:  # one of them is broken: find it by asking one at a time
             for asked in queries:
                 yield from _image_answers(collection, [asked], k, radius, quiet)
+            return
+        try:
+            if not isinstance(collection, Collection):
+                raise error
+            collection.hasher.encode(images)
+        except HashretError:
+            yield queries[0], str(error)
+        else:  # it is the collection that is broken
+            raise
 
 
 def _warn(unusual: list[str]) -> None:
     """Say which queries the model knows nothing of."""
     if unusual:
         more = f" and {len(unusual) - 1:,} more" if unusual[1:] else ""
-        say(f"hashret: {unusual[0]}{more}: unlike all images of the training, so neighbours may mean little")
+        say(f"hashret: {visible(unusual[0])}{more}: unlike all images of the training, so neighbours may mean little")
 
 
 def _document(asked: _Query, k: int | None, hits: "list[Hit]") -> dict[str, Any]:

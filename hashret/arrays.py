@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.errors import HashretError, one_line
-from hashret.images import MAX_PIXELS, read_npy_header
+from hashret.images import MAX_BYTES, MAX_PIXELS, read_npy_header
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 
@@ -83,7 +83,7 @@ def _read_idx_labels(path: Path, length: int) -> list[str] | None:
         return None
     with reading(found), open_plain_or_gzip(found) as file:
         shape = _read_idx_header(found, file)
-        labels = file.read()
+        labels = file.read(length + 1)
     if shape != (length,) or len(labels) != length:
         raise HashretError(f"{found} has not one label for each of the {length} images of {path.name}: mend or move it")
     return [_DIGITS[value] for value in labels]
@@ -131,7 +131,7 @@ def open_npz(path: Path) -> ImageArray:
         labels = None
         if named is not None:
             with archive.open(f"{named}.npy") as file:
-                values = np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False)
+                values = np.lib.format.read_array(io.BytesIO(file.read(MAX_BYTES)), allow_pickle=False)
             if values.size != shape[0] or values.dtype.kind not in "iuU":
                 raise HashretError(f"{path}: '{named}' must have a whole number or a text for each image of '{images}'")
             labels = [str(value) for value in values.ravel()]
@@ -220,8 +220,10 @@ def reading(path: Path) -> Iterator[None]:
     """Whatever a damaged or vanished file raises comes out as a HashretError that names it."""
     try:
         yield
-    except HashretError:
-        raise
+    except HashretError as error:
+        if str(path) in str(error):
+            raise
+        raise HashretError(f"{path}: {error}") from error.__cause__
     except OSError as error:
         raise HashretError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
     except Exception as error:  # tarfile, zipfile, NumPy and the compressors raise a dozen kinds

@@ -4,8 +4,8 @@ The file is longer than most because it is all that a user holds: how images get
 up in `live`, what is stored in `store`; here is only what ties them together.
 """
 
-import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -22,18 +22,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret.codes import Codes, check_codes
+from hashret.config import read_config
 from hashret.contents import Contents
 from hashret.errors import HashretError, NotFound
-from hashret.files import write_durably
+from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
 from hashret.images import Prepared, Preprocessing, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex
 from hashret.indexes.protocol import check_count
-from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read
+from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read, weight
 from hashret.live import LiveIndex, make_index
 from hashret.progress import Progress
 from hashret.sources import Record, in_order, open_source
-from hashret.store import Content, Item, Seen, Store, sqlite_errors
+from hashret.store import Content, Item, Seen, Store, damaged, sqlite_errors
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -59,6 +60,17 @@ class Indexed(NamedTuple):
     status: str
     id: int | None = None
     reason: str | None = None
+
+
+class MissingContents(HashretError):
+    """The contents of items cannot be read where they were; `paths` are one of each."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(
+            f"{len(paths):,} items cannot be read where they were, such as {paths[0]}: put the files back, index "
+            f"them where they are with hashret index SOURCE --prune, or forget them with hashret reindex --drop-missing"
+        )
+        self.paths = paths
 
 
 class IndexReport(NamedTuple):
@@ -90,6 +102,11 @@ class Collection:
         self.path = Path(path).absolute()
         self.read_only = read_only
         self._store = Store(self.path / "items.db", read_only=read_only)
+        settings = self._settings()
+        try:
+            make_index(settings["index"], int(settings["bits"]))
+        except ValueError as error:
+            raise damaged(self._store.path, str(error)) from None
         self._index = LiveIndex(self.path / "index", self._store)
         self._contents = Contents(self.path)
         self._lock = threading.Lock()
@@ -107,8 +124,8 @@ class Collection:
         model = folder / "models" / hasher.fingerprint
         make_index(index, hasher.bits)
         with _plain_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):  # or two processes might each put a new database there
+            make_folder(folder)
+            with locked(folder):  # or two processes might each put a new database there
                 if (folder / "items.db").exists():
                     raise HashretError(f"there is a collection at {folder} already: open it, or choose another folder")
                 try:
@@ -159,11 +176,15 @@ class Collection:
         from hashret.hasher import Hasher
 
         with self._lock:
-            fingerprint = self.fingerprint
+            settings = self._settings()
+            fingerprint = settings["fingerprint"]
             if self._hasher is None or self._hasher.fingerprint != fingerprint:
-                self._hasher = Hasher.load(self.path / "models" / fingerprint)
-                if self._hasher.fingerprint != fingerprint:
+                loaded = Hasher.load(self.path / "models" / fingerprint)
+                if loaded.fingerprint != fingerprint:
                     raise HashretError(f"{self.path / 'models' / fingerprint} holds another model: restore it")
+                if str(loaded.bits) != settings["bits"]:
+                    raise damaged(self._store.path, f"codes of {loaded.bits} bits have {settings['bits']} there")
+                self._hasher = loaded
             return self._hasher
 
     # Adding and removing
@@ -264,15 +285,18 @@ class Collection:
             with self._store.write() as generation:
                 gone = self._store.remove_items([int(i) for i in ids], generation)
             for digest in gone:
-                (self.path / BLOBS / digest).unlink(missing_ok=True)
+                if re.fullmatch("[0-9a-f]{64}", digest):  # no path to who knows where
+                    (self.path / BLOBS / digest).unlink(missing_ok=True)
             self._index.keep()
         return len(gone)
 
-    def reindex(self, hasher: "Hasher", *, progress: Callable[[Progress], None] | None = None) -> None:
+    def reindex(
+        self, hasher: "Hasher", *, drop_missing: bool = False, progress: Callable[[Progress], None] | None = None
+    ) -> int:
         """Code every item with another model, and switch to it in one commit; what was coded is kept if interrupted.
 
-        Queries use the old model until then. Raises HashretError, and does not switch, if contents cannot be found
-        where they were indexed from.
+        Queries use the old model until then. Raises MissingContents, and does not switch, if contents cannot be read
+        where they were indexed from, unless `drop_missing` has those items forgotten; how many were.
         """
         with self._writing():
             fingerprint = hasher.fingerprint
@@ -289,15 +313,14 @@ class Collection:
                     if progress is not None:
                         progress(Progress("reindexing", done, total, {}))
             missing = self._store.without_code(fingerprint)
-            if missing:
-                item = self._store.items(missing[:1])[missing[0]]
-                raise HashretError(
-                    f"{len(missing)} items cannot be read where they were, such as {(item.paths or ['?'])[0]}: put the "
-                    f"files back, or forget them with hashret index SOURCE --prune, and run hashret reindex again"
-                )
+            if missing and not drop_missing:
+                items = self._store.items(missing).values()
+                raise MissingContents([self._absolute(item).paths[0] for item in items])
             with self._store.write() as generation:
+                self._store.remove_items(missing, generation)
                 self._store.switch(fingerprint, hasher.bits, generation)
             self._index.keep()
+        return len(missing)
 
     def use_index(self, kind: str) -> None:
         """Search by another index from now on: "bitflip", or "faiss:FACTORY"; ValueError if there is none such."""
@@ -308,6 +331,13 @@ class Collection:
                     self._store.put_setting("index", kind)
                 self._index.forget()
                 self._index.keep()
+
+    def rebuild_index(self) -> None:
+        """Make the index again from the database, and its cache anew."""
+        with self._writing():
+            shutil.rmtree(self.path / "index", ignore_errors=True)
+            self._index.forget()
+            self._index.keep()
 
     # Searching
 
@@ -382,7 +412,7 @@ class Collection:
 
     def info(self) -> dict[str, Any]:
         """Counts, model, index and size on disk."""
-        config = json.loads((self.path / "models" / self.fingerprint / "config.json").read_text())
+        config = read_config(self.path / "models" / self.fingerprint)
         with self._store.read() as settings:
             return {
                 "path": str(self.path),
@@ -452,7 +482,7 @@ class Collection:
             return item_id, decode(hashed, hasher.preprocessing)[0].pixels if same else None
 
         done = set()
-        for item_id, pixels in in_order(prepare, wanted()):
+        for item_id, pixels in in_order(prepare, wanted(), weigh=lambda item: max(1, 16 * weight(item[2]))):
             if pixels is not None and item_id not in done:
                 done.add(item_id)
                 yield item_id, pixels
@@ -475,7 +505,7 @@ class Collection:
         data, digest = content_bytes(content), sha256(content)
         blob = self.path / BLOBS / digest
         with _plain_errors(self.path):
-            blob.parent.mkdir(exist_ok=True)
+            make_folder(blob.parent)
             if not blob.exists():
                 write_durably(blob, data)
         return Content(BLOBS, digest, None, len(data), 0, digest, len(data), width, height, code, metadata)
@@ -530,7 +560,7 @@ class Collection:
         if missing:
             items = self._store.items(missing)
             if len(items) < len(missing):
-                raise HashretError(f"{self._store.path} is damaged: restore it from a backup")
+                raise HashretError(f"{self._store.path} is damaged: hashret doctor says what can be saved")
             known[1].update((i, self._absolute(item)) for i, item in items.items())
         return known[1]
 
@@ -543,7 +573,9 @@ class Collection:
         """Hold the collection's lock: threads wait for it, another process is refused."""
         if self.read_only:
             raise HashretError(f"{self.path} was opened read-only: open it for writing to change it")
-        with _locked(self.path), sqlite_errors(self._store.path):
+        self._store.check_in_place()  # before a lock would make the folder anew
+        with locked(self.path), sqlite_errors(self._store.path):
+            self._store.check_in_place()
             yield
 
 
@@ -562,7 +594,7 @@ _locks_lock = threading.Lock()
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder: other threads wait for it, another process is refused."""
     with _locks_lock:
         ours = _locks.setdefault(os.path.realpath(folder), threading.RLock())

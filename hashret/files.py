@@ -13,6 +13,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, that a power cut does not take away; nothing if it is there."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
 def put_in_place(written: Path, target: Path) -> None:
     """Give a finished file or folder its name, durably, in place of what had it; both lie in the same folder."""
     for path in (*written.iterdir(), written) if written.is_dir() else (written,):

@@ -24,13 +24,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 import hashret
 from hashret.codes import Codes, check_bits, pack
-from hashret.errors import HashretError, one_line
-from hashret.files import put_in_place
+from hashret.config import FORMAT as FORMAT
+from hashret.config import damaged_model, read_config
+from hashret.errors import HashretError
+from hashret.files import make_folder, put_in_place
 from hashret.images import Preprocessing, to_content
 from hashret.models import MODELS
 from hashret.models.base import Member, choose
@@ -40,7 +42,6 @@ from hashret.progress import Progress
 from hashret.sources import Labelled, in_order, open_source, sample
 from hashret.training import Training, device, split, tensor_bytes, to_input, train
 
-FORMAT = 1  # of the model folder and of what its codes mean
 DEFAULT_MODEL = "contrastive"
 BATCH = 256  # images in one forward pass
 MAX_WEIGHTS = 2**30  # of a member: four gigabytes, and training needs as much again three times
@@ -269,7 +270,7 @@ class Hasher:
         if target.exists() and not (target.is_dir() and _holds_only_a_model(target)):
             raise HashretError(f"{target} exists and is no model folder: choose another place")
         config = self._description() | {"fingerprint": self.fingerprint, "training": self._training}
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         written, old = (target.with_name(f"{target.name}.{os.getpid()}.{what}") for what in ("new", "old"))
         shutil.rmtree(written, ignore_errors=True)  # of a process that was killed, and had the same number
         try:
@@ -291,27 +292,24 @@ class Hasher:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The hasher saved at `path`; raises HashretError if there is none, or it is damaged or too new."""
         folder = Path(path)
+        config = read_config(folder)
         try:
-            if not (folder / "config.json").is_file():
-                raise HashretError(f"{folder} is no model folder: make one with hashret train SOURCE -o {folder}")
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            if config["format"] > FORMAT:
-                raise HashretError(f"{folder} was made by a newer hashret: upgrade hashret to read it")
-            if config["format"] != FORMAT:
-                raise ValueError(f"format {config['format']!r}")
             hasher = cls(config["model"], config["bits"], config["head"], **config["settings"])
             hasher.settings = config["settings"]  # without those that members did not have yet when it was made
             hasher._training = dict(config["training"])
             preprocessing = Preprocessing.from_dict(config["preprocessing"])
-            tensors = load_file(folder / "model.safetensors")
+            weights = folder / "model.safetensors"
+            if weights.exists() and not weights.is_file():  # a pipe, which would keep us waiting
+                raise ValueError("model.safetensors is no file")
+            utf8 = os.fsencode(weights).decode(errors="ignore") == str(weights)  # the only paths that safetensors takes
+            tensors = load_file(weights) if utf8 else load(weights.read_bytes())
             with torch.device("meta"):
                 member = hasher._build(preprocessing, hasher.settings)
             _check_tensors(tensors, member, hasher.bits)
             member.load_state_dict(_below("member.", tensors), assign=True)
             head = Head(**_below("head.", tensors))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = one_line(error)
-            raise HashretError(f"the model in {folder} is damaged ({reason}): restore it or train again") from None
+            raise damaged_model(folder, error) from None
         hasher._fitted = preprocessing, member.eval().requires_grad_(False), head
         if hasher.fingerprint != config.get("fingerprint"):
             raise HashretError(f"the model in {folder} was changed since it was saved: restore it or train again")

@@ -5,6 +5,7 @@ either; `Preprocessing` makes of either the small picture that a model sees, and
 The file is longer than most because nothing outside it may decode, resize or hash an image in another way.
 """
 
+import errno
 import hashlib
 import io
 import logging
@@ -12,6 +13,7 @@ import os
 import re
 import stat
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +43,7 @@ Content = bytes | NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**30
+DECODE_SECONDS = 30.0  # that a file may take, and one more for each megabyte: far more than any honest one does
 
 # Pillow also reads formats that run a program or fit nearly any bytes (EPS, TGA, …); these are all we open.
 _FORMATS = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", *(["AVIF"] if _AVIF else [])]
@@ -332,7 +335,7 @@ def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.I
         raise TooLarge(_too_large(len(data)))
     try:
         with _quiet():
-            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image: Image.Image = Image.open(_Watched(data), formats=_FORMATS)
             _check_size(*image.size)
             width, height = image.size
             if image.format == "PNG" and width * height * data[24] > 8 * 1032 * len(data):
@@ -349,8 +352,27 @@ def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.I
         raise
     except Image.DecompressionBombError as error:  # more than twice Pillow's own limit; its text has the number
         raise TooLarge(_too_many(int(re.findall(r"\d+", str(error))[0]))) from None
+    except MemoryError:  # which is said of the computer as it is now, not of the file
+        raise HashretError("cannot be read: not enough memory") from OSError(errno.ENOMEM, "not enough memory")
     except Exception as error:  # Pillow raises a dozen kinds, down to ZeroDivisionError, for files that are broken
         raise HashretError(_reason(data, error)) from None
+
+
+class _Watched(io.BytesIO):
+    """A file that Pillow may read from for so long: a few kilobytes can keep a decoder busy for hours.
+
+    The time is that of this thread on its processor, so that it does not run out because other programs do.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._most = DECODE_SECONDS + len(data) / 2**20
+        self._end = time.thread_time() + self._most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._end:
+            raise HashretError(f"takes more than the {self._most:.0f} seconds that it may take to decode")
+        return super().read(size)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -396,12 +418,17 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _scale_16_bits(image: Image.Image) -> Image.Image:
-    wide = np.asarray(image).astype(np.int64)
+    wide = np.asarray(image)
     if wide.min() < 0 or wide.max() > 65535:
         raise ValueError("pixels beyond 16 bits; save it with 8 or 16 bits")
-    pixels = ((wide + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
-    if isinstance(image.info.get("transparency"), int):
-        pixels[wide == image.info["transparency"]] = 255
+    clear = image.info.get("transparency")
+    pixels = np.empty(wide.shape, np.uint8)
+    for start in range(0, wide.size, 2**20):  # all at once would take gigabytes
+        levels = wide.reshape(-1)[start : start + 2**20].astype(np.int32)
+        part = pixels.reshape(-1)[start : start + 2**20]
+        part[...] = (levels + 128) // 257  # 65535 / 257 = 255
+        if isinstance(clear, int):
+            part[levels == clear] = 255
     return Image.fromarray(pixels)
 
 

@@ -8,8 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,12 @@ from hashret.store import Seen, Store
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
 
+T = TypeVar("T")
+
 BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged, together
-MODEL_CHUNK = 250  # images that the model is given at a time
+MODEL_CHUNK = 500  # images that the model is given at a time
 FILE_CHUNK = 25  # files that a thread reads or decodes at a time
+CHUNK_BYTES = 2**25  # and of how many bytes together, unless a single one has more
 
 
 @dataclass(slots=True)
@@ -51,9 +53,11 @@ def encoded(
     """The records that are new or have changed, with codes of the contents that are new, in batches to be committed.
 
     `unchanged` is called for every other record; `hasher` gives the model, and is not asked for it if nothing is new.
-    `only` are the whole paths of the records to look at, if not all.
+    `only` are the whole paths of the records to look at, if not all. Where the source breaks off, what it gave before
+    comes first, and then the HashretError.
     """
     model: Hasher | None = None
+    broken: list[HashretError] = []
 
     def mark_known(chunk: list[Found]) -> list[Found]:
         nonlocal model
@@ -78,19 +82,27 @@ def encoded(
                 found.code = code.tobytes()
         return chunk
 
-    changed = _changed(source, store, unchanged, only)
+    def readable() -> Iterator[Found]:
+        try:
+            yield from _changed(source, store, unchanged, only)
+        except HashretError as error:
+            broken.append(error)
+
+    changed = readable()
     decoded: Iterable[list[Found]]
     if source.arrays:  # nothing to wait for and little to compute: threads would only fight for the interpreter
         decoded = map(decode_new, map(mark_known, map(hash_contents, batches(changed, MODEL_CHUNK))))
     else:
-        hashed = in_order(hash_contents, batches(changed, FILE_CHUNK), ahead=4)
-        decoded = in_order(decode_new, map(mark_known, hashed), ahead=4)
+        hashed = in_order(hash_contents, batches(changed, FILE_CHUNK, weight), ahead=4, weigh=weigh_chunk)
+        decoded = in_order(decode_new, map(mark_known, hashed), ahead=4, weigh=weigh_chunk)
     frozen = gc.get_freeze_count()
     try:
         yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), ahead=8), BATCH_ITEMS)
     finally:
         if not frozen:
             gc.unfreeze()
+    if broken:
+        raise broken[0]
 
 
 def _changed(source: Source, store: Store, unchanged: Callable[[Seen], None], only: Set[str] | None) -> Iterator[Found]:
@@ -111,7 +123,13 @@ def read(record: Record) -> Content | HashretError:
     try:
         return record.read()
     except HashretError as error:
-        return error
+        return _bare(error)
+
+
+def _bare(error: HashretError) -> HashretError:
+    """The same error without the calls that led to it, which would keep whole files that they were given in memory."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def hash_contents(chunk: list[Found]) -> list[Found]:
@@ -139,14 +157,30 @@ def decode(chunk: list[Found], preprocessing: Preprocessing) -> list[Found]:
                 found.pixels, found.width, found.height = preprocessing(found.content)
                 found.content = None
             except HashretError as error:
-                found.content = error
+                found.content = _bare(error)
     return chunk
 
 
-def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def weight(found: Found) -> float:
+    """The share of a chunk's bytes that a record takes while its content is in memory."""
+    return found.record.size / CHUNK_BYTES
+
+
+def weigh_chunk(chunk: list[Found]) -> float:
+    """How many full chunks a chunk is as heavy as, but at least one."""
+    return max(1.0, sum(map(weight, chunk)))
+
+
+def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] = lambda item: 0.0) -> Iterator[list[T]]:
+    """Lists of `size` items, or fewer that together weigh 1 or more, the last one shorter."""
+    batch, weight = list[T](), 0.0
+    for item in items:
+        batch.append(item)
+        weight += weigh(item)
+        if len(batch) == size or weight >= 1:
+            yield batch
+            batch, weight = [], 0.0
+    if batch:
         yield batch
 
 

@@ -4,18 +4,22 @@ A cache is trusted only while the database names it, and its file has the size, 
 that are recorded there. Deleting caches loses nothing but the time to build the index again.
 """
 
+import errno
 import hashlib
 import json
 import re
+import shutil
+import stat
 import threading
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hashret.errors import HashretError
+from hashret.errors import HashretError, one_line
 from hashret.indexes import INDEXES, CodeIndex, FaissIndex
 from hashret.ingest import BATCH_ITEMS
-from hashret.store import Store
+from hashret.store import Store, damaged
 
 
 class Live(NamedTuple):
@@ -50,14 +54,20 @@ class LiveIndex:
             if live is not None and live.generation < generation:
                 self._live = None  # while it moves on, no answer of it counts
                 changes = self._store.changes(live.generation, fingerprint, bits)
-                if changes is not None:
-                    live.codes.remove(changes.removed)
-                    live.codes.add(changes.codes, changes.added)
+                try:
+                    if changes is not None:
+                        live.codes.remove(changes.removed)
+                        live.codes.add(changes.codes, changes.added)
+                except ValueError:  # they do not lead on from there, and whatever is damaged, the codes say more
+                    changes = None
                 live = None if changes is None else Live(kind, fingerprint, generation, live.codes)
             if live is None:
                 ids, codes = self._store.codes(fingerprint, bits)
                 live = Live(kind, fingerprint, generation, make_index(kind, bits))
-                live.codes.add(codes, ids)
+                try:
+                    live.codes.add(codes, ids)
+                except ValueError as error:  # an id that comes twice
+                    raise damaged(self._store.path, one_line(error)) from error
             self._live = live
             return live if live.generation == generation else None
 
@@ -74,14 +84,17 @@ class LiveIndex:
         told = _told(settings)
         if told is None:
             return None
-        file = self._folder / told["name"]
+        file = self._folder / told.name
         try:
-            if _status(file) != told["status"] and _checksum(file) != told["sha256"]:
+            status = _status(file)
+            if status != told.status and (status[0] != told.status[0] or _checksum(file) != told.sha256):
                 return None
             codes = INDEXES[settings["index"].partition(":")[0]].load(file, verify=False)
-        except (OSError, HashretError):
+        except (OSError, HashretError, RuntimeError):  # RuntimeError: FAISS, of a file that decayed where it lies
             return None
-        return Live(settings["index"], told["fingerprint"], told["generation"], codes)
+        if codes.bits != int(settings["bits"]):
+            return None
+        return Live(settings["index"], told.fingerprint, told.generation, codes)
 
     def keep(self) -> None:
         """Write the cache, if there is none, or not the one that was written, or if it is far behind.
@@ -90,11 +103,11 @@ class LiveIndex:
         """
         with self._store.read() as settings:
             told = _told(settings)
-            reached = -1 if told is None else int(told["generation"])
+            reached = -1 if told is None else told.generation
             behind = self._store.count(f"changes WHERE generation > {reached}")
             near = behind <= BATCH_ITEMS or behind <= self._store.count("items") // 20
-            with suppress(FileNotFoundError):
-                if told is not None and near and _status(self._folder / told["name"]) == told["status"]:
+            with suppress(OSError):
+                if told is not None and near and _status(self._folder / told.name) == told.status:
                     return
             live = self.at(settings)
         assert live is not None  # nobody else can have written
@@ -102,26 +115,28 @@ class LiveIndex:
         file = self._folder / f"{live.fingerprint[:16]}-{live.generation:012d}.{kind}"
         try:
             self._folder.mkdir(exist_ok=True)
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)  # a file cannot take its place
             live.codes.save(file)
         except OSError as error:
             raise HashretError(
                 f"{self._folder} cannot be written ({error.strerror}): everything is stored, but searches will start "
                 f"slowly until a command can write there"
             ) from error
-        record = {
-            "name": file.name,
-            "fingerprint": live.fingerprint,
-            "generation": live.generation,
-            "index": settings["index"],
-            "status": _status(file),
-            "sha256": _checksum(file),
-        }
+        record = _Record(
+            name=file.name,
+            fingerprint=live.fingerprint,
+            generation=live.generation,
+            index=settings["index"],
+            status=_status(file),
+            sha256=_checksum(file),
+        )
         with self._store.write(step=0):
-            self._store.put_setting("cache", json.dumps(record))
+            self._store.put_setting("cache", json.dumps(asdict(record)))
             # Other processes, which are at the last cache or later, can follow from there.
             self._store.forget_changes(max(reached, int(settings["changes_after"])))
         for old in self._folder.iterdir():
-            if old.name != file.name:
+            if old.name != file.name and _CACHE.fullmatch(old.name):  # the folder may be a link to who knows where
                 with suppress(OSError):  # what stays costs only its place
                     old.unlink()
 
@@ -134,15 +149,38 @@ def make_index(kind: str, bits: int) -> CodeIndex:
     return FaissIndex(bits, factory) if factory else INDEXES[name](bits)
 
 
-def _told(settings: dict[str, str]) -> dict[str, Any] | None:
-    """What the database says of the cache, if that is of the current model and kind of index."""
-    told: dict[str, Any] | None = json.loads(settings.get("cache", "null"))
-    fits = told is not None and all(told[key] == settings[key] for key in ("fingerprint", "index"))
-    return told if fits else None
+# A cache, or what was written of one when the power went.
+_CACHE = re.compile(r"\.?[0-9a-f]{16}-[0-9]{12,}\.[a-zA-Z0-9-]+(\.[0-9a-f]{16})?")
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the database says of a cache."""
+
+    name: str
+    fingerprint: str
+    generation: int
+    index: str
+    status: list[int]
+    sha256: str
+
+
+def _told(settings: dict[str, str]) -> _Record | None:
+    """The record of the cache, if it makes sense and is of the current model and kind of index."""
+    try:
+        told = _Record(**json.loads(settings.get("cache", "null")))
+        possible = _CACHE.fullmatch(told.name) and 0 <= told.generation <= int(settings["generation"])
+        fits = (told.fingerprint, told.index) == (settings["fingerprint"], settings["index"])
+        return told if possible and fits and len(told.status) == 3 else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _status(file: Path) -> list[int]:
+    """Size, mtime and inode; OSError if it is no file, such as a pipe, which nobody may be waiting at."""
     status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 

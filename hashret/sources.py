@@ -19,8 +19,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,6 +205,7 @@ class _Zip(Source):
         with reading(path):
             self._mtime_ns = path.stat().st_mtime_ns
             self._zip = zipfile.ZipFile(path)
+            _check_apart(self._zip.infolist())
         files = {info.filename.removeprefix("./"): info for info in self._zip.infolist() if not info.is_dir()}
         self._members = {name: files[name] for name in sorted(files) if _is_image(name)}
         self._passed_over = len(files) - len(self._members)
@@ -232,6 +234,34 @@ class _Zip(Source):
             raise HashretError(f"broken in the archive: {one_line(error)}") from None
 
 
+def _check_apart(members: list[zipfile.ZipInfo]) -> None:
+    """Raises HashretError if members share their bytes: a few megabytes could then be unpacked for days."""
+    members = sorted(members, key=lambda info: info.header_offset)
+    for here, there in pairwise(members):
+        if here.header_offset + here.compress_size > there.header_offset:
+            raise HashretError(f"{here.filename!r} and {there.filename!r} lie in the same bytes of the archive")
+
+
+class _Header(tarfile.TarInfo):
+    """A header that neither leads back to where the archive was read already, nor fills the memory with a name."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _EXTENDED and header.size > 2**18):
+            raise tarfile.HeaderError(f"a header of {header.size} bytes")
+        return header
+
+
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
 class _Tar(Source):
     """The images in a .tar, compressed or not, in the order they lie there, read once from front to back."""
 
@@ -241,14 +271,17 @@ class _Tar(Source):
         self.root = f"{_absolute(path)}!/"
         self._path = path
         self._current: tarfile.TarInfo | None = None
-        with reading(path), tarfile.open(path):
+        with reading(path), tarfile.open(path, tarinfo=_Header):
             self._mtime_ns = path.stat().st_mtime_ns
 
     def __iter__(self) -> Iterator[Record]:
-        self.ignored = 0
-        with reading(self._path), contextlib.closing(tarfile.open(self._path)) as archive:
+        self.ignored = reached = 0
+        with reading(self._path), contextlib.closing(tarfile.open(self._path, tarinfo=_Header)) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+                if archive.offset <= reached:  # by an extended header's negative size
+                    raise HashretError(f"{self._path} is broken: {member.name!r} leads back to what was read")
+                reached = archive.offset
                 name = member.name.removeprefix("./")
                 if member.isdir():
                     continue
@@ -270,7 +303,7 @@ class _Tar(Source):
             raise HashretError("cannot be read: a link, or no file at all")
         try:
             with archive.extractfile(member) as file:  # type: ignore[union-attr]  # a regular file has one
-                return file.read()
+                return b"".join(iter(partial(file.read, 2**20), b""))  # at once, a sparse one would be copied for ever
         except Exception as error:  # as in _Zip
             raise HashretError(f"broken in the archive: {one_line(error)}") from None
 
@@ -328,23 +361,32 @@ class Labelled(Source):
 
 
 def in_order(
-    function: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 64
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    threads: int | None = None,
+    ahead: int = 64,
+    weigh: Callable[[T], float] = lambda item: 1,
 ) -> Generator[R, None, None]:
     """`function` of each item, from a pool of threads, in the order of the items.
 
-    `items` is taken in the caller's thread, at most `ahead` items before the result that is given out. An error in
-    either comes out in its place. Closing the generator drops what has not begun and waits for what has.
+    `items` is taken in the caller's thread, at most `ahead` items before the result that is given out, or fewer that
+    together weigh as much. An error in either comes out in its place. Closing the generator drops what has not begun
+    and waits for what has.
     """
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    pending: deque[Future[R]] = deque()
+    most, weight = max(ahead, threads), 0.0
+    pending: deque[tuple[Future[R], float]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="hashret-order")
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= max(ahead, threads):
-                yield pending.popleft().result()
+            pending.append((pool.submit(function, item), weigh(item)))
+            weight += pending[-1][1]
+            while weight >= most:
+                weight -= pending[0][1]
+                yield pending.popleft()[0].result()
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()[0].result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -410,7 +452,7 @@ def sample(
                 yield place, record, _read(record) if source.streaming else None
 
     hold = partial(_hold, size=size)
-    results = (hold(job) for job in choose()) if source.arrays else in_order(hold, choose())
+    results = (hold(job) for job in choose()) if source.arrays else in_order(hold, choose(), weigh=_weight)
     held: list[_Held] = []
     failures: list[tuple[str, str]] = []
     originals, keep_originals = 0, True  # in bytes
@@ -474,6 +516,10 @@ def _read(record: Record) -> Content | HashretError:
         return record.read()
     except HashretError as error:
         return error
+
+
+def _weight(job: _Job) -> float:
+    return max(1, job[1].size / 2**22)  # of which 64, a quarter gigabyte, are read before the first is looked at
 
 
 def _original_size(image: _Held) -> int:

@@ -8,15 +8,17 @@ The file is longer than most because nothing outside it may speak SQL.
 
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import wraps
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -24,8 +26,11 @@ from numpy.typing import NDArray
 from sqlite_utils import Database
 
 from hashret.codes import Codes
-from hashret.errors import HashretError
+from hashret.errors import HashretError, one_line
 from hashret.files import put_in_place
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 SCHEMA_VERSION = 1  # PRAGMA user_version
 SCHEMA = """
@@ -107,6 +112,43 @@ class Changes(NamedTuple):
     codes: Codes
 
 
+class _Settings(dict[str, str]):
+    """The settings of a database; one that is lacking is damage."""
+
+    def __init__(self, path: Path, settings: dict[str, str]) -> None:
+        super().__init__(settings)
+        self._path = path
+
+    def __missing__(self, key: str) -> str:
+        raise damaged(self._path, f"it has no setting {key}")
+
+
+_FORMS = {
+    "fingerprint": re.compile("[0-9a-f]{64}"),
+    "bits": re.compile("[0-9]{1,4}"),
+    "generation": re.compile("[0-9]{1,18}"),
+    "changes_after": re.compile("[0-9]{1,18}"),
+}
+
+
+def damaged(path: Path, how: str) -> HashretError:
+    """The error for a database that is not what hashret made it."""
+    return HashretError(f"{path} is damaged ({how}): hashret doctor says what can be saved")
+
+
+def _makes_sense(read: Callable[Concatenate["Store", P], R]) -> Callable[Concatenate["Store", P], R]:
+    """Say of values that hashret never wrote, such as texts for numbers, that the database is damaged."""
+
+    @wraps(read)
+    def method(store: "Store", /, *arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return read(store, *arguments, **options)
+        except (TypeError, ValueError, OverflowError, LookupError, RecursionError) as error:
+            raise damaged(store.path, one_line(error)) from error
+
+    return method
+
+
 class Store:
     """The database at `path`, one connection a thread.
 
@@ -122,6 +164,7 @@ class Store:
             raise HashretError(f"there is no collection at {path.parent}: make one with hashret index SOURCE")
         self.path = path
         self.read_only = read_only
+        self._inode = path.stat().st_ino
         self._threads = threading.local()
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
         with sqlite_errors(path):
@@ -130,6 +173,7 @@ class Store:
                 raise HashretError(f"{path} was made by a newer hashret: upgrade hashret to open it")
             if version < SCHEMA_VERSION:
                 raise HashretError(f"{path} is no database of a collection: choose another folder")
+            self.settings()["generation"]  # before anything is written: another program may count versions too
             if not read_only:
                 self.db.execute("PRAGMA journal_mode = WAL")  # which a backup may not be in
 
@@ -144,7 +188,7 @@ class Store:
                 db.executescript(SCHEMA)
                 db.conn.executemany(
                     "INSERT INTO settings VALUES (?, ?)",
-                    [*settings.items(), ("generation", "0"), ("changes_after", "0")],
+                    ({"generation": "0", "changes_after": "0"} | settings).items(),
                 )
                 db.conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.conn.commit()
@@ -165,6 +209,11 @@ class Store:
             self._opened.add(self._threads.connection)
         connection: _Connection = self._threads.connection
         return connection.db
+
+    def check_in_place(self) -> None:
+        """Raises HashretError if the database was deleted or replaced: what is written to it then is lost."""
+        if not self.path.is_file() or self.path.stat().st_ino != self._inode:
+            raise HashretError(f"{self.path} was deleted or replaced since it was opened: open the collection again")
 
     def close(self) -> None:
         for connection in list(self._opened):
@@ -207,11 +256,17 @@ class Store:
                 raise
 
     def settings(self) -> dict[str, str]:
-        return dict(self.db.conn.execute("SELECT key, value FROM settings"))
+        """All settings; one that every collection has, and this one lacks, is asked for with a HashretError."""
+        rows = self.db.conn.execute("SELECT key, value FROM settings")
+        told = _Settings(self.path, {key: _from_text(value) for key, value in rows})
+        for key, form in _FORMS.items():
+            if key in told and not form.fullmatch(told[key]):
+                raise damaged(self.path, f"its setting {key} is {told[key]!r}")
+        return told
 
     def put_setting(self, key: str, value: str) -> None:
         """Change a setting, inside `write`."""
-        self.db.conn.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+        self.db.conn.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, _text(value)))
 
     def count(self, table: str) -> int:
         with sqlite_errors(self.path):
@@ -237,14 +292,15 @@ class Store:
     def _named(self, columns: str, table: str, root: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         """The rows of some paths in a table, the name first."""
         stored = [_text(name) for name in names]
-        # One statement for all names costs a tenth of one for each; JSON holds no bytes, so those go one by one.
-        text = json.dumps([name for name in stored if isinstance(name, str)])
+        # One statement for all names costs a tenth of one for each; JSON holds no bytes, and for SQLite a text in it
+        # ends at a zero, so those go one by one.
+        text = json.dumps([name for name in stored if isinstance(name, str) and "\0" not in name])
         sql = f"SELECT {columns} FROM {table} WHERE root = ? AND name"
         yield from self.db.conn.execute(f"{sql} IN (SELECT value FROM json_each(?))", (_text(root), text))
         for name in stored:
-            if isinstance(name, bytes):
+            if isinstance(name, bytes) or "\0" in name:
                 for row in self.db.conn.execute(f"{sql} = ?", (_text(root), name)):
-                    yield os.fsdecode(row[0]), *row[1:]
+                    yield _from_text(row[0]), *row[1:]
 
     def _rows(self, sql: str, rows: Iterable[tuple[Any, ...]], end: str = "") -> None:
         """Execute a statement that takes rows of values, a thousand rows in one go.
@@ -274,7 +330,10 @@ class Store:
         for content in contents:
             if content.sha256 not in ids and content.code is not None:
                 fresh.setdefault(content.sha256, content)
-        highest = conn.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'items'").fetchone()[0] or 0
+        sql = "SELECT CAST(max(seq) AS INTEGER) FROM sqlite_sequence WHERE name = 'items'"
+        highest = conn.execute(sql).fetchone()[0] or 0
+        if not 0 <= highest < 2**62:
+            raise damaged(self.path, f"the last item had the number {highest}")
         ids |= {sha256: highest + i for i, sha256 in enumerate(fresh, 1)}
         now = _now()
         told = ((ids[s], s, c.width, c.height, c.length, now, _json(c.metadata)) for s, c in fresh.items())
@@ -362,6 +421,7 @@ class Store:
         sql = "SELECT id FROM items WHERE id > ? ORDER BY id LIMIT ?"
         return [row[0] for row in self.db.conn.execute(sql, (after, limit))]
 
+    @_makes_sense
     def items(self, ids: Iterable[int]) -> dict[int, Item]:
         """The items with these ids, by id; those that do not exist are left out."""
         wanted = json.dumps(list(ids))
@@ -379,6 +439,7 @@ class Store:
             found[i] = Item(i, sha256, width, height, size, added, metadata, several, label)
         return found
 
+    @_makes_sense
     def codes(self, fingerprint: str, bits: int, ids: Sequence[int] | None = None) -> tuple[NDArray[np.int64], Codes]:
         """Ids int64 (n) and codes uint8 (n, bits // 8) of all items, or of those among `ids`, in ascending order."""
         sql = "SELECT item_id, code FROM codes WHERE fingerprint = ?"
@@ -389,12 +450,17 @@ class Store:
         found = bytearray()
         for i, code in self.db.conn.execute(sql + " ORDER BY item_id", told):
             found_ids.append(i)
+            if len(code) * 8 != bits:
+                break  # so that there are too few bytes
             found += code
         if len(found) != len(found_ids) * (bits // 8):
-            raise HashretError(f"{self.path} holds codes that are not of {bits} bits: restore it from a backup")
+            raise damaged(self.path, f"codes are not of {bits} bits")
+        if found_ids and found_ids[0] < 0:
+            raise damaged(self.path, f"an item has the number {found_ids[0]}")
         codes = np.frombuffer(bytes(found), np.uint8).reshape(len(found_ids), bits // 8)
         return np.array(found_ids, np.int64), codes
 
+    @_makes_sense
     def changes(self, since: int, fingerprint: str, bits: int) -> Changes | None:
         """What became of the codes after generation `since`; None if that is no longer recorded."""
         if since < int(self.settings()["changes_after"]):
@@ -488,16 +554,18 @@ def sqlite_errors(path: Path) -> Iterator[None]:
             "readonly": lambda: f"{path.parent} cannot be written to: open it read-only, or change its permissions",
             "unable to open": lambda: f"{path} cannot be opened: check the folder's permissions",
             "locked": lambda: f"{path.parent} is being written to by another process: try again when it has finished",
-            "malformed": lambda: f"{path} is damaged: restore it from a backup",
-            "decode": lambda: f"{path} is damaged: restore it from a backup",
-            "not a database": lambda: f"{path} is damaged, or no database: restore it from a backup",
+            "malformed": lambda: f"{path} is damaged: hashret doctor says what can be saved",
+            "decode": lambda: f"{path} is damaged: hashret doctor says what can be saved",
+            "not a database": lambda: f"{path} is damaged, or no database: hashret doctor says what can be saved",
             "disk I/O": lambda: f"{path.parent} cannot be read or written ({text}): check the disk",
             "no such": lambda: f"{path} is no database of a collection: choose another folder",
         }
         for part, say in advice.items():
             if part in text:
                 raise HashretError(say()) from error
-        raise
+        if isinstance(error, sqlite3.ProgrammingError):
+            raise
+        raise damaged(path, one_line(error)) from error
 
 
 def _text(path: str) -> str | bytes:
@@ -510,6 +578,8 @@ def _text(path: str) -> str | bytes:
 
 
 def _from_text(stored: str | bytes) -> str:
+    if not isinstance(stored, str | bytes):
+        raise sqlite3.DatabaseError(f"malformed: {stored!r} for a text")
     return stored if isinstance(stored, str) else os.fsdecode(stored)
 
 

@@ -26,7 +26,7 @@ from hashret.collection import Collection
 from hashret.hasher import Hasher
 
 MAIN = [sys.executable, "-c", "from hashret.cli import main; main()"]
-COMMANDS = ["train", "index", "query", "info", "reindex", "serve", "demo"]
+COMMANDS = ["train", "index", "query", "info", "reindex", "doctor", "serve", "demo"]
 PHOTOS = 40
 
 
@@ -207,8 +207,15 @@ def test_train_elsewhere_then_reindex(place: Path, hashret: Command) -> None:
     assert hashret("query", f"hex:{code}", "-k", 1).out == f"   0  {place}/photos/0/00.png\n"
     check_failed(hashret("query", "hex:00000000"), 1, "hex:00000000: codes must have 16 bits, not 32")
     (place / "photos/0/00.png").unlink()
-    check_failed(hashret("reindex", "other"), 1, "1 items cannot be read where they were, such as .*/0/00.png: put .*")
+    ran = hashret("reindex", "other")
+    missing, said = ran.err.splitlines()
+    assert ran.code == 1 and missing == f"hashret: missing {place}/photos/0/00.png"
+    assert said.startswith("hashret: 1 items cannot be read where they were, such as ") and "--drop-missing" in said
     assert json.loads(hashret("info", "--json").out)["fingerprint"] == mine.fingerprint
+    told = Hasher.load("other").fingerprint[:16]
+    assert hashret("reindex", "other", "--drop-missing").err == (
+        f"39 items coded with pca, 16 bits, {told}; 1 forgotten\n"
+    )
 
 
 def test_info(place: Path, hashret: Command) -> None:

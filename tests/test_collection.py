@@ -29,7 +29,7 @@ from PIL import Image
 from hashret import collection as collection_module
 from hashret import ingest, live
 from hashret.codes import Codes, hamming
-from hashret.collection import Collection, Hit, Indexed, IndexReport, locate
+from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingContents, locate
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.images import content_bytes
@@ -1075,8 +1075,24 @@ def test_reindexing_stops_for_what_is_missing(collection: Collection, photos: Pa
         collection.reindex(hasher("pca", 16))
     assert collection.fingerprint == hasher().fingerprint and collection.query(digits()[0]) == before
     collection.index(photos, prune=True)
-    collection.reindex(hasher("pca", 16))
+    assert collection.reindex(hasher("pca", 16)) == 0
     assert collection.fingerprint == hasher("pca", 16).fingerprint
+    check_codes(collection)
+    check_answers(collection)
+
+
+def test_reindexing_forgets_what_is_missing_if_asked(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    collection.add(digits()[100:102])
+    (photos / "0/00.png").unlink()
+    next((collection.path / "blobs").iterdir()).unlink()
+    with pytest.raises(MissingContents) as missing:
+        collection.reindex(hasher("pca", 16))
+    assert len(missing.value.paths) == 2 and str(photos / "0/00.png") in missing.value.paths
+    assert len(collection) == 14 and collection.fingerprint == hasher().fingerprint
+    assert collection.reindex(hasher("pca", 16), drop_missing=True) == 2
+    assert len(collection) == 12 and collection.fingerprint == hasher("pca", 16).fingerprint
+    assert told(collection.index(photos)) == {"unchanged": 11}
     check_codes(collection)
     check_answers(collection)
 

@@ -25,17 +25,17 @@ class Network(NamedTuple):
     skips: bool = False  # whether the decoder gets more of the image than the outputs
 
 
-def _dense(inputs: int, outputs: int) -> list[nn.Module]:
-    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
+def _dense(inputs: int, outputs: int, unit: type[nn.ReLU | nn.SiLU] = nn.ReLU) -> list[nn.Module]:
+    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), unit(inplace=True)]
 
 
-def _dense_encoder(shape: Shape, layers: list[int], outputs: int) -> nn.Module:
-    stack = [layer for pair in pairwise([prod(shape), *layers]) for layer in _dense(*pair)]
+def _dense_encoder(shape: Shape, layers: list[int], outputs: int, unit: type[nn.ReLU | nn.SiLU] = nn.ReLU) -> nn.Module:
+    stack = [layer for pair in pairwise([prod(shape), *layers]) for layer in _dense(*pair, unit)]
     return nn.Sequential(nn.Flatten(), *stack, nn.Linear(layers[-1], outputs))
 
 
-def _dense_decoder(inputs: int, layers: list[int], shape: Shape) -> nn.Module:
-    stack = [layer for pair in pairwise([inputs, *layers]) for layer in _dense(*pair)]
+def _dense_decoder(inputs: int, layers: list[int], shape: Shape, unit: type[nn.ReLU | nn.SiLU] = nn.ReLU) -> nn.Module:
+    stack = [layer for pair in pairwise([inputs, *layers]) for layer in _dense(*pair, unit)]
     return nn.Sequential(*stack, nn.Linear(layers[-1], prod(shape)), nn.Unflatten(1, shape))
 
 
@@ -55,13 +55,14 @@ def _deep(width: int) -> list[int]:
 
 def deep_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
     """Hidden layers of 1000, 500 and 250 units for a `width` of 24: Hinton and Salakhutdinov, "Reducing the
-    Dimensionality of Data with Neural Networks", Science 2006. Ours has rectified and normalised units."""
-    return _dense_encoder(shape, _deep(width), outputs)
+    Dimensionality of Data with Neural Networks", Science 2006. Ours has normalised units with the smooth
+    rectifier x · sigmoid(x), which remembers better than a plain one."""
+    return _dense_encoder(shape, _deep(width), outputs, nn.SiLU)
 
 
 def deep_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
     """The mirror image of `deep_encoder`."""
-    return _dense_decoder(inputs, _deep(width)[::-1], shape)
+    return _dense_decoder(inputs, _deep(width)[::-1], shape, nn.SiLU)
 
 
 def _stages(shape: Shape, width: int) -> list[Shape]:

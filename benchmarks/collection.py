@@ -1,0 +1,178 @@
+"""What a collection of a million items costs: rows a second, opening, following, and looking at files again.
+
+    python benchmarks/collection.py --items 1000000 --files 100000
+
+Beside each figure stands the least that the same can cost in the same run: bare SQLite inserts of the same rows in
+transactions of the same size, a bare walk of the same folder. A cold start is a process of its own. Answers of the
+million are compared with brute force.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hashret import Collection, Hasher
+from hashret.codes import hamming, to_hex
+from hashret.store import SCHEMA, Content
+
+BATCH = 1000
+
+START = """
+import sys, time
+began = time.perf_counter()
+from hashret import Collection
+from hashret.codes import from_hex
+with Collection.open(sys.argv[1], read_only=True) as there:
+    (hits,) = there.query_codes(from_hex(sys.argv[2], 64), 10)
+took = time.perf_counter() - began
+assert "torch" not in sys.modules
+(most,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(took, int(most) / 1024, *(hit.id for hit in hits))
+"""
+
+
+def clustered(items: int) -> np.ndarray:
+    """Codes around one centre for every 500 items, each bit flipped with probability 0.06."""
+    rng = np.random.default_rng(0)
+    centres = rng.integers(0, 2, (max(1000, items // 500), 64), np.uint8)
+    parts = []
+    for start in range(0, items, 100_000):
+        count = min(100_000, items - start)
+        bits = centres[rng.integers(0, len(centres), count)] ^ (rng.random((count, 64), np.float32) < 0.06)
+        parts.append(np.packbits(bits, axis=1))
+    return np.concatenate(parts)
+
+
+def contents(codes: np.ndarray, start: int) -> list[Content]:
+    """What a thousand files of different contents are on their way into the database."""
+    rows = []
+    for i, code in enumerate(codes, start):
+        digest = hashlib.sha256(b"%d" % i).hexdigest()
+        rows.append(Content("/photos/", f"{i:09d}.jpg", None, 5000, i, digest, 5000, 32, 32, code.tobytes()))
+    return rows
+
+
+def fill(there: Collection, codes: np.ndarray) -> float:
+    """Seconds that the store takes for the rows of so many items."""
+    took, fingerprint = 0.0, there.fingerprint
+    for start in range(0, len(codes), BATCH):
+        rows = contents(codes[start : start + BATCH], start)
+        began = time.perf_counter()
+        with there._store.write() as generation:
+            there._store.put(rows, fingerprint, generation)
+        took += time.perf_counter() - began
+    return took
+
+
+def fill_bare(path: Path, codes: np.ndarray) -> float:
+    """Seconds that SQLite takes for the same rows, with nothing looked up."""
+    took = 0.0
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -65536;" + SCHEMA)
+        for start in range(0, len(codes), BATCH):
+            rows = list(enumerate(contents(codes[start : start + BATCH], start), start + 1))
+            began = time.perf_counter()
+            conn.execute("BEGIN IMMEDIATE")
+            conn.executemany(
+                "INSERT INTO items VALUES (?, ?, 32, 32, 5000, '2026-01-01T00:00:00Z', NULL)",
+                ((i, c.sha256) for i, c in rows),
+            )
+            conn.executemany("INSERT INTO codes VALUES (?, ?, ?)", ((i, "0" * 64, c.code) for i, c in rows))
+            conn.executemany("INSERT INTO changes VALUES (?, 'add', ?)", ((start, i) for i, _ in rows))
+            conn.executemany(
+                "INSERT INTO paths VALUES (?, ?, ?, NULL, ?, ?)",
+                ((c.root, c.name, i, c.size, c.mtime_ns) for i, c in rows),
+            )
+            conn.execute("COMMIT")
+            took += time.perf_counter() - began
+    return took
+
+
+def cold(folder: Path, code: str) -> tuple[float, float, float, list[int]]:
+    """Seconds in a new process from the first import to the answer, those of the whole process, its MiB, and ids."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", START, folder, code], capture_output=True, text=True, check=True)
+    whole = time.perf_counter() - began
+    inside, mib, *ids = done.stdout.split()
+    return float(inside), whole, float(mib), [int(i) for i in ids]
+
+
+def files(folder: Path, count: int) -> Path:
+    """So many small image files, a thousand in a folder."""
+    pixels = np.random.default_rng(1).integers(0, 256, (count, 8, 8), np.uint8)
+    for i, image in enumerate(pixels):
+        place = folder / f"{i // 1000:03d}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{i:06d}.bmp")
+    return folder
+
+
+def walk(folder: Path) -> int:
+    """Look at every file: what no second run can do without."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            found += os.stat(os.path.join(place, name)).st_size > 0  # noqa: PTH116, PTH118  # as fast as it gets
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    hasher = Hasher("lsh", 64).fit(np.random.default_rng(2).integers(0, 256, (100, 8, 8), np.uint8))
+    rows: dict[str, tuple[float, float | None, str]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        codes = clustered(asked.items)
+        with Collection.create(folder / "c", hasher) as there:
+            ours, bare = asked.items / fill(there, codes), asked.items / fill_bare(folder / "bare.db", codes)
+            rows["items.db, items a second"] = ours, bare, "bare inserts"
+            began = time.perf_counter()
+            there.rebuild_index()
+            rows["index built and saved, s"] = time.perf_counter() - began, None, ""
+        rows["items.db, bytes an item"] = (folder / "c/items.db").stat().st_size / asked.items, None, ""
+        query = codes[7] ^ np.uint8(1)
+        inside, whole, mib, ids = cold(folder / "c", to_hex(query[None])[0])
+        distances = hamming(query[None], codes)[0]
+        assert ids == (np.lexsort((np.arange(asked.items), distances))[:10] + 1).tolist(), "the answer is wrong"
+        inside, whole, mib, _ = min(cold(folder / "c", to_hex(query[None])[0]) for _ in range(3))
+        rows["first answer of a new process, s"] = inside, whole, "with Python's own start"
+        rows["and its memory, MiB"] = mib, None, ""
+        photos = files(folder / "photos", asked.files)
+        with Collection.create(folder / "d", hasher) as there:
+            began = time.perf_counter()
+            assert there.index(photos).added == asked.files
+            rows["indexing files, a second"] = asked.files / (time.perf_counter() - began), None, ""
+            began = time.perf_counter()
+            assert there.index(photos).unchanged == asked.files
+            again = time.perf_counter() - began
+            began = time.perf_counter()
+            assert walk(photos) == asked.files
+            rows["looking at them again, s"] = again, time.perf_counter() - began, "a bare walk"
+    rows["most memory of this process, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, None, ""
+    if asked.json:
+        print(json.dumps({what: {"ours": ours, "beside": beside} for what, (ours, beside, _) in rows.items()}))
+        return
+    print(f"{asked.items:,} items, {asked.files:,} files, {os.cpu_count()} cores")
+    for what, (ours, beside, whose) in rows.items():
+        least = "" if beside is None else f"{beside:>14,.2f}  {whose}"
+        print(f"{what:36}{ours:>14,.2f}{least}")
+
+
+if __name__ == "__main__":
+    main()

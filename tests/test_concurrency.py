@@ -1,0 +1,156 @@
+"""Many readers, in threads and in other processes, beside one writer: every answer is of a state that was committed."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.codes import Codes, hamming
+from hashret.collection import Collection
+from hashret.hasher import Hasher
+
+SECONDS = 60 if "HASHRET_SOAK" in os.environ else 3
+READERS = 4  # processes, and as many threads
+
+READ = """
+import json, os, sys, time
+from hashret.collection import Collection
+from hashret.codes import from_hex
+from hashret.indexes import set_threads
+
+set_threads(1)
+asked = [(code, from_hex(code, 16), k, r) for code, k, r in json.loads(sys.argv[2])]
+with Collection.open(sys.argv[1], read_only=True) as there:
+    there.query_codes(asked[0][1])
+    print("ready", flush=True)
+    n = int(sys.argv[3])
+    while not os.path.exists(sys.argv[4]):
+        code, query, k, r = asked[n % len(asked)]
+        began = time.monotonic()
+        (hits,) = there.query_codes(query, k, r)
+        row = [began, time.monotonic(), n % len(asked), [[h.distance, h.id] for h in hits], all(h.path for h in hits)]
+        print(json.dumps(row))
+        n += 1
+        time.sleep(0.005)
+"""
+
+
+class State(NamedTuple):
+    """The codes of a generation, and between which moments it can have been seen."""
+
+    begins: float
+    ends: float
+    ids: NDArray[np.int64]
+    codes: Codes
+
+
+@cache
+def images() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (4000, 5, 5), np.uint8)
+
+
+@contextmanager
+def readers(folder: Path, asked: list[tuple[str, int | None, int | None]], stop: Path) -> Iterator[list[str]]:
+    """Processes that ask until `stop` exists; the lines they were answered are in the list when they are done."""
+    command = [sys.executable, "-c", READ, str(folder), json.dumps(asked)]
+    started = [
+        subprocess.Popen([*command, str(i), str(stop)], stdout=subprocess.PIPE, text=True) for i in range(READERS)
+    ]
+    answers: list[str] = []
+
+    def collect(process: subprocess.Popen[str]) -> None:
+        answers.extend(process.communicate()[0].splitlines())
+
+    for process in started:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    collectors = [threading.Thread(target=collect, args=(process,)) for process in started]
+    for collector in collectors:
+        collector.start()
+    try:
+        yield answers
+    finally:
+        stop.touch()
+        for collector in collectors:
+            collector.join()
+    assert all(process.returncode == 0 for process in started)
+
+
+def test_every_answer_is_of_a_committed_state(tmp_path: Path) -> None:
+    chance, model = random.Random(0), Hasher("lsh", 16).fit(images()[:100])
+    coded = model.encode_pixels(model.preprocessing.batch(images()[..., None]))
+    asked = [(coded[i].tobytes().hex(), k, r) for i in range(5) for k, r in ((5, None), (None, 2), (30, 4))]
+    folder = tmp_path / "c"
+    with Collection.create(folder, model) as there:
+        there.add(images()[:300])
+        ids, codes = np.arange(1, 301), coded[:300]
+        states = [State(0, 0, ids, codes)]
+        answers: list[Any] = []
+        errors: list[BaseException] = []
+
+        def read(n: int) -> None:
+            try:
+                while not (tmp_path / "stop").exists():
+                    code, k, r = asked[n % len(asked)]
+                    began = time.monotonic()
+                    (hits,) = there.query_codes(np.frombuffer(bytes.fromhex(code), np.uint8)[None], k, r)
+                    found = [[hit.distance, hit.id] for hit in hits]
+                    answers.append([began, time.monotonic(), n % len(asked), found, all(hit.path for hit in hits)])
+                    n += 1
+                    time.sleep(0.005)  # or the writer would mostly wait for its turn with the interpreter
+            except BaseException as error:
+                errors.append(error)
+
+        with readers(folder, asked, tmp_path / "stop") as of_others:
+            until = time.monotonic() + SECONDS
+            threads = [threading.Thread(target=read, args=(i,)) for i in range(READERS)]
+            for thread in threads:
+                thread.start()
+            while time.monotonic() < until or len(states) < 10:
+                begins = time.monotonic()
+                if chance.random() < 0.4 and len(ids) > 200:
+                    gone = chance.sample(ids.tolist(), 40)
+                    assert there.remove(gone) == 40
+                    kept = ~np.isin(ids, gone)
+                    ids, codes = ids[kept], codes[kept]
+                else:
+                    rows = [chance.randrange(len(images())) for _ in range(25)]
+                    given = there.add(images()[rows])
+                    new = {i: row for i, row in zip(given, rows, strict=True) if i not in set(ids.tolist())}
+                    ids = np.concatenate([ids, np.array(list(new), np.int64)])
+                    codes = np.concatenate([codes, coded[list(new.values())]])
+                states[-1] = states[-1]._replace(ends=time.monotonic())
+                states.append(State(begins, float("inf"), ids, codes))
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    answers += map(json.loads, of_others)
+    assert len(answers) > 50 * SECONDS / 3
+    seen = set()
+    for began, ended, n, found, whole in answers:
+        assert whole
+        code, k, r = asked[n]
+        for number, state in enumerate(states):
+            if state.begins <= ended and state.ends >= began and right(state, code, k, r) == found:
+                seen.add(number)
+                break
+        else:
+            raise AssertionError(f"{found} for {asked[n]} is of no state between {began} and {ended}")
+    assert len(seen) > 3
+
+
+def right(state: State, code: str, k: int | None, r: int | None) -> list[list[int]]:
+    distances = hamming(np.frombuffer(bytes.fromhex(code), np.uint8)[None], state.codes)[0]
+    order = np.lexsort((state.ids, distances))
+    pairs = np.stack([distances[order], state.ids[order]], axis=1)
+    return [[int(d), int(i)] for d, i in pairs.tolist() if r is None or d <= r][:k]

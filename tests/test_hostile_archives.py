@@ -1,0 +1,295 @@
+"""Archives that were made to do harm: they are read in place, member by member, and write nothing anywhere."""
+
+import bz2
+import io
+import os
+import random
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashret.collection import Collection
+from hashret.errors import HashretError
+from hashret.hasher import Hasher
+from hashret.images import MAX_BYTES
+from hashret.sources import open_source
+
+SOAK = "HASHRET_SOAK" in os.environ
+
+
+@cache
+def png(i: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Iterator[Collection]:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8)
+    with Collection.create(tmp_path / "c", Hasher("lsh", 32).fit(pixels)) as made:
+        yield made
+
+
+def member(name: str, data: bytes = b"", **fields: object) -> bytes:
+    """A member of a .tar as it lies there, whatever its header says; `pax` are extended headers for it."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    pax = fields.pop("pax", None)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    if isinstance(pax, dict):
+        info.pax_headers = pax
+    head = info.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+    return head + data + bytes(-len(data) % 512)
+
+
+def write_tar(path: Path, *members: bytes) -> Path:
+    with bz2.open(path, "wb") if path.suffix == ".bz2" else path.open("wb") as file:
+        file.writelines([*members, bytes(1024)])
+    return path
+
+
+def write_zip(path: Path, *members: tuple[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+# Names
+
+
+UPWARDS = ["../../up.png", "a/../../b.png"]  # as hidden files are
+NAMES = ["/etc/passwd.png", "C:\\x.png", "-rf.png", "line\nfeed.png", "\x1b[2J.png", "a" * 251 + ".png",
+         "/".join(["deep"] * 200) + "/d.png", "//two.png", "\u202egnp.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_lead_nowhere(tmp_path: Path, collection: Collection, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        write_zip(path, *((name, png(i)) for i, name in enumerate(NAMES + UPWARDS)))
+    else:
+        write_tar(path, *(member("x", png(i), pax={"path": name}) for i, name in enumerate(NAMES + UPWARDS)))
+    before = sorted(tmp_path.iterdir())
+    report = collection.index(path)
+    assert (report.added, report.ignored) == (len(NAMES), len(UPWARDS))
+    assert collection.index(path, prune=True)[:5] == (0, len(NAMES), 0, 0, 0)
+    for i, name in enumerate(NAMES):
+        (hit,) = collection.query(png(i), 1)
+        assert (hit.distance, hit.path) == (0, f"{path}!/{name}")
+    assert sorted(tmp_path.iterdir()) == before
+    collection.reindex(Hasher("pca", 8).fit(np.random.default_rng(1).integers(0, 256, (50, 8, 8), np.uint8)))
+
+
+def test_a_name_with_a_zero_in_it_is_known_again(tmp_path: Path, collection: Collection) -> None:
+    path = write_tar(tmp_path / "a.tar", member("x", png(0), pax={"path": "a\0b.png"}))
+    assert collection.index(path).added == 1
+    assert collection.index(path, prune=True)[:5] == (0, 1, 0, 0, 0)
+
+
+def test_links_and_devices_are_no_images(tmp_path: Path, collection: Collection) -> None:
+    (tmp_path / "secret.png").write_bytes(png(1))
+    kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE]
+    path = write_tar(
+        tmp_path / "a.tar",
+        *(
+            member(f"{kind[0]}.png", type=kind, linkname=str(tmp_path / "secret.png"), devmajor=1, devminor=5)
+            for kind in kinds[:-1]
+        ),
+        member("link", type=tarfile.SYMTYPE, linkname=str(tmp_path)),
+        member("link/secret.png", png(2)),
+    )
+    report = collection.index(path)
+    assert (report.added, report.failed, report.ignored) == (1, 5, 1)
+    assert {reason for _, reason in report.failures} == {"cannot be read: a link, or no file at all"}
+    assert collection.query(png(2), 1)[0].path == f"{path}!/link/secret.png"
+    assert collection.index(path)[:5] == (0, 1, 0, 0, 5)
+
+
+def test_a_name_that_comes_twice_is_one_path(tmp_path: Path, collection: Collection) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = write_zip(tmp_path / "a.zip", *(("same.png", png(i)) for i in range(5)))
+    assert collection.index(path).added == 1
+    assert collection.query(png(4), 1)[0].distance == 0 and len(collection) == 1  # the last one, as unzip has it
+    assert collection.index(path, prune=True)[:5] == (0, 1, 0, 0, 0)
+
+
+@pytest.mark.skipif(not SOAK, reason="a million members take a minute: make soak")
+def test_a_million_names(tmp_path: Path, collection: Collection) -> None:
+    names = [f"{i % 1000:03}/{i:07}.png" for i in range(1_000_000)]
+    same = png(0)
+    write_zip(tmp_path / "a.zip", *((name, same) for name in names))
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.writelines(member(name, same) for name in names)
+    for path in (tmp_path / "a.zip", tmp_path / "a.tar"):
+        assert collection.index(path).added == 1_000_000
+        assert collection.index(path).unchanged == 1_000_000
+    assert len(collection) == 1
+
+
+# Sizes
+
+
+def test_a_bomb_of_many_members_is_unpacked_one_at_a_time(tmp_path: Path, collection: Collection) -> None:
+    zeros = bytes(2**26)  # of 64 MiB, in 64 KiB of archive
+    write_zip(tmp_path / "a.zip", *((f"{i}.png", zeros) for i in range(10)), ("good.png", png(0)))
+    write_tar(tmp_path / "a.tar.bz2", *(member(f"{i}.png", zeros) for i in range(2)), member("good.png", png(1)))
+    for path, bombs in ((tmp_path / "a.zip", 10), (tmp_path / "a.tar.bz2", 2)):
+        collection.query(png(0))  # whatever that holds on to
+        tracemalloc.start()
+        report = collection.index(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (report.added, report.failed) == (1, bombs)
+        assert all(reason.startswith("no image: no format begins with") for _, reason in report.failures)
+        assert peak < 6 * len(zeros)
+
+
+def test_archives_in_archives_are_not_opened(tmp_path: Path, collection: Collection) -> None:
+    inner = write_zip(tmp_path / "inner.zip", ("a.png", png(0))).read_bytes()
+    report = collection.index(
+        write_zip(tmp_path / "a.zip", ("inner.zip", inner), ("inner.png", inner), ("b.png", png(1)))
+    )
+    assert (report.added, report.failed, report.ignored) == (1, 1, 1)
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    """Fifield: A better zip bomb (WOOT 2019) has a directory that leads to the same few bytes from many names."""
+    path = write_zip(tmp_path / "a.zip", *((f"{i:02}.png", bytes(2**20)) for i in range(20)))
+    data = bytearray(path.read_bytes())
+    for i in range(1, 20):  # every name now leads to the first member
+        data[(place := data.rindex(b"%02d.png" % i)) - 4 : place] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(HashretError, match=r"a\.zip is broken|lie in the same bytes"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("claimed", [2**31, 2**40, 2**62, MAX_BYTES + 1])
+def test_a_member_that_claims_to_be_huge_is_passed_by(tmp_path: Path, collection: Collection, claimed: int) -> None:
+    path = write_tar(tmp_path / "a.tar", member("a.png", png(0)), member("big.png", b"x", size=claimed))
+    with pytest.raises(HashretError, match=r"a\.tar"):  # there is no next header where it says
+        collection.index(path)
+    assert collection.query(png(0), 1)[0].distance == 0
+    data = bytearray(write_zip(tmp_path / "a.zip", ("a.png", png(1)), ("big.png", b"x")).read_bytes())
+    place = data.rindex(b"big.png") - 46 + 24
+    data[place : place + 4] = min(claimed, 2**32 - 2).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(data)
+    report = collection.index(tmp_path / "a.zip")
+    assert (report.added, report.failed) == (1, 1) and "GiB: more than the 1 that is read" in report.failures[0][1]
+
+
+def pax_with(size: int) -> bytes:
+    """An extended header that gives the next member another size."""
+    record = f"size={size}\n"
+    text = f"{len(record) + 3} {record}".encode()
+    return member("pax", text, type=tarfile.XHDTYPE) + member("back.png", png(0))
+
+
+RETURNING: dict[str, Callable[[], list[bytes]]] = {
+    "a size below zero": lambda: [member("a.png", png(1)), member("back.png", size=-1024)],
+    "a first size below zero": lambda: [member("back.png", size=-512)],
+    "a size below zero in an extended header": lambda: [
+        member("a.png", png(1)),
+        pax_with(-2048),
+        member("z.png", png(2)),
+    ],
+    "a size below zero of an extended header": lambda: [member("a.png", png(1)), member("x", type=b"x", size=-512)],
+    "a long name of a gigabyte": lambda: [member("a.png", png(1)), member("x", type=b"L", size=2**30)],
+    "a long name of a gigabyte at once": lambda: [member("x", type=b"L", size=2**30)],
+    "an extended header of a gigabyte": lambda: [member("a.png", png(1)), member("x", type=b"x", size=2**30)],
+    "headers without end": lambda: [member("x", b"9 a=b\n   ", type=b"x")] * 5000,
+}
+
+
+@pytest.mark.parametrize("name", RETURNING)
+def test_headers_lead_on_and_fit_in_memory(tmp_path: Path, collection: Collection, name: str) -> None:
+    path = write_tar(tmp_path / "a.tar", *RETURNING[name]())
+    tracemalloc.start()
+    with pytest.raises(HashretError, match=r"a\.tar") as refusal:
+        collection.index(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+    assert [hit.distance for hit in collection.query(png(1), 1)] in ([], [0])  # what came before it is there
+
+
+def test_a_sparse_member_is_read_in_parts(tmp_path: Path, collection: Collection) -> None:
+    count = 4000
+    places = ",".join(f"{2000 * i},1" for i in range(count))
+    pax = {"GNU.sparse.map": places, "GNU.sparse.size": str(2000 * count), "GNU.sparse.name": "s.png"}
+    path = write_tar(tmp_path / "a.tar", member("s.png", b"x" * count, pax=pax), member("a.png", png(0)))
+    (first, second) = ((record, record.read()) for record in open_source(path))
+    assert first[1] == (b"x" + bytes(1999)) * count and second[1] == png(0)
+
+
+# Damage
+
+
+def locked() -> bytes:
+    """A .zip that says it is encrypted, in every member."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.png", png(0))
+        archive.writestr("b.png", png(1))
+    data = bytearray(file.getvalue())
+    for mark, offset in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        place = -1
+        while (place := data.find(mark, place + 1)) >= 0:
+            data[place + offset] |= 1
+    return bytes(data)
+
+
+def test_encrypted_members_are_named_once(tmp_path: Path, collection: Collection) -> None:
+    (tmp_path / "a.zip").write_bytes(locked())
+    report = collection.index(tmp_path / "a.zip")
+    assert report.failures == [(f"{tmp_path}/a.zip!/{name}.png", "cannot be read: encrypted") for name in "ab"]
+    assert collection.index(tmp_path / "a.zip").failures == [] and len(collection) == 0
+
+
+def test_damaged_archives_end_in_one_line(tmp_path: Path, collection: Collection) -> None:
+    """Flipped, cut, and with numbers that lie: there is a HashretError, or what can be read is indexed."""
+    files = [(f"{i}.png", png(i)) for i in range(8)]
+    write_zip(tmp_path / "a.zip", *files)
+    for mode in ("gz", "bz2", "xz", ""):
+        with tarfile.open(tmp_path / f"a.tar{'.' * bool(mode)}{mode}", f"w:{mode}") as archive:  # type: ignore[call-overload]
+            for name, data in files:
+                archive.addfile(_info(name, len(data)), io.BytesIO(data))
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9))
+    np.save(tmp_path / "a.npy", np.zeros((9, 8, 8), np.uint8))
+    (tmp_path / "a-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 9, 8, 8) + bytes(9 * 64))
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    rng, refused, indexed = random.Random(0), 0, 0
+    for i in range(len(whole) * (1000 if SOAK else 25)):
+        path, data = list(whole.items())[i % len(whole)]
+        harmed = bytearray(data)
+        if rng.random() < 0.3:
+            del harmed[rng.randrange(len(harmed)) :]
+        else:
+            for _ in range(rng.choice((1, 2, 8))):
+                size, place = rng.choice((1, 2, 4)), rng.randrange(rng.choice((64, len(harmed))))
+                harmed[place : place + size] = rng.choice((bytes(size), b"\xff" * size, rng.randbytes(size)))
+        path.write_bytes(harmed)
+        try:
+            report = collection.index(path)
+            indexed += 1
+            assert all("\n" not in reason and len(reason) < 300 for _, reason in report.failures)
+        except HashretError as error:
+            refused += 1
+            assert path.name in str(error) and "\n" not in str(error) and len(str(error)) < 500
+    assert refused > i // 5 and indexed > i // 10
+
+
+def _info(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info

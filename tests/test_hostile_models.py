@@ -1,0 +1,244 @@
+"""Model folders that lie: they are refused in one line, before anything of the size that they claim is made."""
+
+import copy
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from hashret.cli.app import run
+from hashret.collection import Collection
+from hashret.errors import HashretError
+from hashret.hasher import Hasher
+
+SOAK = "HASHRET_SOAK" in os.environ
+PIXELS = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+
+
+@cache
+def small() -> Hasher:
+    return Hasher("vae", 16, network="mlp", width=1).fit(PIXELS, steps=3, batch=20)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(HashretError) as caught:
+        Hasher.load(folder)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 1000 and str(folder) in text
+    return text
+
+
+# config.json
+
+VALUES: list[Any] = [None, True, -1, 0, 1, 3, 10**6, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "x" * 9999,
+                     "../..", "/dev/zero", [], [1], {}, {"a": 1}, [[[]]], "\ud800"]  # fmt: skip
+
+
+def places(config: dict[str, Any], at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The way to every value that a code depends on, and to the whole of what is only told of the training."""
+    found = []
+    for key, value in config.items():
+        found.append((*at, key))
+        if isinstance(value, dict) and key != "training":
+            found += places(value, (*at, key))
+    return found
+
+
+def test_any_value_anywhere_in_the_config(folder: Path) -> None:
+    """Whatever a value is changed to, the model is refused, unless it means the same."""
+    config = json.loads((folder / "config.json").read_text())
+    same = 0
+    for place in places(config):
+        for value in [*VALUES, "missing", "twice"]:
+            changed = copy.deepcopy(config)
+            there = changed
+            for key in place[:-1]:
+                there = there[key]
+            if value == "missing":
+                del there[place[-1]]
+            elif value == "twice":
+                there[place[-1] + "2"] = there[place[-1]]
+            else:
+                there[place[-1]] = value
+            (folder / "config.json").write_text(json.dumps(changed))
+            try:
+                same += Hasher.load(folder).fingerprint == config["fingerprint"]
+            except HashretError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1000
+    assert same < 20
+
+
+def test_a_backbone_leads_to_no_file(folder: Path) -> None:
+    """Weights that lie elsewhere are for training: a model has its own, and names no pipe to wait at."""
+    os.mkfifo(folder.parent / "pipe")
+    config = json.loads((folder / "config.json").read_text())
+    for weights in (str(folder.parent / "pipe"), "/dev/zero", ""):
+        config["settings"] |= {"network": "backbone:resnet18", "weights": weights}
+        (folder / "config.json").write_text(json.dumps(config))
+        refusal(folder)
+
+
+def test_a_config_of_gigabytes_is_not_read(folder: Path) -> None:
+    os.truncate(folder / "config.json", 2**34)  # a hole: it takes no space
+    assert "config.json of 17179869184 bytes" in refusal(folder)
+
+
+# model.safetensors
+
+
+def header(folder: Path) -> dict[str, Any]:
+    data = (folder / "model.safetensors").read_bytes()
+    told: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return told
+
+
+def write(folder: Path, told: object, size: int) -> None:
+    """Weights with this header, and so many bytes behind it, which take no space."""
+    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(folder / "model.safetensors", 8 + len(text) + size)
+
+
+def giant(name: str, shape: list[int], dtype: str = "F32") -> Callable[[Path], None]:
+    def harm(folder: Path) -> None:
+        size = int(np.prod(shape, dtype=object)) * (8 if dtype == "F64" else 4)
+        write(folder, {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}, size)
+
+    return harm
+
+
+def rename(name: str) -> Callable[[Path], None]:
+    def harm(folder: Path) -> None:
+        (folder / name).rename(folder / "elsewhere")
+        os.mkfifo(folder / name)
+
+    return harm
+
+
+def replace_by_folder(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
+LIES: dict[str, Callable[[Path], object]] = {
+    "a header of 2⁶³ bytes": lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}"),
+    "a header of 100 MB": lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 10**8) + b"{}"),
+    "a deep header": lambda f: write(f, b'{"a":' * 50_000, 0),
+    "no header": lambda f: write(f, b"", 100),
+    "a list": lambda f: write(f, [], 100),
+    "offsets beyond the end": lambda f: write(f, {"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 2**63]}}, 20),
+    "offsets below zero": lambda f: write(f, {"a": {"dtype": "F32", "shape": [5], "data_offsets": [-20, 0]}}, 20),
+    "a shape that overflows": lambda f: write(
+        f, {"a": {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]}}, 0
+    ),
+    "an unknown type": lambda f: write(f, {"a": {"dtype": "F1", "shape": [5], "data_offsets": [0, 20]}}, 20),
+    "tensors on one another": lambda f: write(
+        f, {n: {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]} for n in "ab"}, 20
+    ),
+    "a tensor of 32 GB": giant("member.other", [8_000_000_000]),
+    "a weight of 32 GB": giant("member.encoder.1.weight", [16, 500_000_000]),
+    "20,000 tensors": lambda f: write(
+        f, {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(20_000)}, 0
+    ),
+    "a pipe for weights": rename("model.safetensors"),
+    "a pipe for a config": rename("config.json"),
+    "a folder for weights": replace_by_folder,
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_weights_that_lie_are_refused(folder: Path, name: str) -> None:
+    LIES[name](folder)
+    assert "is damaged (" in refusal(folder) or "is no model folder" in refusal(folder)
+
+
+def test_nothing_is_made_of_the_size_that_is_claimed(folder: Path) -> None:
+    giant("member.encoder.1.weight", [16, 500_000_000])(folder)
+    work = (
+        "import resource, sys; from hashret.hasher import Hasher; from hashret.errors import HashretError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    Hasher.load(sys.argv[1])\n"
+        "except HashretError:\n    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    ran = subprocess.run([sys.executable, "-c", work, str(folder)], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 200  # megabytes, of the 32,000 that it says
+
+
+def test_flipped_bits_are_noticed(folder: Path) -> None:
+    """Every bit of the folder counts but for the remarks on the training, the card, and blanks."""
+    rng = random.Random(0)
+    for name in ("model.safetensors", "config.json"):
+        whole = (folder / name).read_bytes()
+        for _ in range(1000 if SOAK else 60):
+            data = bytearray(whole)
+            for _ in range(rng.choice((1, 1, 3, 30))):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            if rng.random() < 0.2:
+                del data[rng.randrange(len(data)) :]
+            (folder / name).write_bytes(data)
+            try:
+                assert Hasher.load(folder).fingerprint == small().fingerprint
+            except HashretError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1000
+        (folder / name).write_bytes(whole)
+
+
+# The commands
+
+
+def put_nan(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["head.threshold"] = tensors["head.threshold"] * float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("harm", [giant("a", [10**9]), rename("model.safetensors"), rename("config.json"), put_nan])
+def test_every_command_says_so_in_one_line(
+    tmp_path: Path, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", PIXELS)
+    np.save("more.npy", PIXELS[::-1] ^ 1)
+    small().save("other")
+    harm(tmp_path / "other")
+    with Collection.create(".hashret", Hasher("lsh", 16).fit(PIXELS)) as collection:
+        collection.index("rows.npy")
+        inner = tmp_path / ".hashret/models" / collection.fingerprint
+    for line in ("reindex other", "train rows.npy --model vae --steps 1 --init other -o new"):
+        assert one_line(line, capsys) == 1
+    assert run(["query", "id:1", "--json"]) == 0  # as it was
+    harm(inner)
+    for line in ("index more.npy", "query rows.npy --json", "info", "model plot --out x.png"):
+        expected = 0 if line == "info" and (inner / "config.json").is_file() else 1
+        assert one_line(line, capsys) == expected or "model" in line
+    assert run(["query", "id:1", "--json", "-q"]) == 0  # which needs no model
+    with Collection.open(".hashret", read_only=True) as collection:
+        assert len(collection) == 60
+
+
+def one_line(command: str, capsys: pytest.CaptureFixture[str]) -> int:
+    """The exit code of a command; if it failed, it said why in one line, and nothing else."""
+    capsys.readouterr()
+    code = run(command.split())
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert code == 0 or (
+        out == "" and err.count("\n") == len([x for x in err.splitlines() if x.startswith("hashret: ")])
+    )
+    return code

@@ -1,0 +1,199 @@
+import json
+import os
+import random
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hashret.cli.app import run
+from hashret.collection import Collection
+from hashret.errors import HashretError
+from hashret.hasher import Hasher
+from hashret.recovery import Finding, examine, recover
+
+SOAK = "HASHRET_SOAK" in os.environ
+
+
+@cache
+def images() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (400, 5, 5), np.uint8)
+
+
+@cache
+def hasher(model: str = "lsh") -> Hasher:
+    return Hasher(model, 16).fit(images()[:50])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "images.npy"
+    np.save(path, images()[:380])
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """A collection of 397 items, of which 17 have no file of their own."""
+    folder = tmp_path_factory.mktemp("made") / "c"
+    with Collection.create(folder, hasher()) as there:
+        there.index(source)
+        there.add(images()[380:])
+        there.remove([5, 6, 400])
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, made: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "c")
+
+
+def execute(folder: Path, sql: str) -> None:
+    with closing(sqlite3.connect(folder / "items.db")) as conn:
+        conn.execute(sql)
+        conn.commit()
+
+
+def check_found(folder: Path) -> int:
+    """Each item is found by its own image and has the id that it had; how many there are."""
+    with Collection.open(folder) as there:
+        everything = there.query_codes(np.zeros((1, 2), np.uint8), None, 16)[0]
+        for hit in everything:
+            row = hit.id - 1
+            assert hit.paths and hit.id not in (5, 6, 400)
+            assert any(found.id == hit.id for found in there.query(images()[row], None, 0))
+        assert len(everything) == len(there)
+        return len(there)
+
+
+def test_nothing_is_wrong_with_a_sound_collection(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*") if "-shm" not in path.name)
+    assert examine(folder) == []
+    assert run(["doctor", "-c", str(folder)]) == 0
+    assert run(["doctor", "-c", str(folder), "--recover", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "[]\n" and err == f"nothing is wrong with the 397 items in {folder}\n" * 2
+    after = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*") if "-shm" not in path.name)
+    assert [entry for entry in after if "-wal" not in entry[0].name] == before
+
+
+@pytest.mark.parametrize("junk", ["zeros", "noise"])
+def test_whatever_page_is_lost_the_rest_is_saved(tmp_path: Path, made: Path, source: Path, junk: str) -> None:
+    chance = random.Random(0)
+    pages = list(range((made / "items.db").stat().st_size // 4096))
+    saved = []
+    for page in pages if SOAK else chance.sample(pages, 6):
+        folder = shutil.copytree(made, tmp_path / f"c{page}")
+        with (folder / "items.db").open("r+b") as file:
+            file.seek(page * 4096)
+            file.write(bytes(4096) if junk == "zeros" else chance.randbytes(4096))
+        if page == 0:  # which says where all tables are
+            assert [finding.part for finding in examine(folder)] == ["database"]
+            with pytest.raises(HashretError, match=r"nothing can be read in .*items.db: delete"):
+                recover(folder)
+            continue
+        damaged = (folder / "items.db").read_bytes()
+        if examine(folder):  # or the page was free
+            told = recover(folder)
+            assert told.backup.read_bytes() == damaged and told.roots == [f"{source}#"]
+            assert examine(folder) == []
+            assert check_found(folder) == told.items >= 397 - told.dropped
+            saved.append(told.items)
+        with Collection.open(folder) as there:
+            there.index(source)
+            there.add(images()[380:])
+            there.remove([i for i in range(398, 401) if i not in (398, 399)])
+            for row in range(400):
+                assert there.query(images()[row], None, 0), row
+        shutil.rmtree(folder)
+    assert len(saved) >= 3 and np.mean(saved) > 300
+
+
+def test_several_pages_may_be_lost(folder: Path) -> None:
+    chance = random.Random(1)
+    pages = (folder / "items.db").stat().st_size // 4096
+    with (folder / "items.db").open("r+b") as file:
+        for page in chance.sample(range(1, pages), pages // 5):
+            file.seek(page * 4096)
+            file.write(chance.randbytes(4096))
+    try:
+        told = recover(folder)
+    except HashretError as error:
+        assert "nothing can be read" in str(error)
+    else:
+        assert check_found(folder) == told.items
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        ("DELETE FROM paths WHERE item_id = 7", "1 items have no path"),
+        ("DELETE FROM items WHERE id = 7", "1 paths lead to no item"),
+        ("DELETE FROM codes WHERE item_id = 7", "1 items have no code"),
+        ("UPDATE codes SET code = x'00' WHERE item_id = 7", "1 items have no code"),
+    ],
+)
+def test_an_item_that_lacks_something_is_dropped(folder: Path, damage: str, text: str) -> None:
+    execute(folder, damage)
+    found = examine(folder)
+    assert found[0].part == "items" and found[0].text.startswith(text)
+    assert recover(folder)[:2] == (396, 1)
+    assert examine(folder) == [] and check_found(folder) == 396
+    with Collection.open(folder) as there:
+        assert there.add(images()[6:7]) == [401]  # never an id that was given before
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "bits", "index", "generation", "changes_after"])
+def test_settings_that_are_lost_follow_from_the_rest(folder: Path, key: str) -> None:
+    execute(folder, f"DELETE FROM settings WHERE key = '{key}'")
+    execute(folder, "DELETE FROM paths WHERE item_id = 7")
+    recover(folder)
+    assert examine(folder) == [] and check_found(folder) == 396
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "part", "text"),
+    [
+        (lambda folder: flip(next((folder / "blobs").iterdir())), "blobs", "was changed: restore it"),
+        (lambda folder: next((folder / "blobs").iterdir()).unlink(), "blobs", "cannot be read"),
+        (lambda folder: shutil.rmtree(folder / "models"), "model", "no model folder"),
+        (lambda folder: flip(next(folder.glob("models/*/model.safetensors"))), "model", "was changed|damaged"),
+        (lambda folder: hasher("pca").save(next(folder.glob("models/*"))), "model", "another model"),
+        (lambda folder: flip(next((folder / "index").iterdir())), "index", "does not match its checksum"),
+    ],
+)  # fmt: skip
+def test_each_part_is_looked_at(
+    folder: Path, damage: Callable[[Path], None], part: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(folder)
+    (found,) = examine(folder)
+    assert found.part == part and re.search(text, found.text)
+    assert run(["doctor", "-c", str(folder), "--json"]) == 1
+    assert [Finding(**finding) for finding in json.loads(capsys.readouterr().out)] == [found]
+    assert run(["doctor", "-c", str(folder), "--recover"]) == (0 if part == "index" else 1)
+    assert len(examine(folder)) == (part != "index")
+
+
+def test_there_has_to_be_something(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "-c", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err.startswith("hashret: there is no collection at")
+    execute(folder, "DELETE FROM paths WHERE item_id = 7")
+    shutil.rmtree(folder / "models")
+    with pytest.raises(HashretError, match="no model of the codes is left"):
+        recover(folder)
+    (folder / "items.db").write_bytes(b"no database at all")
+    assert run(["doctor", "-c", str(folder)]) == 1
+    assert "items.db is damaged" in capsys.readouterr().out
