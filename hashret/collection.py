@@ -25,7 +25,7 @@ from hashret.codes import Codes, check_codes
 from hashret.errors import HashretError
 from hashret.files import write_durably
 from hashret.images import Content as ImageContent
-from hashret.images import Prepared, Preprocessing, content_bytes, read_file, sha256, to_content
+from hashret.images import Inputs, Prepared, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex
 from hashret.indexes.protocol import check_count
 from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read
@@ -33,6 +33,7 @@ from hashret.live import LiveIndex, make_index
 from hashret.progress import Progress
 from hashret.sources import Record, in_order, open_source
 from hashret.store import Content, Item, Seen, Store, sqlite_errors
+from hashret.vectors import AnyPreprocessing
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -221,7 +222,7 @@ class Collection:
         return IndexReport(**{kind: counts[kind] for kind in kinds}, ignored=opened.ignored, failures=failures)
 
     def add(self, images: Any, metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
-        """Add contents without files: uint8 arrays, PIL images, bytes or paths; the item's id of each.
+        """Add contents without files: uint8 arrays, vectors, PIL images, bytes or paths; the item's id of each.
 
         A single path, PIL image or bytes is a batch of one. Each content is kept in the collection, so that another
         model can code it later; one that is there already keeps its id and its metadata. Raises HashretError for an
@@ -398,7 +399,7 @@ class Collection:
             self._store.remove_paths(root, gone, generation)
         return len(gone)
 
-    def _uncoded(self, root: str, hasher: "Hasher") -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _uncoded(self, root: str, hasher: "Hasher") -> Iterator[tuple[int, Inputs]]:
         """Id and pixels of the items under a root that have no code of this model yet and can still be read there."""
 
         def wanted() -> Iterator[tuple[int, str, Found]]:
@@ -407,7 +408,7 @@ class Collection:
                 if item is not None:
                     yield *item, Found(record, content=read(record))
 
-        def prepare(item: tuple[int, str, Found]) -> tuple[int, NDArray[np.uint8] | None]:
+        def prepare(item: tuple[int, str, Found]) -> tuple[int, Inputs | None]:
             item_id, digest, found = item
             hashed = hash_contents([found])
             same = hashed[0].sha256 == digest
@@ -546,7 +547,7 @@ def _search(
     return [(hits.distances[i][keep], hits.ids[i][keep]) for i, keep in enumerate(near)]
 
 
-def _prepare(preprocessing: Preprocessing, image: Any) -> tuple[ImageContent, Prepared]:
+def _prepare(preprocessing: AnyPreprocessing, image: Any) -> tuple[ImageContent, Prepared]:
     try:
         content = to_content(image)
         return content, preprocessing(content)
