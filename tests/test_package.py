@@ -42,6 +42,7 @@ ROOMS = {
     "hashret/sources.py": {"errors", "images", "arrays", "vectors"},
     "hashret/models": {"errors", "codes", "models"},
     "hashret/store.py": {"errors", "codes", "files"},
+    "hashret/ranking.py": {"codes"},
     "hashret/evaluation.py": {"codes"},
 }
 
