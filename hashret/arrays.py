@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hashret.errors import HashretError, one_line
 from hashret.images import MAX_PIXELS, Inputs, read_npy_header, to_float32
 
+MAX_NUMBERS = 2**16  # in a vector
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 
 
@@ -187,9 +188,10 @@ def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], what: str, kind: t
             f"{what} must be uint8 of shape (n, h, w) or (n, h, w, 1 | 3 | 4), or vectors, floats of shape (n, d), not "
             f"{dtype} of {shape}"
         )
-    if math.prod(shape[1:3]) > MAX_PIXELS:
-        size = " × ".join(map(str, shape[1:3]))
-        raise kind(f"{what} has images of {size} pixels: more than the {MAX_PIXELS} that are read")
+    if vectors and shape[1] > MAX_NUMBERS:
+        raise kind(f"{what} has vectors of {shape[1]} numbers: more than the {MAX_NUMBERS} that are read")
+    if not vectors and shape[1] * shape[2] > MAX_PIXELS:
+        raise kind(f"{what} has images of {shape[1]} × {shape[2]} pixels: more than the {MAX_PIXELS} that are read")
 
 
 def open_data_set(text: str, data_root: Path) -> ImageArray:

@@ -65,7 +65,8 @@ class VectorPreprocessing:
             what = describe({"numbers": rows.shape[1]}) if rows.ndim == 2 else "images"
             raise HashretError(f"{what}, and the model takes {describe(self.to_dict())}")
         with np.errstate(over="ignore", invalid="ignore"):
-            seen: NDArray[np.float32] = (rows - self.mean) / self.scale
+            seen: NDArray[np.float32] = rows - self.mean
+            seen /= self.scale
         if not np.isfinite(seen).all():
             raise HashretError(NOT_FINITE)
         return seen

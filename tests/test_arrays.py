@@ -139,6 +139,8 @@ def test_floats_of_two_dimensions_are_vectors(tmp_path: Path, dtype: str) -> Non
         (tmp_path / "a.npy").write_bytes(data)
         with pytest.raises(HashretError, match="broken"):
             open_source(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="vectors of 65537 numbers: more than the 65536 that are read"):
+        open_source(np.zeros((2, 65_537), dtype))
     for empty in (vectors[:, :0], vectors[0], vectors[:, :128].reshape(3000, 8, 16)):
         with pytest.raises(ValueError, match="or vectors, floats of shape"):
             open_source(empty)
