@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--models", default="contrastive,itq")
     parser.add_argument("--bits", default="32,64")
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--budget", default="30s")
+    parser.add_argument("--steps", type=int, default=500, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -39,13 +39,13 @@ def main() -> None:
     queries, images = images[: asked.queries], images[asked.queries :]
     wanted, labels = labels[: asked.queries], labels[asked.queries :]
     if not asked.json:
-        print(f"{len(images):,} images, {len(queries):,} queries, seed {asked.seed}, --budget {asked.budget}")
+        print(f"{len(images):,} images, {len(queries):,} queries, seed {asked.seed}, {asked.steps} steps")
         head = f"{'precision@10':>14}{'precision@100':>15}{'mAP@100':>9}{'µs alone':>10}{'µs of 200':>11}"
         print(f"{'model':14}{'bits':>5}  {'rank':12}{head}")
     rows = []
     for model in asked.models.split(","):
         for bits in map(int, asked.bits.split(",")):
-            hasher = Hasher(model, bits).fit(images, budget=asked.budget, seed=asked.seed)
+            hasher = Hasher(model, bits).fit(images, steps=asked.steps, seed=asked.seed)
             with tempfile.TemporaryDirectory() as folder, Collection.create(Path(folder) / "c", hasher) as collection:
                 collection.index(images)
                 for rank in RANKS:

@@ -7,8 +7,9 @@ Protocol: of the vectors, --queries are drawn at random and held out; every meth
 them. Right are the 10 others that are nearest by Euclidean distance (after --normalise, by the cosine). `recall` is the
 share of these among the 10 nearest by Hamming distance, ties by position; `by query` is the share where the query is
 not coded but compared as it is: for hashret the order of `rank="asymmetric"`, for product quantisation its only order.
-Without --vectors they are made here: the --numbers in the bottleneck of a plain autoencoder that has learned from the
---images for --budget. They are no embeddings of CLIP or DINO, and figures for those will differ.
+Without --vectors they are made here, of the --images: their leading principal components, half-whitened, that is each
+over the square root of its standard deviation, so that their spectrum falls about as slowly as those of embeddings do.
+They are no embeddings of CLIP or DINO, and figures for those will differ.
 """
 
 import argparse
@@ -22,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret import Hasher
-from hashret.generating import latents
 from hashret.indexes import BitFlipIndex
 from hashret.ranking import by_certainty, candidates
 from hashret.sources import open_source, sample
@@ -33,13 +33,14 @@ Answer = tuple[NDArray[Any] | None, NDArray[Any] | None]  # ids of the nearest K
 
 
 def make(asked: argparse.Namespace) -> tuple[Vectors, str]:
-    """What an autoencoder has in its bottleneck for each of the images."""
+    """The leading principal components of the images, each over the square root of its standard deviation."""
     images = sample(open_source(asked.images), limit=asked.limit, seed=asked.seed).images
-    member = Hasher("ae", 8, head="lsh", latent=asked.numbers, likelihood="gaussian")
-    member.fit(images[..., 0] if images.shape[3] == 1 else images, budget=asked.budget, seed=asked.seed)
-    steps = member.training["steps"]
-    told = f"the bottleneck of ae after {steps:,} steps on {len(images):,} images of {asked.images}"
-    return latents(member, images), told
+    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
+    pixels -= pixels.mean(0)
+    variances, directions = np.linalg.eigh(pixels.T @ pixels / len(pixels))
+    variances, directions = variances[: -asked.numbers - 1 : -1], directions[:, : -asked.numbers - 1 : -1]
+    told = f"half-whitened principal components of {len(images):,} images of {asked.images}"
+    return (pixels @ directions / np.maximum(variances, 1e-6) ** 0.25).astype(np.float32), told
 
 
 def nearest(vectors: Vectors, queries: Vectors) -> NDArray[np.int64]:
@@ -49,7 +50,7 @@ def nearest(vectors: Vectors, queries: Vectors) -> NDArray[np.int64]:
 
 
 def by_hashret(model: str, bits: int, vectors: Vectors, queries: Vectors, asked: argparse.Namespace) -> Answer:
-    hasher = Hasher(model, bits).fit(vectors, budget=asked.budget, seed=asked.seed)
+    hasher = Hasher(model, bits).fit(vectors, steps=asked.steps, seed=asked.seed)
     ids, codes = np.arange(len(vectors)), hasher.encode(vectors)
     index = BitFlipIndex(bits)
     index.add(codes, ids)
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--bits", default="64,128,256")
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--limit", type=int, default=100_000, help="vectors or images, drawn at random")
-    parser.add_argument("--budget", default="20s", help="of each training")
+    parser.add_argument("--steps", type=int, default=1000, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

@@ -80,7 +80,7 @@ def test_vectors_are_found_by_their_codes(
     np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(600, 32)))
     source = ["--vectors", str(tmp_path / "v.npy")] if given else ["--numbers", "32", "--limit", "600"]
     script = FAMILY.with_name("vectors.py")
-    options = ["--bits", "16,32", "--queries", "50", "--budget", "0.1s", "--models", "itq,contrastive", "--json"]
+    options = ["--bits", "16,32", "--queries", "50", "--steps", "3", "--models", "itq,contrastive", "--json"]
     monkeypatch.setattr(sys, "argv", [str(script), *source, *options])
     runpy.run_path(str(script), run_name="__main__")
     told = json.loads(capsys.readouterr().out)

@@ -36,8 +36,8 @@ class ContrastiveAutoencoder(BinaryAutoencoder):
         flip: float = -1.0,
         light: float = 0.2,
         erase: float = 0.0,
-        noise: float = 0.5,
-        masking: float = 0.2,
+        noise: float = 0.1,
+        masking: float = 0.05,
         **parts: Any,
     ) -> None:
         """`reconstruction` weighs the decoder's nats per pixel; the others are the views' (see `augment`). A `flip` of

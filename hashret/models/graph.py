@@ -24,8 +24,8 @@ class GraphAutoencoder(BinaryAutoencoder):
         crop: float = 0.8,
         rotation: float = 5.0,
         light: float = 0.2,
-        noise: float = 0.5,
-        masking: float = 0.2,
+        noise: float = 0.1,
+        masking: float = 0.05,
         **parts: Any,
     ) -> None:
         """A bit is 1 for the teacher with the probability σ(`sharpness` × its margin in standard deviations).

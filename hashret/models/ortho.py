@@ -28,8 +28,8 @@ class OrthoHash(BinaryAutoencoder):
         reconstruction: float = 0.5,
         crop: float = 0.8,
         rotation: float = 10.0,
-        noise: float = 0.5,
-        masking: float = 0.2,
+        noise: float = 0.1,
+        masking: float = 0.05,
         **parts: Any,
     ) -> None:
         """`margin` is what an image's cosine with its class's code must be ahead by, `scale` the inverse temperature;
