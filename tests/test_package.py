@@ -38,9 +38,11 @@ ROOMS = {
     "indexes": {"errors", "codes", "indexes"},
     "hashret/images.py": {"errors"},
     "hashret/arrays.py": {"errors", "images"},
-    "hashret/sources.py": {"errors", "images", "arrays"},
+    "hashret/vectors.py": {"errors", "images"},
+    "hashret/sources.py": {"errors", "images", "arrays", "vectors"},
     "hashret/models": {"errors", "codes", "models"},
     "hashret/store.py": {"errors", "codes", "files"},
+    "hashret/ranking.py": {"codes"},
     "hashret/evaluation.py": {"codes"},
 }
 
