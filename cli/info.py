@@ -9,6 +9,7 @@ from hashret.errors import HashretError
 def info(collection: CollectionFolder = None, as_json: Json = False, quiet: Quiet = False) -> int:
     """Show what the collection holds, and of which model its codes are."""
     from hashret.collection import Collection, locate
+    from hashret.vectors import describe
 
     with Collection.open(locate(collection), read_only=True) as there:
         told = there.info()
@@ -16,14 +17,14 @@ def info(collection: CollectionFolder = None, as_json: Json = False, quiet: Quie
         print(json.dumps(told))
         return 0
     try:
-        shape = "{height} × {width} × {channels}".format(**told["preprocessing"])
+        shape = describe(told["preprocessing"])
         learned = f"{told['training']['images']:,} images from {told['training']['source']}"
     except (KeyError, ValueError) as error:
         raise HashretError(f"the model of {told['path']} says too little ({error}): restore it") from None
     for name, value in {
         "collection": told["path"],
         "items": f"{told['items']:,} under {told['paths']:,} paths; {told['failures']:,} files could not be read",
-        "codes": f"{told['bits']} bits, {told['model']} with head {told['head']}, of images of {shape}",
+        "codes": f"{told['bits']} bits, {told['model']} with head {told['head']}, of {shape}",
         "model": told["fingerprint"],
         "trained on": learned,
         "index": f"{told['index']}, generation {told['generation']}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hashret.hasher import Hasher
+    from hashret.images import Inputs
 
 model = typer.Typer(name="model", help="Remember, restore, draw and plot images with a model.", no_args_is_help=True)
 
@@ -158,16 +159,17 @@ def load(model_dir: Path | None, collection: Path | None) -> "Hasher":
         return there.hasher
 
 
-def read(source: str, hasher: "Hasher", n: int, root: Path | None) -> tuple["NDArray[np.uint8]", list[str | None]]:
+def read(source: str, hasher: "Hasher", n: int, root: Path | None) -> tuple["NDArray[Any]", list[str | None]]:
     """At most n images of a source, as the model sees them, drawn from all over it, and their labels."""
     from hashret import sources
 
     size = hasher.preprocessing.height, hasher.preprocessing.width
-    drawn = sources.sample(sources.open_source(source, data_root=root), size=size, limit=n)
+    opened = sources.open_source(source, data_root=root)
+    drawn = sources.sample(opened, size=size if hasher.preprocessing.numbers is None else None, limit=n)
     return hasher.preprocessing.batch(drawn.images), drawn.labels
 
 
-def pixels_of(path: Path, hasher: "Hasher") -> "NDArray[np.uint8]":
+def pixels_of(path: Path, hasher: "Hasher") -> "Inputs":
     """An image file as the model sees it."""
     from hashret.images import read_file
 

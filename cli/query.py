@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, say, visible
+from hashret.cli.common import CollectionFolder, Json, Quiet, say, usage, visible
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def query(
     collection: CollectionFolder = None,
     k: Annotated[int | None, typer.Option("-k", help="How many. [default: 10, or all with -r]", min=1)] = None,
     radius: Annotated[int | None, typer.Option("-r", help="Only within this Hamming distance.", min=0)] = None,
+    rank: Annotated[
+        str, typer.Option(metavar="ORDER", help="By distance, or asymmetric: by the query's certainty of each bit.")
+    ] = "distance",
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON document a query, a line each.")] = False,
     paths: Annotated[bool, typer.Option("--paths", help="Only the paths.")] = False,
@@ -44,7 +47,10 @@ def query(
     from hashret.client import Client
     from hashret.collection import Collection, locate
     from hashret.ingest import batches
+    from hashret.ranking import check_rank
 
+    with usage("--rank"):
+        check_rank(rank)
     if as_json + jsonl + paths > 1:
         raise typer.BadParameter("give one of --json, --jsonl and --paths")
     k = 10 if k is None and radius is None else k
@@ -53,7 +59,7 @@ def query(
     with Client(url, token=token) if url else Collection.open(locate(collection), read_only=True) as there:
         for batch in batches(_queries(images, there), TOGETHER, _weight):
             several |= len(batch) > 1
-            for asked, hits in _answers(there, batch, k, radius, quiet):
+            for asked, hits in _answers(there, batch, k, radius, rank, quiet):
                 if isinstance(hits, str):
                     failed = True
                     say(visible(f"hashret: {asked.text}: {hits}"))
@@ -137,18 +143,21 @@ def _item_id(text: str) -> int:
 
 
 def _answers(
-    collection: "Collection | Client", batch: list[_Query], k: int | None, radius: int | None, quiet: bool
+    collection: "Collection | Client", batch: list[_Query], k: int | None, radius: int | None, rank: str, quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
     """Each query with its hits, or with what is wrong with it."""
     for kind, group in groupby(batch, lambda asked: asked.kind):
         queries = list(group)
-        if kind == "code":
+        if kind in ("code", "item") and rank != "distance":
+            refusal = f"--rank {rank} is for images: a code does not tell how sure its bits are"
+            yield from ((asked, refusal) for asked in queries)
+        elif kind == "code":
             import numpy as np
 
             codes = np.concatenate([asked.value for asked in queries])
             yield from zip(queries, collection.query_codes(codes, k, radius), strict=True)
         elif kind == "image":
-            yield from _image_answers(collection, queries, k, radius, quiet)
+            yield from _image_answers(collection, queries, k, radius, rank, quiet)
         else:
             for asked in queries:
                 try:
@@ -158,19 +167,19 @@ def _answers(
 
 
 def _image_answers(
-    collection: "Collection | Client", queries: list[_Query], k: int | None, radius: int | None, quiet: bool
+    collection: "Collection | Client", queries: list[_Query], k: int | None, radius: int | None, rank: str, quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
     from hashret.collection import Collection
 
     images = [asked.value for asked in queries]
     try:
-        yield from zip(queries, collection.query_batch(images, k, radius), strict=True)
+        yield from zip(queries, collection.query_batch(images, k, radius, rank=rank), strict=True)
         if not quiet and isinstance(collection, Collection):
             _warn([asked.text for asked, so in zip(queries, collection.hasher.unusual(images), strict=True) if so])
     except HashretError as error:
         if len(queries) > 1:  # one of them is broken: find it by asking one at a time
             for asked in queries:
-                yield from _image_answers(collection, [asked], k, radius, quiet)
+                yield from _image_answers(collection, [asked], k, radius, rank, quiet)
             return
         try:
             if not isinstance(collection, Collection):
@@ -192,6 +201,7 @@ def _warn(unusual: list[str]) -> None:
 def _document(asked: _Query, k: int | None, hits: "list[Hit]") -> dict[str, Any]:
     found = [
         {"rank": rank, "distance": hit.distance, "id": hit.id, "path": hit.path, "label": hit.label}
+        | ({} if hit.score is None else {"score": hit.score})
         for rank, hit in enumerate(hits, 1)
     ]
     return {"query": asked.text, "k": k, "hits": found}

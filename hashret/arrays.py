@@ -1,4 +1,4 @@
-"""Many images in one array: IDX, .npy and .npz files, and data sets by name.
+"""Many images, or vectors, in one array: IDX, .npy and .npz files, and data sets by name.
 
 Each comes as blocks of rows that are read while they are used; nothing is ever unpickled here. (torchvision unpickles
 CIFAR-10, after checking its md5.)
@@ -19,22 +19,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.errors import HashretError, one_line
-from hashret.images import MAX_BYTES, MAX_PIXELS, read_npy_header
+from hashret.images import MAX_BYTES, MAX_PIXELS, Inputs, read_npy_header, to_float32
 
+MAX_NUMBERS = 2**16  # in a vector
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 
 
 class ImageArray(NamedTuple):
-    """`length` images in blocks, uint8 (n, h, w) or (n, h, w, 1 | 3 | 4), read anew at every call, and their labels."""
+    """`length` images in blocks, uint8 (n, h, w) or (n, h, w, 1 | 3 | 4), read anew at every call, and their labels;
+    or vectors, float32 (n, d), and that they have d `numbers`."""
 
     length: int
-    blocks: Callable[[], Iterator[NDArray[np.uint8]]]
+    blocks: Callable[[], Iterator[Inputs]]
     labels: list[str] | None
+    numbers: int | None = None
 
 
-def _stream(path: Path, open_rows: Callable[[], IO[bytes]], shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
+_BYTES = np.dtype(np.uint8)
+
+
+def _stream(
+    path: Path, open_rows: Callable[[], IO[bytes]], shape: tuple[int, ...], dtype: np.dtype[Any] = _BYTES
+) -> Iterator[Inputs]:
     """Blocks of about a megabyte of an array of that shape, whose bytes are all that `open_rows()` has to give."""
-    row = math.prod(shape[1:])
+    row = math.prod(shape[1:]) * dtype.itemsize
     step = max(1, 2**20 // row)
     with reading(path), open_rows() as file:
         for start in range(0, shape[0], step):
@@ -43,7 +51,8 @@ def _stream(path: Path, open_rows: Callable[[], IO[bytes]], shape: tuple[int, ..
             if len(data) < rows * row:
                 found = start + len(data) // row
                 raise HashretError(f"{path} is broken: it says that it has {shape[0]} images, and ends after {found}")
-            yield np.frombuffer(data, np.uint8).reshape(rows, *shape[1:])
+            block = np.frombuffer(data, dtype).reshape(rows, *shape[1:])
+            yield to_float32(block) if dtype.kind == "f" else block
         if file.read(1):
             raise HashretError(f"{path} is broken: it says that it has {shape[0]} images, and more follows them")
 
@@ -58,9 +67,9 @@ def open_idx(path: Path) -> ImageArray:
 
     with reading(path), open_plain_or_gzip(path) as file:
         shape = _read_idx_header(path, file)
-        check_shape(shape, np.dtype(np.uint8), str(path))
+        check_shape(shape, _BYTES, str(path))
         if not isinstance(file, gzip.GzipFile):
-            _check_length(path, file, shape)
+            _check_length(path, file, shape, _BYTES)
     return ImageArray(shape[0], partial(_stream, path, open_rows, shape), _read_idx_labels(path, shape[0]))
 
 
@@ -93,7 +102,7 @@ _DIGITS = [str(value) for value in range(256)]
 
 
 def open_npy(path: Path) -> ImageArray:
-    """Images in a .npy file; raises HashretError."""
+    """Images or vectors in a .npy file; raises HashretError."""
 
     def open_rows() -> IO[bytes]:
         file = path.open("rb")
@@ -101,63 +110,87 @@ def open_npy(path: Path) -> ImageArray:
         return file
 
     with reading(path), path.open("rb") as file:
-        shape = _read_rows_header(file, str(path))
-        _check_length(path, file, shape)
-    return ImageArray(shape[0], partial(_stream, path, open_rows, shape), None)
+        shape, dtype = _read_rows_header(file, str(path))
+        _check_length(path, file, shape, dtype)
+    return ImageArray(shape[0], partial(_stream, path, open_rows, shape, dtype), None, numbers_of(shape, dtype))
 
 
 def open_npz(path: Path) -> ImageArray:
-    """Images and labels in a .npz file, found by name; raises HashretError."""
+    """Images, or else vectors, and labels in a .npz file, found by name; raises HashretError."""
 
     def open_rows() -> IO[bytes]:
-        file = archive.open(f"{images}.npy")
+        file = archive.open(f"{rows}.npy")
         read_npy_header(file)
         return file
 
     with reading(path):
         archive = zipfile.ZipFile(path)
-        shapes = {}
+        shapes, vectors = {}, []
         for name in archive.namelist():
             with archive.open(name) as file:
-                shapes[name.removesuffix(".npy")] = read_npy_header(file)[0]
-        many = [name for name, shape in shapes.items() if len(shape) in (3, 4)]
-        likely = [name for name in ("images", "x", "x_train", "data") if name in many] or many
+                shape, _, dtype = read_npy_header(file)
+            shapes[name.removesuffix(".npy")] = shape
+            if numbers_of(shape, dtype) is not None:
+                vectors.append(name.removesuffix(".npy"))
+        many = [name for name, shape in shapes.items() if len(shape) in (3, 4)] or vectors
+        likely = [name for name in ("images", "vectors", "x", "x_train", "data") if name in many] or many
         if len(many) != 1 and likely == many:
-            raise HashretError(f"{path} has the arrays {', '.join(shapes)}: name the one with the images 'images'")
-        images = likely[0]
-        with archive.open(f"{images}.npy") as file:
-            shape = _read_rows_header(file, f"{path}, array {images}")
+            raise HashretError(
+                f"{path} has the arrays {', '.join(shapes)}: name the one with the images 'images', or the one with "
+                f"the vectors 'vectors'"
+            )
+        rows = likely[0]
+        with archive.open(f"{rows}.npy") as file:
+            shape, dtype = _read_rows_header(file, f"{path}, array {rows}")
         named = next((name for name in ("labels", "y", "y_train") if name in shapes), None)
         labels = None
         if named is not None:
             with archive.open(f"{named}.npy") as file:
                 values = np.lib.format.read_array(io.BytesIO(file.read(MAX_BYTES)), allow_pickle=False)
             if values.size != shape[0] or values.dtype.kind not in "iuU":
-                raise HashretError(f"{path}: '{named}' must have a whole number or a text for each image of '{images}'")
+                raise HashretError(f"{path}: '{named}' must have a whole number or a text for each image of '{rows}'")
             labels = [str(value) for value in values.ravel()]
-    return ImageArray(shape[0], partial(_stream, path, open_rows, shape), labels)
+    return ImageArray(shape[0], partial(_stream, path, open_rows, shape, dtype), labels, numbers_of(shape, dtype))
 
 
-def _read_rows_header(file: IO[bytes], what: str) -> tuple[int, ...]:
+def _read_rows_header(file: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     shape, fortran, dtype = read_npy_header(file)
     check_shape(shape, dtype, what)
     if fortran:
         raise HashretError(f"{what} is in Fortran order: save numpy.ascontiguousarray of it")
-    return shape
+    return shape, dtype
 
 
-def _check_length(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> None:
-    if path.stat().st_size - file.tell() != math.prod(shape):
+def rows_of(array: NDArray[Any]) -> ImageArray:
+    """The rows of an array in memory; raises ValueError unless it is one of images or vectors."""
+    check_shape(array.shape, array.dtype, "an array of images", ValueError)
+    rows = to_float32(array) if array.dtype.kind == "f" else array
+    return ImageArray(len(rows), lambda: iter([rows]), None, numbers_of(array.shape, array.dtype))
+
+
+def _check_length(path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if path.stat().st_size - file.tell() != math.prod(shape) * dtype.itemsize:
         raise HashretError(f"{path} is broken: it says that its shape is {shape}, and has another size")
 
 
+def numbers_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int | None:
+    """How many numbers each row has, if that shape and dtype are those of many vectors: floats (n, d)."""
+    return shape[1] if dtype.kind == "f" and len(shape) == 2 else None
+
+
 def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], what: str, kind: type[Exception] = HashretError) -> None:
-    """Raises `kind`, naming `what`, unless that shape and dtype are those of many images."""
+    """Raises `kind`, naming `what`, unless that shape and dtype are those of many images or vectors."""
     # Rows of up to four pixels are one colour image given by mistake, not many narrow ones.
-    fits = (len(shape) == 3 and shape[2] > 4) or (len(shape) == 4 and shape[3] in (1, 3, 4))
-    if dtype != np.uint8 or not fits or 0 in shape[1:]:
-        raise kind(f"{what} must be uint8 of shape (n, h, w) or (n, h, w, 1 | 3 | 4), not {dtype} of {shape}")
-    if shape[1] * shape[2] > MAX_PIXELS:
+    images = (len(shape) == 3 and shape[2] > 4) or (len(shape) == 4 and shape[3] in (1, 3, 4))
+    vectors = numbers_of(shape, dtype) is not None
+    if not (vectors or (images and dtype == np.uint8)) or 0 in shape[1:]:
+        raise kind(
+            f"{what} must be uint8 of shape (n, h, w) or (n, h, w, 1 | 3 | 4), or vectors, floats of shape (n, d), not "
+            f"{dtype} of {shape}"
+        )
+    if vectors and shape[1] > MAX_NUMBERS:
+        raise kind(f"{what} has vectors of {shape[1]} numbers: more than the {MAX_NUMBERS} that are read")
+    if not vectors and shape[1] * shape[2] > MAX_PIXELS:
         raise kind(f"{what} has images of {shape[1]} × {shape[2]} pixels: more than the {MAX_PIXELS} that are read")
 
 

@@ -71,13 +71,17 @@ class Client:
         told: dict[str, Any] = self._ask("GET", "/v1/info")
         return told
 
-    def query(self, image: Any, k: int | None = 10, max_distance: int | None = None) -> list[Hit]:
+    def query(
+        self, image: Any, k: int | None = 10, max_distance: int | None = None, *, rank: str = "distance"
+    ) -> list[Hit]:
         """What `Collection.query` gives; HashretError where that may be more than the thousand hits a service gives."""
-        return self.query_batch([image], k, max_distance)[0]
+        return self.query_batch([image], k, max_distance, rank=rank)[0]
 
-    def query_batch(self, images: Any, k: int | None = 10, max_distance: int | None = None) -> list[list[Hit]]:
+    def query_batch(
+        self, images: Any, k: int | None = 10, max_distance: int | None = None, *, rank: str = "distance"
+    ) -> list[list[Hit]]:
         """What `query` gives, for each of a batch of images."""
-        options = {name: str(value) for name, value in _options(k, max_distance).items()}
+        options = {name: str(value) for name, value in _options(k, max_distance).items()} | {"rank": rank}
         answers: list[list[Hit]] = []
         for files in _requests(_files(images), k):
             told = self._ask("POST", "/v1/query", files=files, data=options)
@@ -167,4 +171,4 @@ def _hits(answer: dict[str, Any], k: int | None) -> list[Hit]:
         raise HashretError(
             f"there may be more than the {MOST_K:,} hits that a service gives: give k, or a smaller distance"
         )
-    return [Hit(**{name: hit[name] for name in Hit._fields}) for hit in answer["hits"]]
+    return [Hit(**{name: hit[name] for name in Hit._fields if name in hit}) for hit in answer["hits"]]

@@ -27,14 +27,16 @@ from hashret.contents import Contents
 from hashret.errors import HashretError, NotFound
 from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
-from hashret.images import Prepared, Preprocessing, content_bytes, read_file, sha256, to_content
+from hashret.images import Inputs, Prepared, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex
 from hashret.indexes.protocol import check_count
 from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read, weight
 from hashret.live import LiveIndex, make_index
 from hashret.progress import Progress
+from hashret.ranking import Near, by_certainty, candidates, check_rank
 from hashret.sources import Record, in_order, open_source
 from hashret.store import Content, Item, Seen, Store, damaged, sqlite_errors
+from hashret.vectors import AnyPreprocessing
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -43,7 +45,8 @@ BLOBS = "blobs/"  # the root of contents that came without a file, inside the co
 
 
 class Hit(NamedTuple):
-    """A similar image: `distance` in bits, and where it lies; `path` is the first of `paths`."""
+    """A similar image: `distance` in bits, and where it lies; `path` is the first of `paths`. `score` is what it is
+    ordered by where that is not the distance."""
 
     distance: int
     id: int
@@ -51,6 +54,7 @@ class Hit(NamedTuple):
     paths: list[str]
     label: str | None
     metadata: dict[str, Any] | None
+    score: float | None = None
 
 
 class Indexed(NamedTuple):
@@ -251,7 +255,7 @@ class Collection:
         return IndexReport(**{kind: counts[kind] for kind in kinds}, ignored=opened.ignored, failures=failures)
 
     def add(self, images: Any, metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
-        """Add contents without files: uint8 arrays, PIL images, bytes or paths; the item's id of each.
+        """Add contents without files: uint8 arrays, vectors, PIL images, bytes or paths; the item's id of each.
 
         A single path, PIL image or bytes is a batch of one. Each content is kept in the collection, so that another
         model can code it later; one that is there already keeps its id and its metadata. Raises HashretError for an
@@ -341,19 +345,27 @@ class Collection:
 
     # Searching
 
-    def query(self, image: Any, k: int | None = 10, max_distance: int | None = None) -> list[Hit]:
-        """The `k` items most similar to an image (a path, a PIL image or a uint8 array), nearest first.
+    def query(
+        self, image: Any, k: int | None = 10, max_distance: int | None = None, *, rank: str = "distance"
+    ) -> list[Hit]:
+        """The `k` items most similar to an image (a path, a PIL image, a uint8 array or a vector), nearest first.
 
         With `max_distance` none is farther than that many bits; with `k` None all within it are given. Ordered by
-        (distance, id).
+        (distance, id). With `rank` "asymmetric" the `k` are those of the lowest `score` among the nearest max(10 k,
+        100), or among all within `max_distance`, in the order of (score, distance, id): the sum, over the bits that
+        differ, of how far the image's own number lies from the bit's threshold, in training standard deviations.
         """
-        return self.query_batch([image], k, max_distance)[0]
+        return self.query_batch([image], k, max_distance, rank=rank)[0]
 
-    def query_batch(self, images: Any, k: int | None = 10, max_distance: int | None = None) -> list[list[Hit]]:
+    def query_batch(
+        self, images: Any, k: int | None = 10, max_distance: int | None = None, *, rank: str = "distance"
+    ) -> list[list[Hit]]:
         """What `query` gives, for each of a batch of images as `Hasher.encode` takes them."""
+        check_rank(rank)
         while True:
             hasher = self.hasher
-            hits = self._answer(hasher.encode(images), k, max_distance, hasher.fingerprint)
+            codes, margins = (hasher.encode(images), None) if rank == "distance" else hasher.margins(images)
+            hits = self._answer(codes, k, max_distance, hasher.fingerprint, margins)
             if hits is not None:  # None if the collection has changed to another model meanwhile
                 return hits
 
@@ -466,7 +478,7 @@ class Collection:
             self._store.remove_paths(root, gone, generation)
         return len(gone)
 
-    def _uncoded(self, root: str, hasher: "Hasher") -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _uncoded(self, root: str, hasher: "Hasher") -> Iterator[tuple[int, Inputs]]:
         """Id and pixels of the items under a root that have no code of this model yet and can still be read there."""
 
         def wanted() -> Iterator[tuple[int, str, Found]]:
@@ -475,7 +487,7 @@ class Collection:
                 if item is not None:
                     yield *item, Found(record, content=read(record))
 
-        def prepare(item: tuple[int, str, Found]) -> tuple[int, NDArray[np.uint8] | None]:
+        def prepare(item: tuple[int, str, Found]) -> tuple[int, Inputs | None]:
             item_id, digest, found = item
             hashed = hash_contents([found])
             same = hashed[0].sha256 == digest
@@ -517,9 +529,15 @@ class Collection:
             return settings
 
     def _answer(
-        self, codes: Codes, k: int | None, max_distance: int | None, fingerprint: str | None
+        self,
+        codes: Codes,
+        k: int | None,
+        max_distance: int | None,
+        fingerprint: str | None,
+        margins: NDArray[np.float32] | None = None,
     ) -> list[list[Hit]] | None:
-        """The hits of each code, from one generation; None if the codes are of another model than `fingerprint`."""
+        """The hits of each code, from one generation, by its margins if there are any; None if the codes are of another
+        model than `fingerprint`."""
         if k is None and max_distance is None:
             raise ValueError("give k, max_distance, or both")
         if max_distance is not None:
@@ -533,21 +551,32 @@ class Collection:
                     check_codes(codes, int(settings["bits"]))
                     live = self._index.at(settings)
                     if live is not None:
-                        found = _search(live.codes, codes[start : start + BATCH_ITEMS], k, max_distance)
+                        some = slice(start, start + BATCH_ITEMS)
+                        most = k if margins is None else candidates(k)
+                        found = _search(live.codes, codes[some], most, max_distance)
                         if self._index.holds(live):
-                            answers += self._hits(found)
+                            scores = None
+                            if margins is not None:
+                                near = self._store.codes(live.fingerprint, live.codes.bits, _ids(found))
+                                found, scores = by_certainty(found, codes[some], margins[some], *near, k)
+                            answers += self._hits(found, scores)
                             break
         return answers
 
-    def _hits(self, found: list[tuple[NDArray[np.int32], NDArray[np.int64]]]) -> list[list[Hit]]:
-        wanted = np.unique(np.concatenate([ids for _, ids in found])).tolist()
-        whole = self._whole(wanted)
-        return [
+    def _hits(self, found: list[Near], scores: list[list[float]] | None = None) -> list[list[Hit]]:
+        whole = self._whole(_ids(found))
+        hits = [
             [
                 Hit(int(d), int(i), next(iter(whole[i].paths), None), whole[i].paths, whole[i].label, whole[i].metadata)
                 for d, i in zip(distances.tolist(), ids.tolist(), strict=True)
             ]
             for distances, ids in found
+        ]
+        if scores is None:
+            return hits
+        return [
+            [hit._replace(score=score) for hit, score in zip(row, row_scores, strict=True)]
+            for row, row_scores in zip(hits, scores, strict=True)
         ]
 
     def _whole(self, ids: list[int]) -> dict[int, Item]:
@@ -614,9 +643,7 @@ def locked(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-def _search(
-    index: CodeIndex, codes: Codes, k: int | None, max_distance: int | None
-) -> list[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+def _search(index: CodeIndex, codes: Codes, k: int | None, max_distance: int | None) -> list[Near]:
     """Distances and ids for each code: the nearest k, those within a distance, or both."""
     if k is None:
         assert max_distance is not None
@@ -627,7 +654,13 @@ def _search(
     return [(hits.distances[i][keep], hits.ids[i][keep]) for i, keep in enumerate(near)]
 
 
-def _prepare(preprocessing: Preprocessing, image: Any) -> tuple[ImageContent, Prepared]:
+def _ids(found: list[Near]) -> list[int]:
+    """All that was found for any query, in ascending order."""
+    ids: list[int] = np.unique(np.concatenate([ids for _, ids in found])).tolist()
+    return ids
+
+
+def _prepare(preprocessing: AnyPreprocessing, image: Any) -> tuple[ImageContent, Prepared]:
     try:
         content = to_content(image)
         return content, preprocessing(content)

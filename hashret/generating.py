@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hashret.errors import HashretError
 from hashret.hasher import BATCH, Hasher
+from hashret.images import Inputs
 from hashret.models.base import Member
 from hashret.models.cvae import ConditionalVariationalAutoencoder
 from hashret.models.vae import VariationalAutoencoder
@@ -21,15 +22,15 @@ from hashret.training import device, to_input
 Pixels = NDArray[np.uint8]
 
 
-def reconstruct(hasher: Hasher, pixels: Pixels) -> Pixels:
+def reconstruct(hasher: Hasher, pixels: Inputs) -> Pixels:
     """The images that the model remembers these by: uint8 (n, height, width, channels), as `preprocessing` gives."""
     member = _network(hasher)
     with torch.inference_mode():
         parts = [_to_pixels(member.reconstruct(x)) for x in _batches(pixels)]
-    return np.concatenate(parts) if parts else pixels[:0]
+    return np.concatenate(parts) if parts else np.empty((0, *hasher.preprocessing.shape), np.uint8)
 
 
-def latents(hasher: Hasher, pixels: Pixels) -> NDArray[np.float32]:
+def latents(hasher: Hasher, pixels: Inputs) -> NDArray[np.float32]:
     """The real numbers, (n, latent), that the head turns into bits."""
     with torch.inference_mode():
         parts = [hasher.member.outputs(x) for x in _batches(pixels)]
@@ -47,14 +48,14 @@ def sample(hasher: Hasher, n: int, *, label: str | None = None, seed: int = 0) -
     return _decode(hasher, z, label)
 
 
-def interpolate(hasher: Hasher, pair: Pixels, steps: int = 10, *, label: str | None = None) -> Pixels:
+def interpolate(hasher: Hasher, pair: Inputs, steps: int = 10, *, label: str | None = None) -> Pixels:
     """The images on the straight line from the code of one of two images, uint8 (2, h, w, c), to that of the other."""
     ends = _remembered(hasher, pair)
     return _decode(hasher, torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, steps)[:, None]), label)
 
 
 def traverse(
-    hasher: Hasher, image: Pixels, dimensions: Sequence[int], steps: int = 9, *, label: str | None = None
+    hasher: Hasher, image: Inputs, dimensions: Sequence[int], steps: int = 9, *, label: str | None = None
 ) -> Pixels:
     """What each of some latent numbers means: (len(dimensions) × steps) images, in which one number of what is
     remembered of an image, uint8 (1, h, w, c), goes from −3 to 3."""
@@ -81,17 +82,19 @@ def manifold(hasher: Hasher, steps: int = 20, *, label: str | None = None) -> Pi
 
 def _network(hasher: Hasher) -> Member:
     member = hasher.member
+    if hasher.preprocessing.numbers is not None:
+        raise HashretError("this model knows vectors, which have no pictures: give one that learned from images")
     if not member.trainable:
         raise HashretError(f"model {hasher.model!r} has no network to decode with: train another one, such as vae")
     return member
 
 
-def _batches(pixels: Pixels) -> Iterator[Tensor]:
+def _batches(pixels: Inputs) -> Iterator[Tensor]:
     for start in range(0, len(pixels), BATCH):
         yield to_input(pixels[start : start + BATCH], device())
 
 
-def _remembered(hasher: Hasher, pixels: Pixels) -> Tensor:
+def _remembered(hasher: Hasher, pixels: Inputs) -> Tensor:
     """What the decoder gets of these images, (n, latent)."""
     member = _network(hasher)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""`Hasher`: preprocessing, a member of the family and a head; image in, code out.
+"""`Hasher`: preprocessing, a member of the family and a head; image, or vector, in, code out.
 
 The file is longer than most because the model folder is a format: whatever writes or checks it is in this one place.
 """
@@ -28,19 +28,21 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 import hashret
+from hashret.arrays import numbers_of
 from hashret.codes import Codes, check_bits, pack
 from hashret.config import FORMAT as FORMAT
 from hashret.config import damaged_model, read_config
 from hashret.errors import HashretError
 from hashret.files import make_folder, put_in_place
-from hashret.images import Preprocessing, to_content
+from hashret.images import Inputs, to_content
 from hashret.models import MODELS
-from hashret.models.base import Member, choose
+from hashret.models.base import FOR_VECTORS, Member, choose
 from hashret.models.heads import HEADS, Head, check_head
 from hashret.models.networks import folded
 from hashret.progress import Progress
 from hashret.sources import Labelled, in_order, open_source, sample
 from hashret.training import Training, device, split, tensor_bytes, to_input, train
+from hashret.vectors import AnyPreprocessing, describe, stored_preprocessing
 
 DEFAULT_MODEL = "contrastive"
 BATCH = 256  # images in one forward pass
@@ -70,8 +72,9 @@ class Hasher:
         member = choose(MODELS, model, "model")
         self.model, self.bits, self.head = model, check_bits(bits), member.head if head is None else head
         choose(HEADS, self.head, "head")
-        self.settings = _check_settings(model, settings)
-        self._fitted: tuple[Preprocessing, Member, Head] | None = None
+        self._asked = _check_settings(model, settings)
+        self.settings = MODELS[model].defaults() | self._asked  # a stored model does not change when a default does
+        self._fitted: tuple[AnyPreprocessing, Member, Head] | None = None
         self._training: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -98,12 +101,14 @@ class Hasher:
         progress: Callable[[Progress], None] | None = None,
         **rates: Any,
     ) -> Self:
-        """Learn from a SOURCE (folder, archive, array file, name of a data set, or uint8 array) and return self.
+        """Learn from a SOURCE (folder, archive, array file, name of a data set, or array) and return self.
 
         One of `budget` (seconds, or text such as "90s", "2m", "1h"; default "2m"), `steps` and `epochs` says how long.
-        `size` (height, width) is what images are resized to, chosen from the images if None; at most `limit` images,
-        drawn with `seed`, are held in memory. `labels` lets a member that learns from labels read those of the images,
-        or gives one for each image of the source, None for unknown; it refuses to go without, and the others refuse it.
+        `size` (height, width) is what images are resized to, chosen from the images if None. A SOURCE of vectors has
+        none, and the network "mlp" and the likelihood "gaussian" unless the settings say otherwise. At most `limit`
+        images, drawn with `seed`, are held in memory. `labels` lets a member that learns from labels read those of the
+        images, or gives one for each image of the source, None for unknown; it refuses to go without, and the others
+        refuse it.
         `init` is a hasher whose encoder, which must be alike, and decoder, as far as it is, are begun with. `rates`
         (`batch`, `learning_rate`, `weight_decay`, `compiled`), `checkpoint` and `resume` are those of
         `hashret.training.train`. Raises HashretError when the images are too few or lack labels that are needed, and
@@ -128,11 +133,15 @@ class Hasher:
                 progress(Progress("reading", done, opened.length, {}))
 
         sampled = sample(opened, size=size, limit=limit, seed=seed, progress=reading)
-        preprocessing, images = sampled.preprocessing, sampled.images
+        preprocessing = sampled.preprocessing
+        images: Inputs = preprocessing.batch(sampled.images)
         if progress is not None:
             held = {"MB in memory": float(math.ceil(images.nbytes / 1e6))}
             progress(Progress("reading", sampled.seen, sampled.seen, held))
-        settings, classes = self.settings, dict[str, int]()
+        settings, classes = MODELS[self.model].defaults(), dict[str, int]()
+        if preprocessing.numbers is not None:
+            settings |= {name: value for name, value in FOR_VECTORS.items() if name in settings}
+        settings |= self._asked
         if labelled:
             classes = _classes(sampled.labels, opened.root)
             settings = settings | {"classes": len(classes)}
@@ -190,7 +199,7 @@ class Hasher:
     def encode(self, images: Any) -> Codes:
         """Codes, uint8 (n, bits // 8), of a batch of images: a uint8 array (n, h, w) or (n, h, w, c), or a sequence of
         uint8 arrays (h, w) or (h, w, c), PIL images, paths and bytes of files; a single one of the last three is a
-        batch of one.
+        batch of one. A batch of vectors is an array of floats (n, d), or a sequence of arrays (d,).
 
         A code depends on the image and the model alone, not on the batch. Raises HashretError for a file that cannot
         be read, ValueError for anything else that is no image.
@@ -198,15 +207,16 @@ class Hasher:
         codes = [self.encode_pixels(np.stack(batch)) for batch in _batches(self._prepared(images), 4 * BATCH)]
         return np.concatenate(codes) if codes else np.empty((0, self.bits // 8), np.uint8)
 
-    def encode_pixels(self, pixels: NDArray[np.uint8], *, alone: bool = False) -> Codes:
-        """Codes, uint8 (n, bits // 8), of what `preprocessing` gives: uint8 (n, height, width, channels).
+    def encode_pixels(self, pixels: Inputs, *, alone: bool = False) -> Codes:
+        """Codes, uint8 (n, bits // 8), of what `preprocessing` gives: uint8 (n, height, width, channels), or float32
+        (n, d) for vectors.
 
         With `alone` the calling thread does all the work, for callers with other work for the other cores.
         """
         preprocessing, member, head = self._parts()[0], self._fast, self._parts()[2]
-        expected = (preprocessing.height, preprocessing.width, preprocessing.channels)
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
-            raise ValueError(f"pixels must be uint8 {('n', *expected)}, not {pixels.dtype} {pixels.shape}")
+        if pixels.dtype != preprocessing.dtype or pixels.shape[1:] != preprocessing.shape:
+            expected = f"{preprocessing.dtype} {('n', *preprocessing.shape)}"
+            raise ValueError(f"pixels must be {expected}, not {pixels.dtype} {pixels.shape}")
         where = next(chain(member.parameters(), member.buffers(), [head.threshold])).device
         out = np.empty((len(pixels), self.bits), np.bool_)
         for start in range(0, len(pixels), BATCH):
@@ -219,9 +229,22 @@ class Hasher:
             out[start : start + BATCH] = bits.cpu().numpy()
         return pack(out)
 
-    def errors(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def margins(self, images: Any) -> tuple[Codes, NDArray[np.float32]]:
+        """Codes of a batch of images, as `encode` takes them and gives them, and how sure the model is of every bit:
+        how far its number lies from the threshold, float32 (n, bits), in training standard deviations, above it for a
+        bit of 1. They are computed in float64, so that they depend on the batch no more than codes do."""
+        member, head, codes, margins = self._exact, self._parts()[2], [], [np.empty((0, self.bits), np.float32)]
+        for batch in _batches(self._prepared(images), BATCH):
+            pixels = np.stack(batch)
+            codes.append(self.encode_pixels(pixels))
+            with _full_float32(device()):
+                found = head.margins(member.outputs(to_input(pixels, device()).double()))
+            margins.append(found.float().cpu().numpy())
+        return np.concatenate([np.empty((0, self.bits // 8), np.uint8), *codes]), np.concatenate(margins)
+
+    def errors(self, pixels: Inputs) -> NDArray[np.float32]:
         """How badly the model remembers images, in the format of `preprocessing`: the squared error of each, (n,),
-        summed over its values in [0, 1]. Raises HashretError for a model without a network."""
+        summed over its values in [0, 1], or over a vector's. Raises HashretError for a model without a network."""
         member = self.member
         if not member.trainable:
             raise HashretError(f"model {self.model!r} has no network to remember images with: train one, such as ae")
@@ -242,8 +265,8 @@ class Hasher:
         return [bool(worse) for part in parts for worse in part]
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes the pixels that the member sees."""
+    def preprocessing(self) -> AnyPreprocessing:
+        """How an image becomes the pixels that the member sees, or a vector the numbers."""
         return self._parts()[0]
 
     @property
@@ -295,14 +318,17 @@ class Hasher:
         config = read_config(folder)
         try:
             hasher = cls(config["model"], config["bits"], config["head"], **config["settings"])
-            hasher.settings = config["settings"]  # without those that members did not have yet when it was made
+            # Without those that members did not have yet when it was made:
+            hasher.settings = hasher._asked = config["settings"]
             hasher._training = dict(config["training"])
-            preprocessing = Preprocessing.from_dict(config["preprocessing"])
             weights = folder / "model.safetensors"
             if weights.exists() and not weights.is_file():  # a pipe, which would keep us waiting
                 raise ValueError("model.safetensors is no file")
             utf8 = os.fsencode(weights).decode(errors="ignore") == str(weights)  # the only paths that safetensors takes
             tensors = load_file(weights) if utf8 else load(weights.read_bytes())
+            means = {name: tensor.numpy() for name, tensor in _below("preprocessing.", tensors).items()}
+            preprocessing = stored_preprocessing(config["preprocessing"], means)
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("preprocessing.")}
             with torch.device("meta"):
                 member = hasher._build(preprocessing, hasher.settings)
             _check_tensors(tensors, member, hasher.bits)
@@ -316,18 +342,19 @@ class Hasher:
         member.to(device())
         return hasher
 
-    def _prepared(self, images: Any) -> Iterator[NDArray[np.uint8]]:
+    def _prepared(self, images: Any) -> Iterator[Inputs]:
         """Each of a batch of images as the model sees it."""
         preprocessing = self.preprocessing
         return in_order(lambda image: preprocessing(to_content(image)).pixels, _each(images))
 
-    def _parts(self) -> tuple[Preprocessing, Member, Head]:
+    def _parts(self) -> tuple[AnyPreprocessing, Member, Head]:
         if self._fitted is None:
             raise HashretError("this hasher has learned nothing yet: call fit, or Hasher.load")
         return self._fitted
 
-    def _build(self, preprocessing: Preprocessing, settings: dict[str, Any]) -> Member:
-        shape = (preprocessing.channels, preprocessing.height, preprocessing.width)
+    def _build(self, preprocessing: AnyPreprocessing, settings: dict[str, Any]) -> Member:
+        *size, last = preprocessing.shape
+        shape = (last, *size)  # channels come first
         with torch.device("meta"):  # takes no memory
             weights = sum(p.numel() for p in MODELS[self.model](shape, self.bits, **settings).parameters())
         if weights > MAX_WEIGHTS:
@@ -355,9 +382,10 @@ class Hasher:
         }
 
     def _tensors(self) -> dict[str, Tensor]:
-        _, member, head = self._parts()
+        preprocessing, member, head = self._parts()
         named = {f"member.{name}": tensor for name, tensor in member.state_dict().items()}
         named |= {f"head.{name}": tensor for name, tensor in head.tensors().items()}
+        named |= {f"preprocessing.{name}": torch.from_numpy(a) for name, a in preprocessing.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
@@ -365,8 +393,11 @@ def _each(images: Any) -> Iterable[Any]:
     """The images of a batch, which a path, a PIL image or bytes is by itself."""
     if isinstance(images, str | os.PathLike | Image.Image | bytes):
         return [images]
-    if isinstance(images, np.ndarray) and images.ndim not in (3, 4):
-        raise ValueError(f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}")
+    if isinstance(images, np.ndarray) and numbers_of(images.shape, images.dtype) is None and images.ndim not in (3, 4):
+        raise ValueError(
+            f"an array of images has shape (n, h, w) or (n, h, w, c), and one of vectors is of floats (n, d), not "
+            f"{images.dtype} of {images.shape}"
+        )
     if not isinstance(images, Iterable):
         raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")
     return images
@@ -381,7 +412,7 @@ def parse_duration(text: str | float) -> float:
 
 
 def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """All settings of the member, with those given, which it must have, of the right kinds, in place of defaults."""
+    """The settings given, of the right kinds: those that the member has."""
     defaults = MODELS[model].defaults()
     known = ", ".join(f"{key}={value}" for key, value in defaults.items()) or "none"
     for name, value in settings.items():
@@ -394,7 +425,6 @@ def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"setting {name!r} is a {kind.__name__} such as {defaults[name]!r}, not {value!r}")
         elif kind is int and abs(value) >= 2**24:  # sizes that PyTorch could not even count the weights of
             raise ValueError(f"setting {name!r} must be less than 2²⁴, not {value}")
-    settings = defaults | settings  # so that a stored model does not change when a default does
     with torch.device("meta"):  # whatever else is wrong with a value shows when the member is built
         MODELS[model]((1, 8, 8), 8, **settings)
     return settings
@@ -441,7 +471,7 @@ def _check_tensors(tensors: dict[str, Tensor], member: Member, bits: int) -> Non
             raise ValueError(f"{name} has numbers that are not positive")
 
 
-def _values(member: Member, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def _values(member: Member, images: Inputs, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """The member's outputs, float32 (n, latent), for some of the images, which are in the preprocessing's format."""
     out = np.empty((len(rows), member.latent), np.float32)
     with _full_float32(device()):
@@ -451,7 +481,7 @@ def _values(member: Member, images: NDArray[np.uint8], rows: NDArray[np.int64]) 
     return out
 
 
-def _rounding(member: Member, head: Head, images: NDArray[np.uint8]) -> Tensor:
+def _rounding(member: Member, head: Head, images: Inputs) -> Tensor:
     """By how much, (bits), the margins of these images differ at most between float32 and float64."""
     x = to_input(images, device())
     with _full_float32(x.device):
@@ -517,16 +547,17 @@ def _card(config: dict[str, Any]) -> str:
     def table(rows: dict[str, Any]) -> str:
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
-    shape = "{height} × {width} × {channels}".format(**config["preprocessing"])
+    takes = describe(config["preprocessing"])
+    others = "others cannot be coded" if "numbers" in config["preprocessing"] else "others are cropped and resized"
     measured = {name: value for name, value in config["training"].items() if name != "curve"}
     labels = "The" if "classes" in config["training"] else "No"
     return inspect.cleandoc(
         f"""
         # {config["model"]}, {config["bits"]} bits
 
-        A [hashret](https://pypi.org/project/hashret/) model: it turns an image of {shape} (others are cropped and
-        resized) into a binary code of {config["bits"]} bits, through the member `{config["model"]}` and the head
-        `{config["head"]}`. It knows only the kind of image it was trained on. {labels} labels were used.
+        A [hashret](https://pypi.org/project/hashret/) model: it turns {takes} ({others}) into binary codes of
+        {config["bits"]} bits, through the member `{config["model"]}` and the head `{config["head"]}`. It knows only
+        what is like its training data. {labels} labels were used.
 
             hashret reindex .       # code a collection with this model
         """

@@ -2,6 +2,7 @@
 
 A *content* is what an image is known by: a file's bytes, or an array of pixels. `decode` makes upright pixels of
 either; `Preprocessing` makes of either the small picture that a model sees, and the same one whichever form it came in.
+A content may also be a vector, which `hashret.vectors` prepares; here it only has its bytes.
 The file is longer than most because nothing outside it may decode, resize or hash an image in another way.
 """
 
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,8 @@ except ImportError:  # Pillow before 11.3
 else:
     _AVIF = AvifImagePlugin.SUPPORTED
 
-Content = bytes | NDArray[np.uint8]
+Inputs = NDArray[np.uint8 | np.float32]  # pixels, or the numbers of vectors
+Content = bytes | Inputs
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**30
@@ -68,7 +70,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class Decoded(NamedTuple):
-    """An upright image: uint8 (h, w, 1 | 3), perhaps reduced, and the size of the original."""
+    """An upright image: uint8 (h, w, 1 | 3), perhaps reduced or cropped, and the size of the original."""
 
     pixels: NDArray[np.uint8]
     width: int
@@ -76,23 +78,24 @@ class Decoded(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a model sees of an image: uint8 (height, width, channels), and the size of the original."""
+    """What a model sees of an image: uint8 (height, width, channels), and the size of the original. Of a vector it is
+    float32 (d,), and its size is d × 1."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Inputs
     width: int
     height: int
 
 
 def to_content(image: Any) -> Content:
-    """The content of an image given as a path, bytes, a PIL image (its upright pixels), or a uint8 array.
+    """The content of an image given as a path, bytes, a PIL image (its upright pixels), a uint8 array, or a vector.
 
-    Arrays are (h, w) or (h, w, 1 | 3 | 4). Raises ValueError for anything else, and HashretError for a file that cannot
-    be read or a PIL image that cannot be decoded.
+    Arrays are (h, w) or (h, w, 1 | 3 | 4); a vector is an array of floats (d,), and becomes float32. Raises ValueError
+    for anything else, and HashretError for a file that cannot be read or a PIL image that cannot be decoded.
     """
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray):
-        return _check_array(image)
+        return _check_content(image)
     if isinstance(image, Image.Image):
         _check_size(*image.size)
         try:
@@ -103,7 +106,21 @@ def to_content(image: Any) -> Content:
             raise HashretError(_reason(b"image", error)) from None
     if isinstance(image, str | os.PathLike):
         return read_file(image)
-    raise ValueError(f"an image is a path, bytes, a PIL image or a uint8 array, not {type(image).__name__}")
+    raise ValueError(f"an image is a path, bytes, a PIL image, a uint8 array or a vector, not {type(image).__name__}")
+
+
+def to_float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    """Floats of any width as they are in contents: infinite where they are beyond float32."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(numbers, "<f4")
+
+
+def to_vector(content: Content) -> NDArray[np.float32]:
+    """The numbers, float32 (d,), of a content that is a vector or a `.npy` file of one; HashretError for any other."""
+    array = _read_npy(content) if isinstance(content, bytes) and content.startswith(_NPY_MAGIC) else content
+    if isinstance(array, bytes) or not _is_vector(array):
+        raise HashretError("no vector: give floats in an array or a .npy file")
+    return to_float32(array)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -144,15 +161,17 @@ def content_bytes(content: Content) -> bytes:
     """
     if isinstance(content, bytes):
         return content
-    return _npy_header(_check_array(content).shape) + content.tobytes()
+    array = _check_content(content)
+    return _npy_header(array.shape, array.dtype.str) + array.tobytes()
 
 
 def sha256(content: Content) -> str:
     """The SHA-256 of `content_bytes(content)` as lower-case hex: what a content is known by."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    digest = _npy_digest(_check_array(content).shape).copy()
-    digest.update(content.tobytes())
+    array = _check_content(content)
+    digest = _npy_digest(array.shape, array.dtype.str).copy()
+    digest.update(array.tobytes())
     return str(digest.hexdigest())
 
 
@@ -171,7 +190,7 @@ def decode(content: Content, at_least: tuple[int, int] | None = None) -> Decoded
     return Decoded(_pixels(image), width, height)
 
 
-def resize(content: Content, height: int, width: int) -> Prepared:
+def resize(content: Content, height: int, width: int) -> Decoded:
     """The centre of a content, cropped to the aspect ratio of (height, width) and resized to it, in its own channels.
 
     Resizing is one antialiased pass (a triangle filter as wide as the reduction) over the decoded image. Raises as
@@ -181,7 +200,7 @@ def resize(content: Content, height: int, width: int) -> Prepared:
     if array is not None:
         original_height, original_width = array.shape[:2]
         if (original_height, original_width) == (height, width):
-            return Prepared(array, width, height)
+            return Decoded(array, width, height)
         image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     else:
         image, original_width, original_height = _decode_file(content, (height, width))  # type: ignore[arg-type]
@@ -193,7 +212,7 @@ def resize(content: Content, height: int, width: int) -> Prepared:
     else:
         right, bottom = min((w + width * scale) / 2, w), min((h + height * scale) / 2, h)  # never over the edge
         image = image.resize((width, height), Image.Resampling.BILINEAR, (w - right, h - bottom, right, bottom))
-    return Prepared(_pixels(image), original_width, original_height)
+    return Decoded(_pixels(image), original_width, original_height)
 
 
 def has_colour(pixels: NDArray[np.uint8], tolerance: int = 4) -> bool:
@@ -219,6 +238,14 @@ class Preprocessing:
     width: int
     channels: int
 
+    dtype: ClassVar = np.dtype(np.uint8)
+    numbers: ClassVar = None  # as for `Source.numbers`: no vectors
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what a model sees: (height, width, channels)."""
+        return self.height, self.width, self.channels
+
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -233,7 +260,7 @@ class Preprocessing:
         pixels, width, height = resize(content, self.height, self.width)
         return Prepared(self._convert(pixels), width, height)
 
-    def batch(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def batch(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
         """Images of one size, uint8 (n, h, w, 1 | 3 | 4), as the model sees them: the same as one by one, but faster.
 
         When nothing has to change the result is `rows` itself.
@@ -250,6 +277,10 @@ class Preprocessing:
     def to_dict(self) -> dict[str, int]:
         """The three numbers by name, for `config.json`."""
         return asdict(self)
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """What is too long for `config.json`: nothing."""
+        return {}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
@@ -272,11 +303,21 @@ def _describe(value: Any) -> str:
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
+def _is_vector(array: NDArray[Any]) -> bool:
+    return array.ndim == 1 and array.dtype.kind == "f" and array.size > 0
+
+
+def _check_content(array: NDArray[Any]) -> Inputs:
+    return to_float32(array) if _is_vector(array) else _check_array(array)
+
+
 def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     shape = array.shape
     fits = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not fits or not array.size:
-        raise ValueError(f"an image array is uint8 (h, w) or (h, w, 1 | 3 | 4), not {_describe(array)}")
+        raise ValueError(
+            f"an image array is uint8 (h, w) or (h, w, 1 | 3 | 4), and a vector floats (d,), not {_describe(array)}"
+        )
     return array
 
 
@@ -293,38 +334,41 @@ def _too_large(size: int) -> str:
     return f"{size / 2**30:.1f} GiB: more than the {MAX_BYTES // 2**30} that is read"
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return _NPY_MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii")  # 128 bytes
 
 
 @lru_cache(maxsize=256)
-def _npy_digest(shape: tuple[int, ...]) -> Any:
-    return hashlib.sha256(_npy_header(shape))
+def _npy_digest(shape: tuple[int, ...], dtype: str) -> Any:
+    return hashlib.sha256(_npy_header(shape, dtype))
 
 
 def _as_array(content: Content) -> NDArray[np.uint8] | None:
     """The pixels, uint8 (h, w, 1 | 3), of a content that is an array or the bytes of one; None for another file."""
     if isinstance(content, np.ndarray):
-        array = _check_array(content)
+        found = _check_content(content)
     elif content.startswith(_NPY_MAGIC):
-        array = _read_npy(content)
+        found = _read_npy(content)
     else:
         return None
+    if _is_vector(found):
+        raise HashretError(f"no image: a vector of {len(found)} numbers, which has no picture")
+    array = _check_array(found)
     _check_size(array.shape[1], array.shape[0])
     if array.ndim == 2:
         return array[..., None]
     return array if array.shape[2] != 4 else _pixels(_flatten(Image.fromarray(array)))
 
 
-def _read_npy(data: bytes) -> NDArray[np.uint8]:
+def _read_npy(data: bytes) -> Inputs:
     file = io.BytesIO(data)
     shape, fortran, dtype = read_npy_header(file)
-    if dtype != np.uint8:
+    if dtype != np.uint8 and not (dtype.kind == "f" and len(shape) == 1):
         raise HashretError(f"no image: an array of {dtype} {shape}, and pixels are uint8")
     try:
-        pixels = np.frombuffer(data, np.uint8, offset=file.tell())
-        return _check_array(pixels.reshape(shape, order="F" if fortran else "C"))
+        values = np.frombuffer(data, dtype, offset=file.tell())
+        return _check_content(values.reshape(shape, order="F" if fortran else "C"))
     except ValueError as error:
         raise HashretError(f"no image: {one_line(error)}") from None
 

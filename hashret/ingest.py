@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashret.errors import HashretError
-from hashret.images import Content, Preprocessing, sha256
+from hashret.images import Content, Inputs, sha256
 from hashret.sources import Record, Source, in_order
 from hashret.store import Seen, Store
+from hashret.vectors import AnyPreprocessing, describe
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -37,7 +37,7 @@ class Found:
     before: Seen | None = None  # what was known of its path
     content: Content | HashretError | None = None  # until it is decoded, or known to be there; or why it has none
     sha256: str = ""
-    pixels: NDArray[np.uint8] | None = None  # for the model; None for a content that is known already
+    pixels: Inputs | None = None  # for the model; None for a content that is known already
     width: int = 0
     height: int = 0
     code: bytes | None = None
@@ -67,6 +67,12 @@ def encoded(
                 found.content = None
         if model is None and len(known) < len(chunk):
             model = hasher()  # here, in the caller's thread: the others have no connection to the database
+            if source.numbers != model.preprocessing.numbers:
+                what = "images" if source.numbers is None else describe({"numbers": source.numbers})
+                raise HashretError(
+                    f"{source.root.rstrip('/#!')} has {what}, and the model takes "
+                    f"{describe(model.preprocessing.to_dict())}: put them into a collection of their own"
+                )
             gc.freeze()  # PyTorch alone holds 400,000 objects, which are no garbage to be looked for over and over
         return chunk
 
@@ -142,7 +148,7 @@ def hash_contents(chunk: list[Found]) -> list[Found]:
     return chunk
 
 
-def decode(chunk: list[Found], preprocessing: Preprocessing) -> list[Found]:
+def decode(chunk: list[Found], preprocessing: AnyPreprocessing) -> list[Found]:
     """Turn contents into the pixels that the model sees, or into the reason why that cannot be done."""
     size = preprocessing.height, preprocessing.width
     fitting = [found for found in chunk if isinstance(found.content, np.ndarray) and found.content.shape[:2] == size]

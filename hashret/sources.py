@@ -1,4 +1,4 @@
-"""Where images come from: a folder, an archive, an IDX or NumPy file, an array, or a data set by name.
+"""Where images, or vectors, come from: a folder, an archive, an IDX or NumPy file, an array, or a data set by name.
 
 `open_source` makes of any of them the same thing: a stream of `Record`s in an order that never changes, which holds a
 few images at a time however many there are. `in_order` decodes in parallel; `sample` chooses a model's images and how
@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,25 +29,28 @@ from numpy.typing import NDArray
 from hashret.arrays import (
     DATA_SETS,
     ImageArray,
-    check_shape,
     open_data_set,
     open_idx,
     open_npy,
     open_npz,
     open_plain_or_gzip,
     reading,
+    rows_of,
 )
 from hashret.errors import HashretError, one_line
 from hashret.images import (
     MAX_BYTES,
     SUFFIXES,
     Content,
+    Inputs,
     Preprocessing,
     decode,
     has_colour,
     read_file,
     resize,
+    to_vector,
 )
+from hashret.vectors import NOT_FINITE, VectorPreprocessing
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,6 +78,7 @@ class Source:
     streaming: bool = False  # a record must be read before the next is taken, and in the thread that iterates
     arrays: bool = False  # contents are arrays, with nothing to decode
     length: int | None = None  # number of records, where it is known beforehand
+    numbers: int | None = None  # in every content, where they are vectors
 
     def __iter__(self) -> Iterator[Record]:
         raise NotImplementedError
@@ -88,22 +92,22 @@ class Source:
 
 
 def open_source(
-    source: str | os.PathLike[str] | NDArray[np.uint8],
+    source: str | os.PathLike[str] | NDArray[Any],
     *,
     data_root: str | os.PathLike[str] | None = None,
     exclude: Path | None = None,
 ) -> Source:
-    """The images of a folder, an archive, an IDX, .npy or .npz file, an array (n, h, w[, c]), or a data set by name.
+    """The images of a folder, an archive, an IDX, .npy or .npz file, an array (n, h, w[, c]), or a data set by name; or
+    the vectors of a .npy or .npz file or an array of floats (n, d), which become float32.
 
     Something that exists as a path is one; other text is looked up in `DATA_SETS`, alone or with `:train` or `:test`.
     torchvision's data sets are looked for in `data_root` (by default hashret's folder in the user's cache) and
     downloaded to it. The folder `exclude` is passed over. Raises HashretError for what is no source, and ValueError for
-    an array that holds no images.
+    an array that holds neither.
     """
     if isinstance(source, np.ndarray):
-        check_shape(source.shape, source.dtype, "an array of images", ValueError)
         # An array has no date by which an unchanged one could be known: with this one, its contents are compared.
-        return _Rows("array#", ImageArray(len(source), lambda: iter([source]), None), time.time_ns())
+        return _Rows("array#", rows_of(source), time.time_ns())
     text = os.fspath(source)
     path = Path(text)
     if not text.strip():
@@ -315,7 +319,7 @@ class _Rows(Source):
 
     def __init__(self, root: str, array: ImageArray, mtime_ns: int) -> None:
         self.root = root
-        self.length = array.length
+        self.length, self.numbers = array.length, array.numbers
         self._array = array
         self._mtime_ns = mtime_ns
 
@@ -344,6 +348,7 @@ class Labelled(Source):
 
     def __init__(self, source: Source, labels: Sequence[object]) -> None:
         self.root, self.streaming, self.arrays, self.length = source.root, source.streaming, source.arrays, len(labels)
+        self.numbers = source.numbers
         self._source, self._labels = source, labels
 
     def __iter__(self) -> Iterator[Record]:
@@ -392,15 +397,16 @@ def in_order(
 
 
 class Sample(NamedTuple):
-    """Images chosen from a source, as the chosen preprocessing makes them: uint8 (n, height, width, channels).
+    """Images chosen from a source, as the chosen preprocessing makes them: uint8 (n, height, width, channels). Vectors
+    are float32 (n, d), and as they are in the source.
 
     `labels` are those of the images; `seen` counts the records of the source; `failures` are (name, reason) of chosen
     images that could not be read.
     """
 
-    images: NDArray[np.uint8]
+    images: Inputs
     labels: list[str | None]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | VectorPreprocessing
     seen: int
     failures: list[tuple[str, str]]
 
@@ -432,7 +438,8 @@ def sample(
     the median short side where that is smaller, but at least 8 (the median is not waited for, and the side is 32, once
     the originals of images larger than 32 fill the quarter gigabyte). The model sees colour when any image has some
     (`hashret.images.has_colour`). `progress` is told how many records were seen. The same seed gives the same sample.
-    Raises HashretError when there is no image or none that can be read, ValueError for an impossible size or limit.
+    Raises HashretError when there is no image or none that can be read, or a size for vectors, ValueError for an
+    impossible size or limit.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit!r}")
@@ -451,10 +458,17 @@ def sample(
             if place < limit:
                 yield place, record, _read(record) if source.streaming else None
 
+    if source.numbers is not None:
+        if size is not None:
+            raise HashretError(f"{source.root.rstrip('#')} has vectors, which have no size in pixels: leave --size out")
+        vectors, labels, failures = _hold_vectors(choose(), min(limit, source.length or limit), source.numbers)
+        if not len(vectors):
+            raise HashretError(_no_images(source, seen, failures))
+        return Sample(vectors, labels, VectorPreprocessing.fitted(vectors), seen, failures)
     hold = partial(_hold, size=size)
     results = (hold(job) for job in choose()) if source.arrays else in_order(hold, choose(), weigh=_weight)
     held: list[_Held] = []
-    failures: list[tuple[str, str]] = []
+    failures = []
     originals, keep_originals = 0, True  # in bytes
     with contextlib.closing(results):
         for place, name, image in results:
@@ -509,6 +523,25 @@ def _hold(job: _Job, size: tuple[int, int] | None) -> tuple[int, str, _Held | Ha
     if isinstance(content, np.ndarray):  # rows are views into blocks: a copy lets go of the block
         pixels, original = pixels.copy(), None if original is None else content.copy()
     return place, record.name, _Held(pixels, height, width, original, record.label)
+
+
+def _hold_vectors(
+    chosen: Iterator[_Job], most: int, numbers: int
+) -> tuple[NDArray[np.float32], list[str | None], list[tuple[str, str]]]:
+    """At most so many vectors, (n, numbers), their labels, and which ones of those chosen cannot be used, and why."""
+    vectors = np.empty((most, numbers), np.float32)
+    labels: list[str | None] = []
+    failures: list[tuple[str, str]] = []
+    for place, record, _ in chosen:
+        vector = to_vector(record.read())
+        if not np.isfinite(vector).all():
+            failures.append((record.name, NOT_FINITE))
+        elif place < len(labels):
+            vectors[place], labels[place] = vector, record.label
+        else:
+            vectors[len(labels)] = vector
+            labels.append(record.label)
+    return vectors[: len(labels)], labels, failures
 
 
 def _read(record: Record) -> Content | HashretError:

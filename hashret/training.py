@@ -26,7 +26,7 @@ from hashret.files import write_durably
 from hashret.models.base import Member
 from hashret.progress import Progress
 
-Images = NDArray[np.uint8]
+Images = NDArray[np.uint8 | np.float32]  # pixels (n, h, w, c), or vectors (n, d)
 Terms = dict[str, Tensor]  # of the loss, by name
 Labels = NDArray[np.int64]  # numbers of classes; -1 for an image without a label
 
@@ -47,7 +47,7 @@ class Training(NamedTuple):
 
 
 class Batch(NamedTuple):
-    x: Tensor  # (n, c, h, w)
+    x: Tensor  # (n, c, h, w), or (n, d)
     labels: Tensor | None  # (n,)
 
 
@@ -57,7 +57,9 @@ def device() -> torch.device:
 
 
 def to_input(images: Images, where: torch.device) -> Tensor:
-    """Network input, float32 (n, c, h, w) in [0, 1], from uint8 images (n, h, w, c)."""
+    """Network input, float32 (n, c, h, w) in [0, 1], from uint8 images (n, h, w, c); vectors (n, d) as they are."""
+    if images.ndim == 2:
+        return torch.tensor(images, device=where)
     return torch.tensor(images, device=where).permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
@@ -85,7 +87,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Training:
-    """Train `member` in place on uint8 images (n, h, w, c), by AdamW under a cosine schedule.
+    """Train `member` in place on uint8 images (n, h, w, c), or vectors (n, d), by AdamW under a cosine schedule.
 
     `labels`, int64 (n,), are for members that learn from them. Say how long by one of `steps`, `epochs` or `budget`
     (seconds; a warm-up on a copy is timed, and fixes the number of steps). The rows that `split` holds out are only

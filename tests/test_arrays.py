@@ -119,6 +119,33 @@ def test_npy_gives_its_rows(tmp_path: Path, shape: tuple[int, ...]) -> None:
         assert (rows(source) == array).all()
 
 
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", ">f8"])
+def test_floats_of_two_dimensions_are_vectors(tmp_path: Path, dtype: str) -> None:
+    vectors = np.random.default_rng(1).normal(size=(3000, 130)).astype(dtype)  # several blocks
+    np.save(tmp_path / "a.npy", vectors)
+    np.savez(tmp_path / "a.npz", vectors=vectors, other=vectors[:, :3], labels=np.arange(3000))
+    for source in (open_source(tmp_path / "a.npy"), open_source(tmp_path / "a.npz"), open_source(vectors)):
+        assert source.numbers == 130 and source.length == 3000
+        found = rows(source)
+        assert found.dtype == np.float32 and (found == vectors.astype(np.float32)).all()
+    assert labels(open_source(tmp_path / "a.npz"))[2999] == "2999"
+    np.savez(tmp_path / "b.npz", images=IMAGES, vectors=vectors[:300])
+    assert open_source(tmp_path / "b.npz").numbers is None  # images first
+    np.savez(tmp_path / "c.npz", left=vectors, right=vectors)
+    with pytest.raises(HashretError, match="has the arrays left, right: .* the vectors 'vectors'"):
+        open_source(tmp_path / "c.npz")
+    whole = (tmp_path / "a.npy").read_bytes()
+    for data in (whole[:-1], whole + b"!"):
+        (tmp_path / "a.npy").write_bytes(data)
+        with pytest.raises(HashretError, match="broken"):
+            open_source(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="vectors of 65537 numbers: more than the 65536 that are read"):
+        open_source(np.zeros((2, 65_537), dtype))
+    for empty in (vectors[:, :0], vectors[0], vectors[:, :128].reshape(3000, 8, 16)):
+        with pytest.raises(ValueError, match="or vectors, floats of shape"):
+            open_source(empty)
+
+
 @pytest.mark.parametrize(
     ("array", "reason"),
     [

@@ -342,6 +342,58 @@ def test_query_as_json(place: Path, hashret: Command, options: list[object], k: 
     assert hashret("query", "photos/0/00.png", "--jsonl", *options).out == ran.out
 
 
+def test_a_query_by_certainty(place: Path, hashret: Command) -> None:
+    document = json.loads(hashret("query", "photos/0/00.png", "--rank", "asymmetric", "--json").out)
+    with Collection.open(place / ".hashret") as collection:
+        expected = collection.query(place / "photos/0/00.png", rank="asymmetric")
+    assert [(hit["distance"], hit["id"], hit["score"]) for hit in document["hits"]] == [
+        (hit.distance, hit.id, hit.score) for hit in expected
+    ]
+    assert list(document["hits"][0]) == ["rank", "distance", "id", "path", "label", "score"]
+    plain = hashret("query", "photos/0/00.png", "--rank", "asymmetric")
+    assert plain.out == "".join(f"{hit.distance:4d}  {hit.path}\n" for hit in expected)
+    (code,) = to_hex(hasher().encode("photos/0/00.png"))
+    for text in (f"hex:{code}", "id:1"):
+        ran = hashret("query", text, "--rank", "asymmetric")
+        check_failed(ran, 1, f"{text}: --rank asymmetric is for images: a code does not tell how sure its bits are")
+    check_failed(hashret("query", "id:1", "--rank", "sure"), 2, "Invalid value for --rank: there is no rank 'sure'")
+
+
+def test_vectors_from_end_to_end(place: Path, hashret: Command) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(90, 24))
+    np.save("all.npy", vectors)
+    np.savez("some.npz", vectors=vectors[:2].astype(np.float32))
+    np.save("one.npy", vectors[3])
+    np.save("narrow.npy", vectors[:, :5])
+    ran = hashret("train", "all.npy", "--steps", 3, "--bits", 16, "--set", "width=2", "-c", "v")
+    assert ran.code == 0 and "learned 16-bit codes with contrastive from 90 images" in ran.err
+    assert hashret("index", "all.npy", "-c", "v").err.startswith("90 added; 90 items in ")
+    assert "of vectors of 24 numbers\n" in hashret("info", "-c", "v").out
+    found = json.loads(hashret("query", "some.npz", "-r", 0, "-c", "v", "--json", "-q").out)
+    assert [query["query"] for query in found] == [f"{place}/some.npz#{i}" for i in range(2)]
+    for i, query in enumerate(found):
+        assert f"{place}/all.npy#{i}" in [hit["path"] for hit in query["hits"]]
+    assert f"{place}/all.npy#3\n" in hashret("query", "one.npy", "-r", 0, "-c", "v", "--paths", "-q").out
+    assert hashret("model", "plot", "all.npy", "-o", "plots", "-c", "v").code == 0
+    for line, text in (
+        ("query photos/0/00.png", "photos/0/00.png: no vector: give floats"),
+        ("query narrow.npy", "narrow.npy#0: vectors of 5 numbers, and the model takes vectors of 24 numbers"),
+        ("index narrow.npy", "narrow.npy has vectors of 5 numbers, and the model takes vectors of 24 numbers"),
+        ("index photos", "photos has images, and the model takes vectors of 24 numbers"),
+        ("model reconstruct all.npy", "this model knows vectors, which have no pictures"),
+        ("model plot photos", "images, and the model takes vectors of 24 numbers"),
+    ):
+        ran = hashret(*line.split(), "-c", "v")
+        assert ran.code == 1 and text in ran.err.splitlines()[0], ran.err
+    check_failed(
+        hashret("index", "all.npy"), 1, "all.npy has vectors of 24 numbers, and the model takes images of 8 × 8"
+    )
+    conv = ("train", "all.npy", "--model", "ae", "--steps", 2, "-o", "new", "--set")
+    check_failed(hashret(*conv, "network=conv"), 1, "network 'conv' is for images: choose mlp or deep for vectors")
+    check_failed(hashret(*conv[:-1], "--size", "8x8"), 1, "all.npy has vectors, which have no size in pixels: leave")
+
+
 def test_several_queries(place: Path, hashret: Command) -> None:
     asked = ["photos/0/00.png", "id:2", "photos/1/01.png"]
     ran = hashret("query", *asked, "-k", 2, "--json")

@@ -605,6 +605,33 @@ def test_a_query_is_the_same_alone_and_among_others(collection: Collection) -> N
     assert pairs(collection.query(Image.fromarray(digits()[5]))) == pairs(collection.query(png(5)))
 
 
+@pytest.mark.parametrize("kind", ["bitflip", "faiss:BFlat"])
+def test_by_certainty_the_nearest_are_ordered_by_the_bits_that_differ(tmp_path: Path, kind: str) -> None:
+    model = hasher("itq", 32)
+    with Collection.create(tmp_path / "c", model, kind) as collection:
+        collection.add(digits()[:300])
+        collection.remove([5, 50, 250])
+        ids, codes = stored(collection)
+        queries, margins = model.margins(digits()[295:305])
+        for k, r in ((3, None), (30, None), (None, 9), (4, 6)):
+            answers = collection.query_batch(digits()[295:305], k, r, rank="asymmetric")
+            for query, margin, hits in zip(queries, margins, answers, strict=True):
+                nearest = brute(ids, codes, query[None], k and max(10 * k, 100), r)
+                differing = np.unpackbits(codes ^ query, axis=1).astype(bool)
+                costs = {i: float(np.abs(margin[d]).sum(dtype=float)) for i, d in zip(ids, differing, strict=True)}
+                expected = sorted((round(costs[i], 6), d, i) for d, i in nearest)[:k]
+                assert [(round(hit.score or 0, 6), hit.distance, hit.id) for hit in hits] == expected
+            assert collection.query(digits()[295], k, r, rank="asymmetric") == answers[0]
+        plain = collection.query_batch(digits()[295:305], 30)
+        assert {hit.score for hits in plain for hit in hits} == {None}
+        assert [pairs(hits) for hits in plain] != [pairs(hits) for hits in answers]
+        with pytest.raises(ValueError, match="there is no rank 'sure'; choose distance or asymmetric"):
+            collection.query(digits()[0], rank="sure")
+    with Collection.create(tmp_path / "empty", model, kind) as collection:
+        assert collection.query_batch(digits()[:2], rank="asymmetric") == [[], []]
+        assert collection.query_batch([], rank="asymmetric") == []
+
+
 def test_impossible_questions_are_refused(collection: Collection) -> None:
     collection.add(digits()[:3])
     query = np.zeros((1, 2), np.uint8)

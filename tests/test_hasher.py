@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import re
@@ -889,3 +890,28 @@ def test_a_source_may_have_any_name(tmp_path: Path) -> None:
     hasher = Hasher("lsh", 16).fit(source)
     hasher.save(tmp_path / "model")
     assert Hasher.load(tmp_path / "model").training["source"] == f"{source}/"
+
+
+# Margins
+
+
+@pytest.mark.parametrize("name", ["contrastive", "vae", "itq", "anchor-graph"])
+def test_margins_say_how_far_each_bit_is_from_flipping(name: str) -> None:
+    hasher = fit(name, "mlp" if MODELS[name].trainable else "", DIGITS, width=4)
+    images = kinds_of_images()
+    codes, margins = hasher.margins(images)
+    assert margins.dtype == np.float32 and margins.shape == (len(images), 32)
+    assert (codes == hasher.encode(images)).all()
+    assert ((margins > 0) == np.unpackbits(codes, axis=1)).all()
+    x = to_input(hasher.preprocessing.batch(images[..., None]), torch.device("cpu")).double()
+    head = hasher._parts()[2]
+    with torch.no_grad():
+        exact = head.margins(copy.deepcopy(hasher.member).double().outputs(x)).numpy()
+    assert margins == pytest.approx(exact, rel=1e-6, abs=1e-7)
+    _, spread = hasher.margins(DIGITS)
+    if name != "anchor-graph":  # whose units are wider for the sake of rounding
+        assert spread.std(0) == pytest.approx(np.ones(32), abs=0.05)
+    for size in (1, 7):
+        parts = [hasher.margins(images[i : i + size])[1] for i in range(0, len(images), size)]
+        assert np.concatenate(parts) == pytest.approx(margins, rel=1e-6)
+    assert [len(part) for part in hasher.margins([])] == [0, 0]

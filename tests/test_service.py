@@ -87,7 +87,9 @@ def own(tmp_path: Path, hasher: Hasher) -> Iterator[Collection]:
 
 
 def told(hits: list[Hit]) -> list[dict[str, Any]]:
-    return [{"rank": rank, **hit._asdict()} for rank, hit in enumerate(hits, 1)]
+    """Hits as the service tells them."""
+    documents = [{"rank": rank, **hit._asdict()} for rank, hit in enumerate(hits, 1)]
+    return [{name: value for name, value in one.items() if (name, value) != ("score", None)} for one in documents]
 
 
 def refused(response: Any, status: int, *words: str) -> None:
@@ -135,6 +137,13 @@ def test_a_batch_is_answered_in_its_order(collection: Collection, http: Any) -> 
     assert [answer["hits"] for answer in answers] == expected
     answers = http.post("/v1/query", json={"code": to_hex(collection.hasher.encode(images)), "k": 2}).json()
     assert [answer["hits"] for answer in answers] == expected
+
+
+def test_images_may_be_ordered_by_certainty(collection: Collection, http: Any) -> None:
+    hits = collection.query(png(91), 5, rank="asymmetric")
+    answer = http.post("/v1/query", files={"file": png(91)}, data={"k": "5", "rank": "asymmetric"}).json()
+    assert answer["hits"] == told(hits) and answer["hits"][0]["score"] is not None
+    refused(http.post("/v1/query", json={"id": 1, "rank": "asymmetric"}), 422, "rank")
 
 
 def test_codes_come_with_the_hits_when_asked_for(collection: Collection, http: Any) -> None:

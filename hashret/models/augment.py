@@ -1,4 +1,5 @@
-"""Two views of one image: random crops, turns, mirrorings, light and erasures, for a whole batch at once.
+"""Two views of one image: random crops, turns, mirrorings, light and erasures, for a whole batch at once. Those of a
+vector: noise, and numbers that are left out.
 
 The views of SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709) as one affine resampling a batch, with every
 image drawing its own parameters.
@@ -11,26 +12,49 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def views(*, crop: float, rotation: float, flip: float, light: float, erase: float = 0.0) -> dict[str, float]:
+def views(
+    *,
+    crop: float,
+    rotation: float,
+    flip: float,
+    light: float,
+    erase: float = 0.0,
+    noise: float = 0.0,
+    masking: float = 0.0,
+) -> dict[str, float]:
     """What `augment` takes, checked; raises ValueError for what it cannot do."""
     chosen = {"crop": crop, "rotation": rotation, "flip": flip, "light": light, "erase": erase}
-    shares = all(0 <= share <= 1 for share in (flip, light, erase))
-    if not (0 < crop <= 1 and rotation >= 0 and shares):
+    chosen |= {"noise": noise, "masking": masking}
+    shares = all(0 <= share <= 1 for share in (flip, light, erase, masking))
+    if not (0 < crop <= 1 and min(rotation, noise) >= 0 and shares):
         raise ValueError(
-            "crop must be above 0 and at most 1, rotation 0 or more, and flip, light and erase from 0 to 1, not "
-            + ", ".join(f"{name} {value}" for name, value in chosen.items())
+            "crop must be above 0 and at most 1, rotation and noise 0 or more, and flip, light, erase and masking from "
+            "0 to 1, not " + ", ".join(f"{name} {value}" for name, value in chosen.items())
         )
     return chosen
 
 
-def augment(x: Tensor, *, crop: float, rotation: float, flip: float, light: float, erase: float) -> Tensor:
-    """Another view of each image: float32 (n, c, h, w) in and out, in [0, 1].
+def augment(
+    x: Tensor,
+    *,
+    crop: float,
+    rotation: float,
+    flip: float,
+    light: float,
+    erase: float,
+    noise: float = 0.0,
+    masking: float = 0.0,
+) -> Tensor:
+    """Another view of each image: float32 (n, c, h, w) in and out, in [0, 1]; or of each vector (n, d).
 
     `crop` is the smallest share of a side that is kept (before a change of the aspect ratio by at most exp(1 − crop)),
     `rotation` the largest turn in degrees, `flip` the probability of a mirror image, `light` the largest relative
     change of contrast and, by channel, of brightness, and `erase` the largest side of an erased rectangle as a share of
-    the image's.
+    the image's. Of vectors, whose mean is 0 and variance 1, `masking` is the share of numbers that become 0, and
+    `noise` the standard deviation of what is added to the others.
     """
+    if x.ndim == 2:
+        return (x + noise * torch.randn_like(x)) * (torch.rand_like(x) >= masking)
     n, channels, height, width = x.shape
 
     def uniform(low: float, high: float, *size: int) -> Tensor:

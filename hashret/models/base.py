@@ -6,11 +6,14 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hashret.errors import HashretError
 from hashret.models.backbones import PREFIX, backbone
 from hashret.models.likelihoods import LIKELIHOODS
 from hashret.models.networks import NETWORKS, Network, Shape
 
 T = TypeVar("T")
+
+FOR_VECTORS = {"network": "mlp", "likelihood": "gaussian"}  # defaults of settings that images have others for
 
 
 def choose(table: dict[str, T], name: str, what: str) -> T:
@@ -25,7 +28,8 @@ class Member(nn.Module):
 
     A member states what is its own by overriding `corrupt` (what the encoder sees), `bottleneck` (what goes from the
     encoder to the decoder, and which penalties that costs) and `outputs` (which real numbers become bits), or, if that
-    does not say it, `loss`. Images are float32 (n, c, h, w) in [0, 1].
+    does not say it, `loss`. Images are float32 (n, c, h, w) in [0, 1]; vectors, for which `shape` is (d,), are float32
+    (n, d), with a mean of 0 and a variance of 1.
     """
 
     head: ClassVar[str] = "median"  # the head a member gets if none is asked for
@@ -57,6 +61,9 @@ class Member(nn.Module):
         if parts.skips and not self.skips:
             raise ValueError(f"network {network!r} shows the decoder the image past the code: choose model 'denoising'")
         self.likelihood = choose(LIKELIHOODS, likelihood, "likelihood")
+        if len(shape) == 1:
+            check_for_vectors("network", network, [name for name, there in NETWORKS.items() if there.vectors])
+            check_for_vectors("likelihood", likelihood, [name for name, there in LIKELIHOODS.items() if there.vectors])
         self.decoded = (shape[0] * self.likelihood.numbers, *shape[1:])
         self.encoder = parts.encoder(shape, self.latent * self.outputs_per_latent, width)
         self.decoder = parts.decoder(self.latent + self.given, self.decoded, width)
@@ -108,15 +115,22 @@ class Member(nn.Module):
         return None
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The images (n, c, h, w) in [0, 1] that the model remembers `x` by."""
+        """The images (n, c, h, w) in [0, 1], or vectors (n, d), that the model remembers `x` by."""
         z, _ = self.bottleneck(self.features(x))
-        return self.likelihood.mean(self.decode(z)).clamp(0, 1)
+        remembered = self.likelihood.mean(self.decode(z))
+        return remembered if x.ndim == 2 else remembered.clamp(0, 1)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The settings a member takes, by name, with their defaults."""
         signatures = [inspect.signature(c.__init__).parameters.values() for c in cls.__mro__ if issubclass(c, Member)]
         return {p.name: p.default for s in reversed(signatures) for p in s if p.kind is p.KEYWORD_ONLY}
+
+
+def check_for_vectors(what: str, name: str, fitting: list[str]) -> None:
+    """Raises HashretError if the part called `name` is none of those that do for vectors."""
+    if name not in fitting:
+        raise HashretError(f"{what} {name!r} is for images: choose {' or '.join(fitting)} for vectors")
 
 
 def _network(name: str, weights: str) -> Network:

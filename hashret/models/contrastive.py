@@ -36,10 +36,12 @@ class ContrastiveAutoencoder(BinaryAutoencoder):
         flip: float = -1.0,
         light: float = 0.2,
         erase: float = 0.0,
+        noise: float = 0.1,
+        masking: float = 0.05,
         **parts: Any,
     ) -> None:
         """`reconstruction` weighs the decoder's nats per pixel; the others are the views' (see `augment`). A `flip` of
-        −1 means ½ for colour and 0 for grey images, which are often writing."""
+        −1 means ½ for colour and 0 for grey images, which are often writing; `noise` and `masking` are for vectors."""
         super().__init__(*args, **parts)
         if not (temperature > 0 and reconstruction >= 0):
             raise ValueError(
@@ -47,7 +49,8 @@ class ContrastiveAutoencoder(BinaryAutoencoder):
             )
         self.temperature, self.reconstruction = temperature, reconstruction
         flip = flip if flip >= 0 else 0.5 * (self.shape[0] == 3)
-        self.views = views(crop=crop, rotation=rotation, flip=flip, light=light, erase=erase)
+        vectors = {"noise": noise, "masking": masking}
+        self.views = views(crop=crop, rotation=rotation, flip=flip, light=light, erase=erase, **vectors)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         pair = torch.cat([augment(x, **self.views), augment(x, **self.views)])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.base import Member, choose
+from hashret.models.base import Member, check_for_vectors, choose
 
 
 def _gaussian(x: Tensor, strength: float) -> Tensor:
@@ -49,6 +49,8 @@ class DenoisingAutoencoder(Member):
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be from 0 to 1, not {strength}")
         self.corruption, self.strength = choose(CORRUPTIONS, corruption, "corruption"), strength
+        if len(self.shape) == 1:
+            check_for_vectors("corruption", corruption, ["gaussian", "masking"])
 
     def corrupt(self, x: Tensor) -> Tensor:
         return self.corruption(x, self.strength)

@@ -24,6 +24,8 @@ class GraphAutoencoder(BinaryAutoencoder):
         crop: float = 0.8,
         rotation: float = 5.0,
         light: float = 0.2,
+        noise: float = 0.1,
+        masking: float = 0.05,
         **parts: Any,
     ) -> None:
         """A bit is 1 for the teacher with the probability σ(`sharpness` × its margin in standard deviations).
@@ -34,7 +36,7 @@ class GraphAutoencoder(BinaryAutoencoder):
                 f"sharpness must be above 0 and reconstruction 0 or more, not {sharpness} and {reconstruction}"
             )
         self.sharpness, self.reconstruction = sharpness, reconstruction
-        self.views = views(crop=crop, rotation=rotation, flip=0.0, light=light)
+        self.views = views(crop=crop, rotation=rotation, flip=0.0, light=light, noise=noise, masking=masking)
         self.teacher: Head | None = None
 
     def prepare(self, x: Tensor, labels: Tensor | None) -> None:

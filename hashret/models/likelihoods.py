@@ -1,7 +1,7 @@
 """Likelihoods by name: what a decoder's numbers say about the pixels.
 
 Each gives the negative log-likelihood of images `x` in [0, 1], in nats summed over the pixels of an image, with its
-constants, and the mean image that the numbers stand for.
+constants, and the mean image that the numbers stand for. Some are of any numbers, and do for vectors (n, d) too.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ class Likelihood(NamedTuple):
     nll: Callable[[Tensor, Tensor], Tensor]  # numbers (n, numbers · c, h, w), x (n, c, h, w) -> (n,)
     mean: Callable[[Tensor], Tensor]  # numbers -> images in the scale of x
     numbers: int = 1  # that the decoder gives for each pixel
+    vectors: bool = False  # whether it is of any numbers, and not of pixels alone
 
 
 def gaussian_nll(mean: Tensor, x: Tensor) -> Tensor:
@@ -50,8 +51,8 @@ def categorical_mean(logits: Tensor) -> Tensor:
 
 
 LIKELIHOODS = {
-    "gaussian": Likelihood(gaussian_nll, lambda mean: mean),
+    "gaussian": Likelihood(gaussian_nll, lambda mean: mean, vectors=True),
     "bernoulli": Likelihood(bernoulli_nll, torch.sigmoid),
-    "laplace": Likelihood(laplace_nll, lambda median: median),
+    "laplace": Likelihood(laplace_nll, lambda median: median, vectors=True),
     "categorical": Likelihood(categorical_nll, categorical_mean, LEVELS),
 }

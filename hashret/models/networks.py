@@ -2,7 +2,8 @@
 
 A network is a pair of builders. `encoder(shape, outputs, width)` maps float32 (n, c, h, w) to (n, outputs);
 `decoder(inputs, shape, width)` maps (n, inputs) to (n, c, h, w), unbounded: the likelihood says what the numbers mean.
-`shape` is (c, h, w), of any size from 1 × 1. `hashret.models.backbones` has networks that were trained by others.
+`shape` is (c, h, w), of any size from 1 × 1, or (d,) for vectors, which only some networks take.
+`hashret.models.backbones` has networks that were trained by others.
 """
 
 import copy
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (c, h, w), or (d,)
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -23,6 +24,7 @@ class Network(NamedTuple):
     encoder: Callable[[Shape, int, int], nn.Module]
     decoder: Callable[[int, Shape, int], nn.Module]
     skips: bool = False  # whether the decoder gets more of the image than the outputs
+    vectors: bool = False  # whether it takes them too
 
 
 def _dense(inputs: int, outputs: int, unit: type[nn.ReLU | nn.SiLU] = nn.ReLU) -> list[nn.Module]:
@@ -223,9 +225,9 @@ def folded(model: M) -> M:
 
 
 NETWORKS = {
-    "mlp": Network(mlp_encoder, mlp_decoder),
+    "mlp": Network(mlp_encoder, mlp_decoder, vectors=True),
     "conv": Network(conv_encoder, conv_decoder),
-    "deep": Network(deep_encoder, deep_decoder),
+    "deep": Network(deep_encoder, deep_decoder, vectors=True),
     "resnet": Network(resnet_encoder, resnet_decoder),
     "unet": Network(UnetEncoder, UnetDecoder, skips=True),
 }

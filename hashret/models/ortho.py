@@ -28,11 +28,13 @@ class OrthoHash(BinaryAutoencoder):
         reconstruction: float = 0.5,
         crop: float = 0.8,
         rotation: float = 10.0,
+        noise: float = 0.1,
+        masking: float = 0.05,
         **parts: Any,
     ) -> None:
         """`margin` is what an image's cosine with its class's code must be ahead by, `scale` the inverse temperature;
-        `reconstruction` weighs the decoder's nats per pixel; `crop` and `rotation` are of the views (see `augment`).
-        `classes` is counted from the labels."""
+        `reconstruction` weighs the decoder's nats per pixel; `crop`, `rotation`, `noise` and `masking` are of the views
+        (see `augment`). `classes` is counted from the labels."""
         super().__init__(*args, **parts)
         if not (0 <= margin < 2 and scale > 0 and reconstruction >= 0):
             raise ValueError(
@@ -40,7 +42,8 @@ class OrthoHash(BinaryAutoencoder):
                 f"{margin}, {scale} and {reconstruction}"
             )
         self.margin, self.scale, self.reconstruction = margin, scale, reconstruction
-        self.views = views(crop=crop, rotation=rotation, flip=0.5 * (self.shape[0] == 3), light=0.2)
+        flip = 0.5 * (self.shape[0] == 3)
+        self.views = views(crop=crop, rotation=rotation, flip=flip, light=0.2, noise=noise, masking=masking)
         self.register_buffer("targets", torch.empty(classes, self.latent).bernoulli_(0.5).mul_(2).sub_(1))
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:

@@ -100,12 +100,9 @@ def create_app(
 
 
 def _add_queries(app: FastAPI, work: Work) -> None:
-    options = [
-        {"name": name, "in": "query", "required": False, "schema": schema}
-        for name, schema in messages.Options.model_json_schema()["properties"].items()
-    ]
+    fields = messages.ImageOptions.model_json_schema()["properties"]
+    options = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()]
     by_json = {"anyOf": [model.model_json_schema() for model in (messages.ByCode, messages.ByCodes, messages.ById)]}
-    fields = messages.Options.model_json_schema()["properties"]
 
     async def query(request: Request) -> Response:
         if _media_type(request) == "application/json":
@@ -116,7 +113,7 @@ def _add_queries(app: FastAPI, work: Work) -> None:
             upload = await _upload(request)
             if upload.metadata:
                 raise Problem(422, "metadata: only images that are added have any", "ValueError")
-            wanted = _wanted(validate(messages.Options, dict(request.query_params) | upload.fields, text=True))
+            wanted = _wanted(validate(messages.ImageOptions, dict(request.query_params) | upload.fields, text=True))
             questions = [Question(name, image, False, wanted) for name, image in upload.images]
             several = len(questions) > 1
         if not several:
@@ -372,4 +369,5 @@ def _questions(asked: Any) -> tuple[list[Question], bool]:
 
 
 def _wanted(options: messages.Options) -> Wanted:
-    return Wanted(options.most, options.max_distance, options.codes)
+    rank = options.rank if isinstance(options, messages.ImageOptions) else "distance"
+    return Wanted(options.most, options.max_distance, options.codes, rank)

@@ -60,7 +60,7 @@ class Guard:
                 if held > MOST_BYTES:
                     raise _too_large()
                 if self._held > MOST_HELD:
-                    raise Busy("bytes", Connection="close")
+                    raise Busy("bytes")
             return message
 
         async def send_guarded(message: Message) -> None:
@@ -73,7 +73,7 @@ class Guard:
         self.running += 1
         try:
             if self.running > MOST_RUNNING and not open_to_all:
-                raise Busy("requests", Connection="close")
+                raise Busy("requests")
             self._admit(scope, open_to_all)
             await self._app(scope, receive_some, send_guarded)
         except Problem as problem:
@@ -156,4 +156,4 @@ def _name(host: bytes) -> str:
 
 def _too_large() -> Problem:
     text = f"more than the {MOST_BYTES // 2**20} MiB that a request may have"
-    return Problem(413, text, "TooLarge", Connection="close")
+    return Problem(413, text, "TooLarge")

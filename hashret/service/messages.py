@@ -1,7 +1,7 @@
 """What requests and answers look like: pydantic models, from which the OpenAPI document is made too."""
 
 import json
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
@@ -34,6 +34,12 @@ class Options(_Model):
     def most(self) -> int:
         """How many hits a query may have."""
         return self.k or (10 if self.max_distance is None else MOST_K)
+
+
+class ImageOptions(Options):
+    """What queries by images may say as well."""
+
+    rank: Annotated[Literal["distance", "asymmetric"], Field(description="What hits are ordered by.")] = "distance"
 
 
 class ByCode(Options):
@@ -72,6 +78,7 @@ class Hit(_Model):
     label: str | None
     paths: list[str]
     metadata: dict[str, Any] | None
+    score: Annotated[float | None, Field(description="What hits are ordered by, with rank asymmetric.")] = None
     code: str | None = None
 
 

@@ -35,8 +35,8 @@ class Problem(Exception):
 class Busy(Problem):
     """More is waiting already than can be answered soon."""
 
-    def __init__(self, what: str, **headers: str) -> None:
-        super().__init__(503, f"too many {what} at once: try again in a second", Retry_After="1", **headers)
+    def __init__(self, what: str) -> None:
+        super().__init__(503, f"too many {what} at once: try again in a second", Retry_After="1")
 
 
 def to_problem(error: Exception) -> Problem:

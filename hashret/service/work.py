@@ -34,6 +34,7 @@ class Wanted(NamedTuple):
     k: int
     max_distance: int | None
     codes: bool
+    rank: str
 
 
 class Question(NamedTuple):
@@ -72,8 +73,7 @@ class Work:
         """Load the model and the index, or keep in `trouble` why that cannot be done."""
         try:
             hasher = self.collection.hasher
-            seen = hasher.preprocessing
-            blank = np.zeros((1, seen.height, seen.width, seen.channels), np.uint8)
+            blank = np.zeros((1, *hasher.preprocessing.shape), hasher.preprocessing.dtype)
             self.collection.query_codes(hasher.encode_pixels(blank), 1)
             self.ready.set()
         except HashretError as error:
@@ -131,13 +131,13 @@ class Work:
     def _search(self, questions: list[Question]) -> list[list[Hit]]:
         """The hits of questions of one kind."""
         first, there = questions[0], self.collection
-        k, max_distance, _ = first.wanted
+        k, max_distance, _, rank = first.wanted
         if isinstance(first.value, int):
             return [there.query_item(int(asked.value), k, max_distance) for asked in questions]
         values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
         if not first.is_code:
-            with _blaming(questions, values):
-                return there.query_batch(values, k, max_distance)
+            with self._blaming(questions, values):
+                return there.query_batch(values, k, max_distance, rank=rank)
         codes: Codes = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
         self._check(first.fingerprint)
         try:
@@ -166,6 +166,8 @@ class Work:
             }
             for rank, hit in enumerate(hits, 1)
         ]
+        if wanted.rank != "distance":
+            documents = [document | {"score": hit.score} for document, hit in zip(documents, hits, strict=True)]
         if wanted.codes:
             try:
                 told["code"] = self._code(asked)
@@ -186,7 +188,7 @@ class Work:
         hasher = self.collection.hasher
 
         def encode(some: list[bytes]) -> list[tuple[str, bytes]]:
-            with _blaming(some, some):
+            with self._blaming(some, some):
                 return [(hasher.fingerprint, code.tobytes()) for code in hasher.encode(some)]
 
         return _each(encode, images)
@@ -196,11 +198,24 @@ class Work:
 
         def add(some: list[Addition]) -> list[list[int]]:
             images = [image for request in some for image in request.images]
-            with _blaming(some, images):
+            with self._blaming(some, images):
                 ids = iter(self.collection.add(images, [told for request in some for told in request.metadata]))
             return [list(islice(ids, len(request.images))) for request in some]
 
         return _each(add, requests)
+
+    @contextmanager
+    def _blaming(self, asked: list[T], contents: list[bytes]) -> Iterator[None]:
+        """Tell errors that are the fault of an image, which cannot be decoded, once it is clear who asked."""
+        try:
+            yield
+        except HashretError as error:
+            for content in contents if len(asked) == 1 else []:
+                try:
+                    self.collection.hasher.preprocessing(content)
+                except HashretError as broken:
+                    raise _refusal(broken) from None
+            raise error from None
 
 
 def draw(pixels: NDArray[np.uint8], size: int) -> tuple[bytes, str]:
@@ -222,20 +237,6 @@ def _each(work: Callable[[list[T]], Sequence[R]], items: list[T]) -> list[R | Ex
     except (HashretError, Problem) as error:
         half = len(items) // 2
         return [*_each(work, items[:half]), *_each(work, items[half:])] if half else [error]
-
-
-@contextmanager
-def _blaming(asked: list[T], contents: list[bytes]) -> Iterator[None]:
-    """Tell errors that are the fault of an image, which cannot be decoded, once it is clear who asked."""
-    try:
-        yield
-    except HashretError as error:
-        for content in contents if len(asked) == 1 else []:
-            try:
-                decode(content)
-            except HashretError as broken:
-                raise _refusal(broken) from None
-        raise error from None
 
 
 def _refusal(error: HashretError) -> Exception:

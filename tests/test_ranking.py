@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashret.codes import hamming, pack
+from hashret.ranking import by_certainty, candidates, check_rank
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([8, 24, 64]), st.sampled_from([None, 1, 3, 50]), st.booleans())
+def test_the_order_is_that_of_weighted_distances(seed: int, bits: int, k: int | None, tied: bool) -> None:
+    rng = np.random.default_rng(seed)
+    ids = np.sort(rng.choice(1000, 40, replace=False)).astype(np.int64)
+    stored = rng.random((40, bits)) < rng.choice([0.1, 0.5])  # few ones: many codes are equal
+    margins = rng.normal(size=(5, bits)).astype(np.float32)
+    if tied:
+        margins = np.round(margins)  # equal costs at different distances
+    queries = pack(margins > 0)
+    distances = hamming(queries, pack(stored))
+    near = []
+    for i in range(5):
+        rows = rng.permutation(40)[: rng.integers(0, 41)]
+        near.append((distances[i, rows].astype(np.int32), ids[rows]))
+    found, scores = by_certainty(near, queries, margins, ids, pack(stored), k)
+    for i, (row_distances, row_ids) in enumerate(near):
+        weights = [abs(float(margin)) for margin in margins[i]]
+        brute = []
+        for d, item in zip(row_distances.tolist(), row_ids.tolist(), strict=True):
+            code = stored[ids.tolist().index(item)]
+            cost = sum(w for w, bit, m in zip(weights, code, margins[i], strict=True) if bit != (m > 0))
+            brute.append((round(cost, 9), d, item))
+        brute = sorted(brute)[:k]
+        assert [round(score, 9) for score in scores[i]] == [cost for cost, _, _ in brute]
+        assert found[i][0].tolist() == [d for _, d, _ in brute] and found[i][1].tolist() == [
+            item for _, _, item in brute
+        ]
+
+
+def test_scores_are_the_same_alone_and_among_others() -> None:
+    rng = np.random.default_rng(0)
+    ids, codes = np.arange(1000), rng.integers(0, 256, (1000, 8), np.uint8)
+    margins = rng.normal(size=(50, 64)).astype(np.float32)
+    queries = pack(margins > 0)
+    near = [(row.astype(np.int32), ids) for row in hamming(queries, codes)]
+    _, together = by_certainty(near, queries, margins, ids, codes, 100)
+    for i in range(50):
+        some = np.sort(rng.permutation(1000)[:7])
+        (distances, _), few = near[i], ids[some]
+        _, (alone,) = by_certainty(
+            [(distances[some], few)], queries[i : i + 1], margins[i : i + 1], few, codes[some], 7
+        )
+        whole = by_certainty([near[i]], queries[i : i + 1], margins[i : i + 1], ids, codes, None)[1][0]
+        assert whole[:100] == together[i] and set(alone) <= set(whole)
+
+
+def test_more_are_looked_at_than_asked_for() -> None:
+    assert [candidates(k) for k in (1, 10, 11, 1000, None)] == [100, 100, 110, 10_000, None]
+
+
+def test_an_order_that_does_not_exist_is_refused() -> None:
+    check_rank("distance")
+    with pytest.raises(ValueError, match="there is no rank 'colour'; choose distance or asymmetric"):
+        check_rank("colour")
