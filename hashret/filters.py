@@ -4,14 +4,17 @@ The expression becomes the condition of a SELECT of ours, and may come from anyw
 tokens are looked at first: brackets and quotes must close, and there is no comment, parameter, second statement or
 SELECT within a SELECT (SQLite unfolds those, and takes exponential time to). Then SQLite itself refuses, while it
 compiles, every table but the collection's and every function but those below, on a connection that can only read, and
-gives up after a second. What a function can cost before SQLite can give up is bounded by the lengths that it may see.
+is interrupted once it has computed for a second. What one call of a function can cost is bounded by the lengths that it
+may see.
 """
 
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +93,7 @@ def matching(conn: sqlite3.Connection, where: str) -> Matching:
                         raise _refusal(f"no such column: {name} (a text has single quotes)")
                 tried.update(names)
                 try:
-                    rows = conn.execute(_select(where, keys, paths)).fetchall()
+                    ids = np.fromiter((row[0] for row in conn.execute(_select(where, keys, paths))), np.int64)
                     break
                 except sqlite3.OperationalError as error:
                     name = str(error).removeprefix("no such column: ")
@@ -100,13 +103,15 @@ def matching(conn: sqlite3.Connection, where: str) -> Matching:
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without the extension
         if code == sqlite3.SQLITE_INTERRUPT:
-            raise _refusal(f"given up after {SECONDS:.0f} second") from None
+            raise _refusal(f"it was given up after computing for {SECONDS:.0f} s") from None
         if code not in _USERS_FAULTS:
             raise
         raise _refusal(one_line(error)) from None
     finally:
         conn.set_authorizer(None)
-    return Matching(np.unique(np.fromiter((row[0] for row in rows), np.int64, len(rows))), not functions & CLOCKS)
+    ids.sort()
+    once = np.append(True, ids[1:] != ids[:-1])[: len(ids)]  # an item comes for each of its paths
+    return Matching(ids[once], not functions & CLOCKS)
 
 
 def _check(where: str) -> list[str]:
@@ -174,14 +179,15 @@ def _authorizer(functions: set[str]) -> Callable[..., int]:
 
 @contextmanager
 def _time_limit(conn: sqlite3.Connection) -> Iterator[None]:
-    """Interrupt what the connection does, at any of its loops, once the time is over."""
+    """Interrupt what the connection does, at any of its loops, once this thread has computed for too long."""
+    clock = _clock()
+    end = clock() + SECONDS
     done = threading.Event()
 
     def watch() -> None:
-        wait = SECONDS
-        while not done.wait(wait):
-            conn.interrupt()
-            wait = 0.01  # and again: SQLite forgets an interruption that falls between two statements
+        while not done.wait(0.02):
+            if clock() > end:
+                conn.interrupt()  # again and again: SQLite forgets an interruption that falls between two statements
 
     thread = threading.Thread(target=watch, name="hashret-where", daemon=True)
     thread.start()
@@ -190,6 +196,13 @@ def _time_limit(conn: sqlite3.Connection) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _clock() -> Callable[[], float]:
+    """How long this thread has computed, for others to ask: on a busy machine less than has passed, if it can tell."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.monotonic
+    return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
 
 
 def _refusal(reason: str) -> HashretError:

@@ -3,7 +3,6 @@
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,21 +203,20 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("where", ATTACKS)
-def test_an_attack_is_refused_at_once(
+def test_an_attack_is_refused_before_it_runs(
     store: Store, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = store.db.execute("SELECT * FROM items").fetchall()
-    began = time.perf_counter()
+    monkeypatch.setattr(filters, "SECONDS", 60.0)
     with pytest.raises(HashretError, match="where: "):
         matching(store, where)
-    assert time.perf_counter() - began < filters.SECONDS
     assert store.db.execute("SELECT * FROM items").fetchall() == before and list(tmp_path.iterdir()) == []
 
 
 BURNERS = [
     "(SELECT count(*) FROM paths a, paths b, paths c, paths d, paths e)",
-    "(SELECT count(*) FROM items a, items b, items c WHERE a.id + b.id + c.id < 0) OR " * 3 + "0",
+    "(SELECT count(*) FROM items a, items b, items c, items d WHERE a.id + b.id + c.id + d.id < 0) OR " * 3 + "0",
     "(SELECT count(DISTINCT a.name || b.name || c.name) FROM paths a, paths b, paths c, paths d)",
     "(SELECT 1 FROM paths a, paths b, paths c, paths d ORDER BY a.name || b.name || c.name || d.name LIMIT 1)",
     "(SELECT sum(a.name LIKE b.name || '%' || c.name) FROM paths a, paths b, paths c, paths d)",
@@ -234,10 +232,8 @@ BURNERS = [
 @pytest.mark.parametrize("where", BURNERS)
 def test_what_takes_too_long_is_given_up(store: Store, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filters, "SECONDS", 0.2)
-    began = time.perf_counter()
-    with pytest.raises(HashretError, match="where: (given up after|no such column: nosuch)"):
+    with pytest.raises(HashretError, match="where: (it was given up after|no such column: nosuch)"):
         matching(store, where)
-    assert time.perf_counter() - began < 1
     assert matching(store, "id = 1") == [1]
     assert threading.active_count() == 1
 
