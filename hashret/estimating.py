@@ -8,6 +8,7 @@ tables become fewer, for each item, the more items there are.
 import hashlib
 import io
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -27,8 +28,8 @@ from hashret.ingest import BATCH_ITEMS
 from hashret.sources import open_source
 from hashret.store import Content, Store
 
-SECONDS = 3.0  # of indexing, about
-FIRST, MOST = 32, 3_000  # images: to warm up with, and at most
+SECONDS = 3.0  # of indexing, at least
+FIRST, TOGETHER = 32, 300  # images to warm up with, and images that are timed together
 ROWS, CODES = 20_000, 200_000
 WIDTH, HEIGHT = 1024, 768  # of images that are made up
 
@@ -60,19 +61,20 @@ def estimate(images: int, bits: int = 64, source: Any = None) -> Estimate:
     with tempfile.TemporaryDirectory(prefix="hashret-estimate-") as name:
         folder = Path(name)
         contents = [_made_up(i) for i in range(8)] if source is None else _some(source)
-        (folder / "first").mkdir()
-        (folder / "then").mkdir()
         _write(folder / "first", contents, 0, FIRST)
         hasher.fit(folder / "first", steps=1)
+        measured, seconds = 0, 0.0
         with Collection.create(folder / "c", hasher) as collection:
-            began = time.perf_counter()
             collection.index(folder / "first")
-            measured = min(MOST, int(FIRST * SECONDS / (time.perf_counter() - began)) + FIRST)
-            _write(folder / "then", contents, FIRST, measured)
-            began = time.perf_counter()
-            if collection.index(folder / "then").failed:
-                raise HashretError(f"{source} has images that cannot be read: estimate with others")
-            seconds = time.perf_counter() - began
+            while seconds < SECONDS:
+                _write(folder / "then", contents, FIRST + measured, TOGETHER)
+                began = time.perf_counter()
+                report = collection.index(folder / "then")
+                seconds += time.perf_counter() - began
+                measured += TOGETHER
+                if report.failed:
+                    raise HashretError(f"{source}: {report.failures[0][1]}: estimate with images that can be read")
+                shutil.rmtree(folder / "then")
         database, index = _bytes_of_database(folder, bits), _bytes_of_index(folder, bits)
     program = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Estimate(
@@ -119,6 +121,7 @@ def _some(source: Any) -> list[bytes]:
 
 def _write(folder: Path, contents: list[bytes], start: int, count: int) -> None:
     """Files of so many different contents: what follows an image's end is not decoded."""
+    folder.mkdir()
     for i in range(start, start + count):
         (folder / f"{i}.jpg").write_bytes(contents[i % len(contents)] + i.to_bytes(4))
 

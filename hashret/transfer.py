@@ -199,7 +199,7 @@ def _write_parquet(path: Path, header: Header, items: Iterator[_Item]) -> int:
 def _read_parquet(path: Path) -> _Reading:
     pa, parquet = _pyarrow()
     try:
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
             yield json.loads((file.schema_arrow.metadata or {}).get(b"hashret", b"{}"))
             for some in file.iter_batches(1000):
                 for item in some.to_pylist():

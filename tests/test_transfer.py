@@ -36,19 +36,20 @@ def hasher(bits: int = 16) -> Hasher:
     return Hasher("lsh", bits).fit(np.stack([pixels(i) for i in range(50)]))
 
 
-@pytest.fixture
-def collection(tmp_path: Path) -> Iterator[Collection]:
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]:
     """Files, one of them twice and one with an odd name, rows, contents without files, metadata; some ids are gone."""
-    folder = tmp_path / "photos"
+    place = tmp_path_factory.mktemp("transfer")
+    folder = place / "photos"
     for i, name in enumerate(("a/0.png", "a/1.png", "b/2.png", os.fsdecode(b"\xff/\xfe.png"), "größe\n.png", "3.png")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(i)).save(folder / name)
     (folder / "b/copy.png").write_bytes((folder / "a/0.png").read_bytes())
-    np.save(tmp_path / "rows.npy", np.stack([pixels(i) for i in range(20, 1320)]))
-    with Collection.create(tmp_path / "c", hasher()) as made:
+    np.save(place / "rows.npy", np.stack([pixels(i) for i in range(20, 1320)]))
+    with Collection.create(place / "c", hasher()) as made:
         known = {"a/0.png": {"x": 1, "y": 1.0, "z": "ü", "w": None, "v": True, "big": 10**30}, "3.png": {}}
         made.index(folder, metadata=known)
-        made.index(tmp_path / "rows.npy")
+        made.index(place / "rows.npy")
         made.add([pixels(10_000)], metadata=[{"blob": True}])
         made.remove([3, *range(100, 110)])
         yield made
@@ -87,7 +88,7 @@ def test_nothing_is_lost_on_the_way(collection: Collection, tmp_path: Path, kind
 def test_items_meet_those_that_are_there(collection: Collection, tmp_path: Path) -> None:
     collection.export(tmp_path / "out.jsonl")
     with Collection.create(tmp_path / "new", hasher()) as new:
-        new.index(tmp_path / "photos", metadata={"a/1.png": {"mine": 1}})
+        new.index(collection.path.parent / "photos", metadata={"a/1.png": {"mine": 1}})
         mine = {new.get(i).sha256: i for i in range(1, 7)}
         assert new.import_items(tmp_path / "out.jsonl") == len(collection) - 5  # item 3 was removed there
         items = {sha256: (i, metadata) for i, sha256, *_, metadata in tables(new)["items"]}
@@ -104,7 +105,8 @@ def test_the_lines_say_what_is_what(collection: Collection, tmp_path: Path) -> N
     first, *lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert first == {"hashret": 1, "fingerprint": hasher().fingerprint, "bits": 16}
     item = collection.get(1)
-    status = (tmp_path / "photos/3.png").stat()
+    photos = collection.path.parent / "photos"
+    status = (photos / "3.png").stat()
     assert lines[0] == {
         "id": 1,
         "sha256": item.sha256,
@@ -116,7 +118,7 @@ def test_the_lines_say_what_is_what(collection: Collection, tmp_path: Path) -> N
         "metadata": {},
         "paths": [
             {
-                "root": f"{tmp_path}/photos/",
+                "root": f"{photos}/",
                 "name": "3.png",
                 "label": None,
                 "size": status.st_size,
@@ -211,7 +213,7 @@ def test_what_no_export_could_be_is_refused_and_nothing_is_stored(
     with Collection.create(tmp_path / "c", hasher()) as made:
         told = HEADER | {"fingerprint": hasher().fingerprint} | header
         file = tmp_path / "in.jsonl"
-        lines = [told, *(ITEM | {"id": i, "sha256": f"{i:064x}"} for i in range(1, 2000)), ITEM | item]
+        lines = [told, *(ITEM | {"id": i, "sha256": f"{i:064x}"} for i in range(1, 1100)), ITEM | item]
         file.write_text("\n".join(map(json.dumps, lines)))
         with pytest.raises(HashretError, match=reason) as caught:
             made.import_items(file)
