@@ -264,25 +264,27 @@ class Collection:
         several = [what] if isinstance(what, int | str | os.PathLike) else list(what)
         ids = [int(one) for one in several if not isinstance(one, str | os.PathLike)]
         with self._writing():
-            places = set(self._store.places(ids))
+            found = self._store.places(ids)
             for path in several:
                 if isinstance(path, str | os.PathLike):
-                    places.update(self._recorded(os.fspath(path)))
+                    found += self._recorded(os.fspath(path))
+            names: dict[str, dict[str, int | None]] = {}
+            for place in found:  # a path that led to an item, and can no longer be read, is found twice
+                names.setdefault(place.root, {}).setdefault(place.name, place.item_id)
             gone: list[str] = []
-            with suppress(_DryRun), self._store.write(step=1 if places else 0) as generation:
+            with suppress(_DryRun), self._store.write(step=1 if names else 0) as generation:
                 gone += self._store.remove_items(ids, generation)
-                for root in {place.root for place in places}:
-                    names = [place.name for place in places if place.root == root]
-                    gone += self._store.remove_paths(root, names, generation)
+                for root in names:
+                    gone += self._store.remove_paths(root, list(names[root]), generation)
                 if dry_run:
                     raise _DryRun
             if not dry_run:
-                for digest in {*gone, *(place.name for place in places if place.root == BLOBS)}:
+                for digest in {*gone, *names.get(BLOBS, {})}:
                     (self.path / BLOBS / Path(digest).name).unlink(missing_ok=True)
                 self._index.keep()
-        if committed is not None and places:
-            lines = [Indexed(self._whole(place.root + place.name), "removed", place.item_id) for place in places]
-            committed(sorted(lines))
+        if committed is not None and names:
+            whole = {self._whole(root + name): i for root, some in names.items() for name, i in some.items()}
+            committed([Indexed(path, "removed", whole[path]) for path in sorted(whole)])
         return len(gone)
 
     def reindex(self, hasher: "Hasher", *, progress: Callable[[Progress], None] | None = None) -> None:

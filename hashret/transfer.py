@@ -216,7 +216,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise HashretError("Parquet needs pyarrow: pip install pyarrow, or choose jsonl") from None
+        raise HashretError("Parquet needs pyarrow: pip install 'hashret[parquet]', or choose jsonl") from None
     return pyarrow, pyarrow.parquet
 
 

@@ -40,7 +40,11 @@ ROOMS = {
     "hashret/arrays.py": {"errors", "images"},
     "hashret/sources.py": {"errors", "images", "arrays"},
     "hashret/models": {"errors", "codes", "models"},
-    "hashret/store.py": {"errors", "codes", "files"},
+    "hashret/metadata.py": {"errors"},
+    "hashret/filters.py": {"errors", "metadata"},
+    "hashret/store.py": {"errors", "codes", "files", "filters"},
+    "hashret/health.py": {"codes", "indexes"},
+    "hashret/transfer.py": {"errors", "codes", "files", "ingest", "metadata", "store"},
     "hashret/evaluation.py": {"codes"},
 }
 

@@ -161,7 +161,7 @@ def test_parquet_needs_pyarrow(collection: Collection, tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
     for step in (collection.export, collection.import_items):
-        with pytest.raises(HashretError, match="Parquet needs pyarrow: pip install pyarrow, or choose jsonl"):
+        with pytest.raises(HashretError, match=r"Parquet needs pyarrow: pip install 'hashret\[parquet\]'"):
             step(tmp_path / "in.parquet")
     assert (tmp_path / "in.parquet").read_bytes() == b"PAR1" and not list(tmp_path.glob("*.new"))
 
