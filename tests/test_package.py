@@ -41,8 +41,12 @@ ROOMS = {
     "hashret/vectors.py": {"errors", "images"},
     "hashret/sources.py": {"errors", "images", "arrays", "vectors"},
     "hashret/models": {"errors", "codes", "models"},
-    "hashret/store.py": {"errors", "codes", "files"},
     "hashret/ranking.py": {"codes"},
+    "hashret/metadata.py": {"errors"},
+    "hashret/filters.py": {"errors", "metadata"},
+    "hashret/store.py": {"errors", "codes", "files", "filters"},
+    "hashret/health.py": {"codes", "indexes"},
+    "hashret/transfer.py": {"errors", "codes", "files", "ingest", "metadata", "store"},
     "hashret/evaluation.py": {"codes"},
 }
 
