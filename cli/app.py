@@ -16,12 +16,16 @@ from hashret import __version__
 from hashret.cli.common import visible
 from hashret.cli.demo import demo
 from hashret.cli.doctor import doctor
+from hashret.cli.estimate import estimate
+from hashret.cli.failures import failures
 from hashret.cli.index import index, reindex
 from hashret.cli.info import info
 from hashret.cli.model import denoise, model, plot, reconstruct, sample, upscale
 from hashret.cli.query import query
+from hashret.cli.remove import remove
 from hashret.cli.serve import serve
 from hashret.cli.train import train
+from hashret.cli.transfer import export, import_
 from hashret.errors import HashretError
 
 # Typer's own exceptions derive from the UsageError and the ClickException of the click that it brings or depends on.
@@ -66,8 +70,10 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-for command in (train, index, query, info, reindex, doctor, serve, demo):
-    app.command()(_interruptible(command))
+for command in (
+    train, index, query, info, reindex, remove, failures, estimate, export, import_, doctor, serve, demo
+):  # fmt: skip
+    app.command(command.__name__.strip("_"))(_interruptible(command))
 for ability in (reconstruct, denoise, upscale, sample, plot):
     model.command()(_interruptible(ability))
 app.add_typer(model)

@@ -107,3 +107,11 @@ def check_writable(folder: Path) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise HashretError(f"{there} cannot be written to: choose another folder, or change its permissions")
+
+
+def item_id(text: str) -> int:
+    """The number in id:N; raises HashretError if it is none."""
+    number = text.removeprefix("id:")
+    if not number.isdecimal() or len(number) > 18:  # SQLite's are of 64 bits
+        raise HashretError("an item is named by its number, such as id:7")
+    return int(number)

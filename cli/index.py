@@ -34,6 +34,10 @@ def index(
     index: Annotated[
         str | None, typer.Option("--index", metavar="KIND", help="Search by bitflip, or faiss:FACTORY.")
     ] = None,
+    meta: Annotated[
+        Path | None,
+        typer.Option("--meta", metavar="FILE", help="A .csv or .jsonl of metadata. [default: metadata.* in SOURCE]"),
+    ] = None,
     root: DataRoot = None,
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="A line for each path once it is safely stored.")] = False,
@@ -45,18 +49,20 @@ def index(
     """
     from hashret.collection import Collection, locate
     from hashret.live import make_index
+    from hashret.metadata import open_metadata
     from hashret.sources import open_source
 
     place = locate(collection)
     if index is not None:
         with usage("--index"):
             make_index(index, 64)
-    open_source(source, data_root=root, exclude=place)  # says now what is wrong with it
+    opened = open_source(source, data_root=root, exclude=place)  # says now what is wrong with it
     check_writable(place)
     if not (place / "items.db").exists():
         from hashret.cli.train import fit, put_model
         from hashret.hasher import Hasher
 
+        open_metadata(meta, opened.root)  # likewise, before a model is learned
         hasher = Hasher()
         say(f"no model yet: learning {hasher.bits}-bit codes with {hasher.model} from {source}, in 2 minutes", quiet)
         checkpoint = place / "training.checkpoint"
@@ -76,7 +82,9 @@ def index(
         if index is not None:
             there.use_index(index)
         with progress(quiet) as show:
-            report = there.index(source, prune=prune, force=force, data_root=root, progress=show, committed=tell)
+            report = there.index(
+                source, prune=prune, force=force, metadata=meta, data_root=root, progress=show, committed=tell
+            )
         items = len(there)
     if items:
         (place / "training.checkpoint").unlink(missing_ok=True)  # a collection with items takes no other training
@@ -90,6 +98,9 @@ def index(
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "added")
     ignored = f"; {report.ignored:,} files that are no images by name passed over" if report.ignored else ""
     say(f"{told}; {items:,} items in {place}{ignored}", quiet)
+    if report.described or report.unmatched:
+        unmatched = f"; {report.unmatched:,} rows name no image here" if report.unmatched else ""
+        say(f"metadata of {report.described:,} items changed{unmatched}", quiet)
     return 1 if strict and report.failed else 0
 
 

@@ -1,6 +1,7 @@
 """hashret info: what a collection holds."""
 
 import json
+from typing import Any
 
 from hashret.cli.common import CollectionFolder, Json, Quiet
 from hashret.errors import HashretError
@@ -28,7 +29,17 @@ def info(collection: CollectionFolder = None, as_json: Json = False, quiet: Quie
         "model": told["fingerprint"],
         "trained on": learned,
         "index": f"{told['index']}, generation {told['generation']}",
-        "on disk": f"{told['bytes_on_disk'] / 1e6:,.1f} MB",
+        "health": _health(told),
+        "on disk": f"{told['bytes_on_disk'] / 1e6:,.1f} MB, {told['bytes_per_item']:,.0f} bytes an item",
     }.items():
         print(f"{name:<12}{value}")
     return 0
+
+
+def _health(told: dict[str, Any]) -> str:
+    health = told["health"]
+    share = f" of {health['examined']:,} looked at" if health["examined"] < told["items"] else ""
+    return (
+        f"{health['distinct']:,} distinct codes{share}, {health['largest_bucket']:,} items with the commonest; "
+        f"{health['dead_bits']} dead bits, balance {health['balance']:.2f}"
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, say, usage, visible
+from hashret.cli.common import CollectionFolder, Json, Quiet, item_id, say, usage, visible
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def query(
     rank: Annotated[
         str, typer.Option(metavar="ORDER", help="By distance, or asymmetric: by the query's certainty of each bit.")
     ] = "distance",
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="SQL", help="Only items for which this holds: label = 'cat'")
+    ] = None,
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON document a query, a line each.")] = False,
     paths: Annotated[bool, typer.Option("--paths", help="Only the paths.")] = False,
@@ -57,9 +60,12 @@ def query(
     documents, failed, several = [], False, len(images) > 1
     token = os.environ.get("HASHRET_TOKEN")
     with Client(url, token=token) if url else Collection.open(locate(collection), read_only=True) as there:
+        if where is not None and isinstance(there, Collection):
+            there.matching(where)  # says now, and once, what is wrong with it
+        how = {"k": k, "max_distance": radius, "where": where}
         for batch in batches(_queries(images, there), TOGETHER, _weight):
             several |= len(batch) > 1
-            for asked, hits in _answers(there, batch, k, radius, rank, quiet):
+            for asked, hits in _answers(there, batch, how, rank, quiet):
                 if isinstance(hits, str):
                     failed = True
                     say(visible(f"hashret: {asked.text}: {hits}"))
@@ -89,7 +95,7 @@ def _queries(texts: list[str], collection: "Collection | Client") -> Iterator[_Q
             elif text.startswith("hex:"):
                 yield _Query(text, "code", _code(text, collection.bits))
             elif text.startswith("id:"):
-                yield _Query(text, "item", _item_id(text))
+                yield _Query(text, "item", item_id(text))
             elif Path(text).suffix.lower() in SUFFIXES and not Path(text).is_dir():
                 yield _Query(text, "image", read_file(text))
             else:
@@ -135,15 +141,8 @@ def _code(text: str, bits: int) -> Any:
         raise HashretError(str(error)) from None
 
 
-def _item_id(text: str) -> int:
-    number = text.removeprefix("id:")
-    if not number.isdecimal() or len(number) > 18:  # SQLite's are of 64 bits
-        raise HashretError("an item is named by its number, such as id:7")
-    return int(number)
-
-
 def _answers(
-    collection: "Collection | Client", batch: list[_Query], k: int | None, radius: int | None, rank: str, quiet: bool
+    collection: "Collection | Client", batch: list[_Query], how: dict[str, Any], rank: str, quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
     """Each query with its hits, or with what is wrong with it."""
     for kind, group in groupby(batch, lambda asked: asked.kind):
@@ -155,31 +154,32 @@ def _answers(
             import numpy as np
 
             codes = np.concatenate([asked.value for asked in queries])
-            yield from zip(queries, collection.query_codes(codes, k, radius), strict=True)
+            yield from zip(queries, collection.query_codes(codes, **how), strict=True)
         elif kind == "image":
-            yield from _image_answers(collection, queries, k, radius, rank, quiet)
+            yield from _image_answers(collection, queries, how | {"rank": rank}, quiet)
         else:
             for asked in queries:
                 try:
-                    yield asked, asked.value if kind == "broken" else collection.query_item(asked.value, k, radius)
+                    broken = kind == "broken"
+                    yield asked, asked.value if broken else collection.query_item(asked.value, **how)
                 except HashretError as error:
                     yield asked, str(error)
 
 
 def _image_answers(
-    collection: "Collection | Client", queries: list[_Query], k: int | None, radius: int | None, rank: str, quiet: bool
+    collection: "Collection | Client", queries: list[_Query], how: dict[str, Any], quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
     from hashret.collection import Collection
 
     images = [asked.value for asked in queries]
     try:
-        yield from zip(queries, collection.query_batch(images, k, radius, rank=rank), strict=True)
+        yield from zip(queries, collection.query_batch(images, **how), strict=True)
         if not quiet and isinstance(collection, Collection):
             _warn([asked.text for asked, so in zip(queries, collection.hasher.unusual(images), strict=True) if so])
     except HashretError as error:
         if len(queries) > 1:  # one of them is broken: find it by asking one at a time
             for asked in queries:
-                yield from _image_answers(collection, [asked], k, radius, rank, quiet)
+                yield from _image_answers(collection, [asked], how, quiet)
             return
         try:
             if not isinstance(collection, Collection):

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,27 +21,32 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 
+from hashret.arrays import DATA_SETS
 from hashret.codes import Codes, check_codes
 from hashret.config import read_config
 from hashret.contents import Contents
 from hashret.errors import HashretError, NotFound
 from hashret.files import make_folder, write_durably
+from hashret.health import health
 from hashret.images import Content as ImageContent
 from hashret.images import Inputs, Prepared, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex
 from hashret.indexes.protocol import check_count
 from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, read, weight
 from hashret.live import LiveIndex, make_index
+from hashret.metadata import check_metadata, open_metadata
 from hashret.progress import Progress
 from hashret.ranking import Near, by_certainty, candidates, check_rank
-from hashret.sources import Record, in_order, open_source
-from hashret.store import Content, Item, Seen, Store, damaged, sqlite_errors
+from hashret.sources import Record, Source, in_order, open_source
+from hashret.store import BLOBS, Content, Failure, Item, Place, Seen, Store, damaged, sqlite_errors
+from hashret.transfer import Header, format_of, write
+from hashret.transfer import read as read_items
 from hashret.vectors import AnyPreprocessing
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
 KNOWN_ITEMS = 20_000  # that are kept in memory for the next query
-BLOBS = "blobs/"  # the root of contents that came without a file, inside the collection
+HEALTH_CODES = 1_000_000  # that `info` looks at
 
 
 class Hit(NamedTuple):
@@ -58,7 +63,7 @@ class Hit(NamedTuple):
 
 
 class Indexed(NamedTuple):
-    """What became of one path: "added", "updated", "unchanged" or "failed", with the reason for a failure."""
+    """What became of one path: "added", "updated", "unchanged", "removed" or "failed", with the reason for that."""
 
     path: str
     status: str
@@ -82,7 +87,8 @@ class IndexReport(NamedTuple):
 
     `failures` are the paths, with reasons, that could not be read in this run; `failed` also counts the ones that an
     earlier run found so and that have not changed. `decoded` counts the images that had to be decoded, and `ignored`
-    the files that were passed over because of their names.
+    the files that were passed over because of their names. `described` counts the items whose metadata changed, and
+    `unmatched` the rows of metadata that name no image of this source.
     """
 
     added: int
@@ -93,6 +99,8 @@ class IndexReport(NamedTuple):
     decoded: int
     ignored: int
     failures: list[tuple[str, str]]
+    described: int = 0
+    unmatched: int = 0
 
 
 class Collection:
@@ -199,6 +207,7 @@ class Collection:
         *,
         prune: bool = False,
         force: bool = False,
+        metadata: Mapping[str, Mapping[str, Any]] | str | os.PathLike[str] | None = None,
         data_root: str | os.PathLike[str] | None = None,
         progress: Callable[[Progress], None] | None = None,
         committed: Callable[[list[Indexed]], None] | None = None,
@@ -206,53 +215,42 @@ class Collection:
         """Add every image of a SOURCE that is new or has changed; the report says what was done.
 
         Files of the size and time they had are not read again, contents that are known are not decoded again, and
-        what could not be read is not tried again until it changes. `prune` forgets paths recorded under this source
+        what could not be read is not tried again until it changes. `metadata` is a dict for each name in the source, or
+        a file, or else what lies beside the source (see `hashret.metadata`); a row replaces what was known of its
+        image, and of several rows for equal images the first counts. `prune` forgets paths recorded under this source
         that are no longer there, and refuses if the source is empty or more than half would go, unless `force`.
         `committed` is called with what each batch did once that is durable: at most 1,000 items or one second.
         An exception, KeyboardInterrupt too, loses no batch that was committed.
         """
-        counts: Counter[str] = Counter()
-        failures: list[tuple[str, str]] = []
-        shown = time.monotonic()
-
-        def unchanged(seen: Seen) -> None:
-            counts["failed" if seen.failed else "unchanged"] += 1
-            show()
-
-        def show(every: float = 0.2) -> None:
-            nonlocal shown
-            if progress is not None and time.monotonic() - shown >= every:
-                shown = time.monotonic()
-                told = {key: float(counts[key]) for key in ("added", "updated", "unchanged", "failed")}
-                progress(Progress("indexing", int(sum(told.values())), opened.length, told))
-
-        only: set[str] | None = None
         with self._writing():
-            fingerprint = self.fingerprint
             if data_root is not None:
                 with self._store.write(step=0):  # where reindex will look
                     self._store.put_setting("data_root", str(Path(data_root).absolute()))
-            while only is None or only:  # a content may lose its last path on its way to another: that is done again
-                opened = open_source(source, data_root=data_root, exclude=self.path)
-                stream = encoded(opened, self._store, lambda: self.hasher, unchanged, only)
-                only = set()
-                with closing(stream):
-                    for batch in stream:
-                        lines = self._commit(batch, opened.root, fingerprint)
-                        only |= {opened.root + found.record.name for found in batch} - {line.path for line in lines}
-                        counts.update(line.status for line in lines)
-                        counts["decoded"] += sum(found.pixels is not None for found in batch)
-                        failures += [(line.path, line.reason) for line in lines if line.reason is not None]
-                        if committed is not None:
-                            committed(lines)
-                        show()
-            show(every=0)
+            opened = open_source(source, data_root=data_root, exclude=self.path)
+            rows = open_metadata(metadata, opened.root)
+            report = self._take_in(opened, None, progress, committed)
             if prune:
                 names = (record.name for record in open_source(source, data_root=data_root, exclude=self.path))
-                counts["removed"] = self._prune(opened.root, names, force)
+                report = report._replace(removed=self._prune(opened.root, names, force))
+            described, unmatched = self._describe(opened.root, rows)
             self._index.keep()
-        kinds = ("added", "unchanged", "updated", "removed", "failed", "decoded")
-        return IndexReport(**{kind: counts[kind] for kind in kinds}, ignored=opened.ignored, failures=failures)
+        return report._replace(described=described, unmatched=unmatched)
+
+    def retry(self, *, progress: Callable[[Progress], None] | None = None) -> list[Indexed]:
+        """Try once more to read what could not be read, where its source is still there; what became of each path."""
+        lines: list[Indexed] = []
+        with self._writing():
+            failed: dict[str, set[str]] = {}
+            for root, failure in self._store.failures():
+                failed.setdefault(root, set()).add(failure.path)
+            for root, paths in failed.items():
+                source = self._source(root)
+                if source is not None:
+                    with self._store.write(step=0):
+                        self._store.doubt_failures(root)
+                    self._take_in(source, paths, progress, lines.extend)
+            self._index.keep()
+        return lines
 
     def add(self, images: Any, metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
         """Add contents without files: uint8 arrays, vectors, PIL images, bytes or paths; the item's id of each.
@@ -268,6 +266,7 @@ class Collection:
             images = list(images)
             if len(metadata) != len(images):
                 raise ValueError(f"{len(images)} images need as many metadata, not {len(metadata)}")
+            metadata = [None if one is None else check_metadata(one) for one in metadata]
         with self._writing():
             hasher = self.hasher
             for batch in batches(images, BATCH_ITEMS):
@@ -283,15 +282,44 @@ class Collection:
             self._index.keep()
         return ids
 
-    def remove(self, ids: Iterable[int]) -> int:
-        """Forget items; how many of them were there. Files of the user's are left alone."""
+    def remove(
+        self,
+        what: int | str | os.PathLike[str] | Iterable[int | str | os.PathLike[str]],
+        *,
+        dry_run: bool = False,
+        committed: Callable[[list[Indexed]], None] | None = None,
+    ) -> int:
+        """Forget items by id, and what was recorded at or below paths; how many items are gone.
+
+        An item goes with its last path, and a content that came without a file goes with it; files of the user's are
+        left alone. What is not there is passed over. With `dry_run` nothing changes. `committed` is called with the
+        paths that were, or would be, forgotten.
+        """
+        several = [what] if isinstance(what, int | str | os.PathLike) else list(what)
+        ids = [int(one) for one in several if not isinstance(one, str | os.PathLike)]
         with self._writing():
-            with self._store.write() as generation:
-                gone = self._store.remove_items([int(i) for i in ids], generation)
-            for digest in gone:
-                if re.fullmatch("[0-9a-f]{64}", digest):  # no path to who knows where
-                    (self.path / BLOBS / digest).unlink(missing_ok=True)
-            self._index.keep()
+            found = self._store.places(ids)
+            for path in several:
+                if isinstance(path, str | os.PathLike):
+                    found += self._recorded(os.fspath(path))
+            names: dict[str, dict[str, int | None]] = {}
+            for place in found:  # a path that led to an item, and can no longer be read, is found twice
+                names.setdefault(place.root, {}).setdefault(place.name, place.item_id)
+            gone: list[str] = []
+            with suppress(_DryRun), self._store.write(step=1 if names else 0) as generation:
+                gone += self._store.remove_items(ids, generation)
+                for root in names:
+                    gone += self._store.remove_paths(root, list(names[root]), generation)
+                if dry_run:
+                    raise _DryRun
+            if not dry_run:
+                for digest in {*gone, *names.get(BLOBS, {})}:
+                    if re.fullmatch("[0-9a-f]{64}", digest):  # no path to who knows where
+                        (self.path / BLOBS / digest).unlink(missing_ok=True)
+                self._index.keep()
+        if committed is not None and names:
+            whole = {self._whole(root + name): i for root, some in names.items() for name, i in some.items()}
+            committed([Indexed(path, "removed", whole[path]) for path in sorted(whole)])
         return len(gone)
 
     def reindex(
@@ -346,34 +374,51 @@ class Collection:
     # Searching
 
     def query(
-        self, image: Any, k: int | None = 10, max_distance: int | None = None, *, rank: str = "distance"
+        self,
+        image: Any,
+        k: int | None = 10,
+        max_distance: int | None = None,
+        *,
+        rank: str = "distance",
+        where: str | None = None,
     ) -> list[Hit]:
         """The `k` items most similar to an image (a path, a PIL image, a uint8 array or a vector), nearest first.
 
         With `max_distance` none is farther than that many bits; with `k` None all within it are given. Ordered by
         (distance, id). With `rank` "asymmetric" the `k` are those of the lowest `score` among the nearest max(10 k,
         100), or among all within `max_distance`, in the order of (score, distance, id): the sum, over the bits that
-        differ, of how far the image's own number lies from the bit's threshold, in training standard deviations.
+        differ, of how far the image's own number lies from the bit's threshold, in training standard deviations. With
+        `where` only items that this SQLite expression holds for are searched, as `matching` says.
         """
-        return self.query_batch([image], k, max_distance, rank=rank)[0]
+        return self.query_batch([image], k, max_distance, rank=rank, where=where)[0]
 
     def query_batch(
-        self, images: Any, k: int | None = 10, max_distance: int | None = None, *, rank: str = "distance"
+        self,
+        images: Any,
+        k: int | None = 10,
+        max_distance: int | None = None,
+        *,
+        rank: str = "distance",
+        where: str | None = None,
     ) -> list[list[Hit]]:
         """What `query` gives, for each of a batch of images as `Hasher.encode` takes them."""
         check_rank(rank)
         while True:
             hasher = self.hasher
             codes, margins = (hasher.encode(images), None) if rank == "distance" else hasher.margins(images)
-            hits = self._answer(codes, k, max_distance, hasher.fingerprint, margins)
+            hits = self._answer(codes, k, max_distance, hasher.fingerprint, where, margins)
             if hits is not None:  # None if the collection has changed to another model meanwhile
                 return hits
 
-    def query_codes(self, codes: Codes, k: int | None = 10, max_distance: int | None = None) -> list[list[Hit]]:
+    def query_codes(
+        self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+    ) -> list[list[Hit]]:
         """What `query` gives, for codes, uint8 (n, bits // 8); raises ValueError for codes of another width."""
-        return self._answer(codes, k, max_distance, None) or []
+        return self._answer(codes, k, max_distance, None, where) or []
 
-    def query_item(self, item_id: int, k: int | None = 10, max_distance: int | None = None) -> list[Hit]:
+    def query_item(
+        self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+    ) -> list[Hit]:
         """What `query` gives for the image of an item, leaving out the item itself; NotFound if there is none."""
         more = None if k is None else check_count(k, 1, "k") + 1
         while True:
@@ -381,9 +426,23 @@ class Collection:
                 ids, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), [item_id])
             if not len(ids):
                 raise NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
-            hits = self._answer(codes, more, max_distance, settings["fingerprint"])
+            hits = self._answer(codes, more, max_distance, settings["fingerprint"], where)
             if hits is not None:  # as in query_batch
                 return [hit for hit in hits[0] if hit.id != item_id][:k]
+
+    def matching(self, where: str) -> list[int]:
+        """Ids, ascending, of the items that an SQLite expression holds for, such as "label = 'cat' AND width > 800".
+
+        It may use the columns of `items`, those of `paths` and `path`, the whole one (an item qualifies if it does with
+        one of its paths), keys of the metadata by name, where they are no columns, and SELECTs from the database's
+        tables. Raises HashretError for anything else, and for what takes longer than a second.
+        """
+        while True:
+            with self._store.read() as settings:
+                ids = self._store.matching(where, settings["generation"])
+            if ids is not None:
+                found: list[int] = ids.tolist()
+                return found
 
     def get(self, item_id: int) -> Item:
         """The item with this id; raises NotFound if there is none."""
@@ -413,22 +472,62 @@ class Collection:
     def content(self, item_id: int) -> ImageContent:
         """The image of an item as it was indexed, the bytes of a file or a uint8 array; raises NotFound if the item, or
         its image, is not there any more."""
-        self.get(item_id)
+        digest = self.get(item_id).sha256
         with self._store.read() as settings:
-            places = self._store.places(item_id)
-        for root, name, digest in places:
-            content = self._contents.read(root, name, digest, settings.get("data_root"))
+            places = self._store.places([item_id])
+        for place in places:
+            content = self._contents.read(place.root, place.name, digest, settings.get("data_root"))
             if content is not None:
                 return content
         raise NotFound(f"the image of item {item_id} is not where it was: put the file back, or index it again")
 
-    def info(self) -> dict[str, Any]:
-        """Counts, model, index and size on disk."""
-        config = read_config(self.path / "models" / self.fingerprint)
+    def failures(self) -> list[Failure]:
+        """The paths that could not be read, why, and when that was found."""
+        with self._store.read():
+            return [failure for _, failure in self._store.failures()]
+
+    def export(self, path: str | os.PathLike[str], kind: str | None = None) -> int:
+        """Write all items, with codes, paths and metadata, as "jsonl", "parquet" or "numpy"; how many they are.
+
+        The format is that of the suffix if none is named; see `hashret.transfer` for what is in them.
+        """
+        out = Path(path)
+        kind = format_of(out, kind)
         with self._store.read() as settings:
+            header = Header(settings["fingerprint"], int(settings["bits"]))
+            return write(out, kind, header, self._store.contents(header.fingerprint))
+
+    def import_items(self, path: str | os.PathLike[str]) -> int:
+        """Take in what `export` wrote, of the same model, in one commit; how many items are new.
+
+        A content that is there already gains paths and keeps what is known of it. A new one keeps its id if no item
+        here ever had as high a one: all do in a collection that has been empty so far.
+        """
+        header, contents = read_items(Path(path))
+        with self._writing():
+            if header.fingerprint != self.fingerprint:
+                raise HashretError(
+                    f"{path} holds codes of another model, {header.fingerprint[:16]}: import it into a collection of "
+                    f"that one, hashret import {path} -c DIR --model MODEL_DIR"
+                )
+            before = len(self)
+            with self._store.write() as generation:
+                for batch in batches(contents, BATCH_ITEMS):
+                    self._store.put(batch, header.fingerprint, generation)
+            self._index.keep()
+            return len(self) - before
+
+    def info(self) -> dict[str, Any]:
+        """Counts, model, index, size on disk and health of the codes, of at most a million of them."""
+        config = read_config(self.path / "models" / self.fingerprint)
+        on_disk = sum(map(_size, self.path.rglob("*")))
+        with self._store.read() as settings:
+            items, highest = self._store.count("items"), self._store.highest()
+            sample = range(1, highest + 1, -(-items // HEALTH_CODES)) if items > HEALTH_CODES else None
+            _, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), sample)
             return {
                 "path": str(self.path),
-                "items": self._store.count("items"),
+                "items": items,
                 "paths": self._store.count("paths"),
                 "failures": self._store.count("failures"),
                 "model": config["model"],
@@ -439,10 +538,53 @@ class Collection:
                 "training": config["training"],
                 "index": settings["index"],
                 "generation": int(settings["generation"]),
-                "bytes_on_disk": sum(map(_size, self.path.rglob("*"))),
+                "bytes_on_disk": on_disk,
+                "bytes_per_item": on_disk / items if items else 0.0,
+                "health": health(codes)._asdict(),
             }
 
     # How an index run goes
+
+    def _take_in(
+        self,
+        source: Source,
+        only: set[str] | None,
+        progress: Callable[[Progress], None] | None,
+        committed: Callable[[list[Indexed]], None] | None,
+    ) -> IndexReport:
+        """Store what is new of a source, or of those of its whole paths that are in `only`."""
+        counts: Counter[str] = Counter()
+        failures: list[tuple[str, str]] = []
+        fingerprint = self.fingerprint
+        shown = time.monotonic()
+
+        def unchanged(seen: Seen) -> None:
+            counts["failed" if seen.failed else "unchanged"] += 1
+            show()
+
+        def show(every: float = 0.2) -> None:
+            nonlocal shown
+            if progress is not None and time.monotonic() - shown >= every:
+                shown = time.monotonic()
+                told = {key: float(counts[key]) for key in ("added", "updated", "unchanged", "failed")}
+                progress(Progress("indexing", int(sum(told.values())), source.length, told))
+
+        while only is None or only:  # a content may lose its last path on its way to another: that is done again
+            stream = encoded(source, self._store, lambda: self.hasher, unchanged, only)
+            only = set()
+            with closing(stream):
+                for batch in stream:
+                    lines = self._commit(batch, source.root, fingerprint)
+                    only |= {source.root + found.record.name for found in batch} - {line.path for line in lines}
+                    counts.update(line.status for line in lines)
+                    counts["decoded"] += sum(found.pixels is not None for found in batch)
+                    failures += [(line.path, line.reason) for line in lines if line.reason is not None]
+                    if committed is not None:
+                        committed(lines)
+                    show()
+        show(every=0)
+        kinds = ("added", "unchanged", "updated", "removed", "failed", "decoded")
+        return IndexReport(**{kind: counts[kind] for kind in kinds}, ignored=source.ignored, failures=failures)
 
     def _commit(self, batch: list[Found], root: str, fingerprint: str) -> list[Indexed]:
         """Write a batch; what became of each record, once that is durable, but for those that need another look."""
@@ -478,6 +620,17 @@ class Collection:
             self._store.remove_paths(root, gone, generation)
         return len(gone)
 
+    def _describe(self, root: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> tuple[int, int]:
+        """Give images under `root` the metadata of rows by name; how many changed, and how many rows name none."""
+        described, unmatched, told = 0, 0, set[int]()
+        for batch in batches(rows, BATCH_ITEMS):
+            changed, unknown = self._store.undescribed(root, batch, told)
+            if changed:
+                with self._store.write():
+                    self._store.describe(changed)
+            described, unmatched = described + len(changed), unmatched + unknown
+        return described, unmatched
+
     def _uncoded(self, root: str, hasher: "Hasher") -> Iterator[tuple[int, Inputs]]:
         """Id and pixels of the items under a root that have no code of this model yet and can still be read there."""
 
@@ -506,9 +659,23 @@ class Collection:
                 status = file.stat()
                 yield Record(file.name, status.st_size, status.st_mtime_ns, None, partial(read_file, file))
         else:
-            source = root if Path(root).is_dir() else root.removesuffix("!/").removesuffix("#")
             with suppress(HashretError):
-                yield from open_source(source, data_root=self._settings().get("data_root"), exclude=self.path)
+                yield from self._source(root) or ()
+
+    def _source(self, root: str) -> Source | None:
+        """The source whose records' names begin with `root`; None if it is gone."""
+        source = root if Path(root).is_dir() else root.removesuffix("!/").removesuffix("#")
+        with suppress(HashretError):
+            return open_source(source, data_root=self._settings().get("data_root"), exclude=self.path)
+        return None
+
+    def _recorded(self, path: str) -> list[Place]:
+        """What is recorded at or below a path as a user would write it."""
+        whole = os.path.abspath(path)  # noqa: PTH100  # as sources have it
+        blobs = self._whole(BLOBS)
+        found = self._store.recorded(BLOBS + whole.removeprefix(blobs) if whole.startswith(blobs) else whole)
+        named = path.partition("#")[0].partition(":")[0] in (*DATA_SETS, "array")
+        return found or (self._store.recorded(path) if named else [])
 
     def _keep_blob(
         self, content: ImageContent, width: int, height: int, code: bytes, metadata: dict[str, Any] | None
@@ -534,6 +701,7 @@ class Collection:
         k: int | None,
         max_distance: int | None,
         fingerprint: str | None,
+        where: str | None,
         margins: NDArray[np.float32] | None = None,
     ) -> list[list[Hit]] | None:
         """The hits of each code, from one generation, by its margins if there are any; None if the codes are of another
@@ -549,11 +717,12 @@ class Collection:
                     if fingerprint not in (None, settings["fingerprint"]):
                         return None
                     check_codes(codes, int(settings["bits"]))
+                    allowed = None if where is None else self._store.matching(where, settings["generation"])
                     live = self._index.at(settings)
-                    if live is not None:
+                    if live is not None and (where is None or allowed is not None):
                         some = slice(start, start + BATCH_ITEMS)
                         most = k if margins is None else candidates(k)
-                        found = _search(live.codes, codes[some], most, max_distance)
+                        found = _search(live.codes, codes[some], most, max_distance, allowed)
                         if self._index.holds(live):
                             scores = None
                             if margins is not None:
@@ -564,7 +733,7 @@ class Collection:
         return answers
 
     def _hits(self, found: list[Near], scores: list[list[float]] | None = None) -> list[list[Hit]]:
-        whole = self._whole(_ids(found))
+        whole = self._known_items(_ids(found))
         hits = [
             [
                 Hit(int(d), int(i), next(iter(whole[i].paths), None), whole[i].paths, whole[i].label, whole[i].metadata)
@@ -579,7 +748,7 @@ class Collection:
             for row, row_scores in zip(hits, scores, strict=True)
         ]
 
-    def _whole(self, ids: list[int]) -> dict[int, Item]:
+    def _known_items(self, ids: list[int]) -> dict[int, Item]:
         """At least these items, with whole paths: from memory, if they were asked for since the last change."""
         generation = self._store.settings()["generation"]
         known = self._known
@@ -595,7 +764,11 @@ class Collection:
 
     def _absolute(self, item: Item) -> Item:
         """The item with paths that start from the file system's root."""
-        return item._replace(paths=[str(self.path / p) if p.startswith(BLOBS) else p for p in item.paths])
+        return item._replace(paths=[self._whole(path) for path in item.paths])
+
+    def _whole(self, path: str) -> str:
+        """A path as it is for others: those of contents without files lie in the collection's folder."""
+        return f"{self.path}/{path}" if path.startswith(BLOBS) else path
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -606,6 +779,10 @@ class Collection:
         with locked(self.path), sqlite_errors(self._store.path):
             self._store.check_in_place()
             yield
+
+
+class _DryRun(Exception):
+    """Raised to leave a transaction without what it did."""
 
 
 def locate(path: str | os.PathLike[str] | None = None) -> Path:
@@ -643,13 +820,19 @@ def locked(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-def _search(index: CodeIndex, codes: Codes, k: int | None, max_distance: int | None) -> list[Near]:
+def _search(
+    index: CodeIndex,
+    codes: Codes,
+    k: int | None,
+    max_distance: int | None,
+    allowed: NDArray[np.int64] | None,
+) -> list[Near]:
     """Distances and ids for each code: the nearest k, those within a distance, or both."""
     if k is None:
         assert max_distance is not None
-        limits, distances, ids = index.within(codes, max_distance)
+        limits, distances, ids = index.within(codes, max_distance, allowed=allowed)
         return list(zip(np.split(distances, limits[1:-1]), np.split(ids, limits[1:-1]), strict=True))
-    hits = index.search(codes, k)
+    hits = index.search(codes, k, allowed=allowed)
     near = [slice(None) if max_distance is None else row <= max_distance for row in hits.distances]
     return [(hits.distances[i][keep], hits.ids[i][keep]) for i, keep in enumerate(near)]
 

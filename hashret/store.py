@@ -28,10 +28,12 @@ from sqlite_utils import Database
 from hashret.codes import Codes
 from hashret.errors import HashretError, one_line
 from hashret.files import put_in_place
+from hashret.filters import matching
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+BLOBS = "blobs/"  # the root of contents that came without a file, inside the collection
 SCHEMA_VERSION = 1  # PRAGMA user_version
 SCHEMA = """
 CREATE TABLE items (
@@ -88,6 +90,24 @@ class Content(NamedTuple):
     height: int
     code: bytes | None
     metadata: dict[str, Any] | None = None
+    added: str | None = None  # if it was before now
+    id: int | None = None  # which it gets if that is above all that were ever given
+
+
+class Place(NamedTuple):
+    """A path under which something is recorded; `item_id` is None for what never could be read."""
+
+    root: str
+    name: str
+    item_id: int | None
+
+
+class Failure(NamedTuple):
+    """A path that could not be read, why, and when that was found."""
+
+    path: str
+    reason: str
+    seen: str
 
 
 class Item(NamedTuple):
@@ -166,6 +186,7 @@ class Store:
         self.read_only = read_only
         self._inode = path.stat().st_ino
         self._threads = threading.local()
+        self._matching: tuple[str, str, NDArray[np.int64]] | None = None  # the last one asked for
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
         with sqlite_errors(path):
             version = self.db.execute("PRAGMA user_version").fetchone()[0]
@@ -201,13 +222,17 @@ class Store:
     @property
     def db(self) -> Database:
         """This thread's connection."""
-        if not hasattr(self._threads, "connection"):
-            uri = f"file:{_quoted(self.path)}?mode={'ro' if self.read_only else 'rw'}"
-            if self.read_only and not os.access(self.path.parent, os.W_OK) and not _has_wal(self.path):
+        return self._connection("connection", self.read_only)
+
+    def _connection(self, name: str, read_only: bool) -> Database:
+        """One of this thread's connections, opened when it is first asked for."""
+        if not hasattr(self._threads, name):
+            uri = f"file:{_quoted(self.path)}?mode={'ro' if read_only else 'rw'}"
+            if read_only and not os.access(self.path.parent, os.W_OK) and not _has_wal(self.path):
                 uri += "&immutable=1"
-            self._threads.connection = _Connection(_connect(uri, self.read_only))
-            self._opened.add(self._threads.connection)
-        connection: _Connection = self._threads.connection
+            setattr(self._threads, name, _Connection(_connect(uri, read_only)))
+            self._opened.add(getattr(self._threads, name))
+        connection: _Connection = getattr(self._threads, name)
         return connection.db
 
     def check_in_place(self) -> None:
@@ -324,19 +349,16 @@ class Store:
         whose last path is lost goes with it. A content that comes without a code, because it was there, and is there
         no more, is not stored and gets None.
         """
-        conn = self.db.conn
         ids = self.find([content.sha256 for content in contents])
         fresh: dict[str, Content] = {}
         for content in contents:
             if content.sha256 not in ids and content.code is not None:
                 fresh.setdefault(content.sha256, content)
-        sql = "SELECT CAST(max(seq) AS INTEGER) FROM sqlite_sequence WHERE name = 'items'"
-        highest = conn.execute(sql).fetchone()[0] or 0
-        if not 0 <= highest < 2**62:
-            raise damaged(self.path, f"the last item had the number {highest}")
-        ids |= {sha256: highest + i for i, sha256 in enumerate(fresh, 1)}
+        highest = self.highest()
+        for sha256, content in fresh.items():
+            ids[sha256] = highest = max(highest + 1, content.id or 0)
         now = _now()
-        told = ((ids[s], s, c.width, c.height, c.length, now, _json(c.metadata)) for s, c in fresh.items())
+        told = ((ids[s], s, c.width, c.height, c.length, c.added or now, _json(c.metadata)) for s, c in fresh.items())
         self._rows("INSERT INTO items VALUES", told)
         self._rows("INSERT INTO codes VALUES", ((ids[s], fingerprint, c.code) for s, c in fresh.items()))
         self._rows("INSERT INTO changes VALUES", ((generation, "add", ids[sha256]) for sha256 in fresh))
@@ -386,33 +408,112 @@ class Store:
         rows = conn.execute(f"{known} EXCEPT SELECT name FROM present", told)
         return total, [_from_text(row[0]) for row in rows]
 
-    def remove_paths(self, root: str, names: Sequence[str], generation: int) -> None:
-        """Forget paths, inside `write`; an item whose last path is lost goes with it."""
+    def remove_paths(self, root: str, names: Sequence[str], generation: int) -> list[str]:
+        """Forget paths, inside `write`; an item whose last path is lost goes with it; the contents that did."""
         left = set()
         for name in names:
             key = (_text(root), _text(name))
             left |= {row[0] for row in self.db.conn.execute("SELECT item_id FROM paths WHERE root=? AND name=?", key)}
             self.db.conn.execute("DELETE FROM paths WHERE root = ? AND name = ?", key)
             self.db.conn.execute("DELETE FROM failures WHERE root = ? AND name = ?", key)
-        self._drop_orphans(left, generation)
+        return self._drop_orphans(left, generation)
 
-    def _drop_orphans(self, ids: set[int], generation: int) -> None:
-        """Remove those of the items that no path leads to."""
+    def _drop_orphans(self, ids: set[int], generation: int) -> list[str]:
+        """Remove those of the items that no path leads to; what their contents were."""
         conn = self.db.conn
         models = conn.execute(_FINGERPRINTS).fetchall() if ids else []
+        gone = list[str]()
         for i in ids:
             if conn.execute("SELECT 1 FROM paths WHERE item_id = ? LIMIT 1", (i,)).fetchone() is None:
+                gone += [row[0] for row in conn.execute("SELECT sha256 FROM items WHERE id = ?", (i,))]
                 conn.executemany("DELETE FROM codes WHERE fingerprint = ? AND item_id = ?", [(f, i) for (f,) in models])
                 conn.execute("DELETE FROM items WHERE id = ?", (i,))
                 conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'remove', ?)", (generation, i))
+        return gone
 
-    def roots(self) -> list[str]:
-        return [_from_text(row[0]) for row in self.db.conn.execute("SELECT DISTINCT root FROM paths")]
+    def roots(self, table: str = "paths") -> list[str]:
+        return [_from_text(row[0]) for row in self.db.conn.execute(f"SELECT DISTINCT root FROM {table}")]
 
-    def places(self, item_id: int) -> list[tuple[str, str, str]]:
-        """Where an item lies: root, name and SHA-256 for each of its paths."""
-        sql = "SELECT root, name, sha256 FROM paths JOIN items ON item_id = id WHERE id = ?"
-        return [(_from_text(r), _from_text(n), digest) for r, n, digest in self.db.conn.execute(sql, (item_id,))]
+    def recorded(self, path: str) -> list[Place]:
+        """What is recorded at a path, or below it if it was a folder, an archive or a file of many images."""
+        return [place for table in ("paths", "failures") for place in self._recorded(table, path)]
+
+    def _recorded(self, table: str, path: str) -> Iterator[Place]:
+        item_id = "item_id" if table == "paths" else "NULL"
+        sql = f"SELECT name, {item_id} FROM {table} WHERE root = ?"
+        folder = path.rstrip("/") + "/"
+        for root in self.roots(table):
+            if root.startswith(folder) or root in (f"{path}!/", f"{path}#"):
+                rows = self.db.conn.execute(sql, (_text(root),)).fetchall()
+            elif path.startswith(root):
+                rows = list(self._named(f"name, {item_id}", table, root, [path.removeprefix(root)]))
+                below = folder.removeprefix(root)
+                # "0" follows "/", so these are all names in that folder; those that are bytes sort by themselves.
+                for low in {_text(below), os.fsencode(below)}:
+                    high = low[:-1] + "0" if isinstance(low, str) else low[:-1] + b"0"
+                    rows += self.db.conn.execute(f"{sql} AND name >= ? AND name < ?", (_text(root), low, high))
+            else:
+                continue
+            yield from (Place(root, _from_text(name), item_id) for name, item_id in rows)
+
+    def places(self, ids: Iterable[int]) -> list[Place]:
+        """The paths of items."""
+        sql = "SELECT root, name, item_id FROM paths WHERE item_id IN (SELECT value FROM json_each(?))"
+        rows = self.db.conn.execute(sql, (json.dumps(list(ids)),))
+        return [Place(_from_text(root), _from_text(name), item_id) for root, name, item_id in rows]
+
+    def failures(self) -> Iterator[tuple[str, Failure]]:
+        """The root of each path that could not be read, and what is known of it, in order."""
+        for root, name, reason, seen in self.db.conn.execute("SELECT root, name, reason, seen FROM failures"):
+            yield _from_text(root), Failure(_from_text(root) + _from_text(name), reason, seen)
+
+    def doubt_failures(self, root: str) -> None:
+        """Let what could not be read under a root seem to have changed since, inside `write`."""
+        self.db.conn.execute("UPDATE failures SET mtime_ns = -1 WHERE root = ?", (_text(root),))
+
+    # Metadata
+
+    def undescribed(
+        self, root: str, rows: Sequence[tuple[str, dict[str, Any]]], told: set[int]
+    ) -> tuple[dict[int, str], int]:
+        """The metadata, as JSON, of items that it is new to, and how many rows of (name, metadata) name no path.
+
+        Of several rows for one item the first counts: `told` are the items that had theirs, and becomes more.
+        """
+        items = dict(self._named("name, item_id", "paths", root, [name for name, _ in rows]))
+        fresh: dict[int, str] = {}
+        for name, metadata in rows:
+            if name in items and items[name] not in told:
+                told.add(items[name])
+                fresh[items[name]] = json.dumps(metadata, ensure_ascii=False)
+        sql = "SELECT id, metadata FROM items WHERE id IN (SELECT value FROM json_each(?))"
+        known = dict(self.db.conn.execute(sql, (json.dumps(list(fresh)),)))
+        changed = {i: metadata for i, metadata in fresh.items() if known[i] != metadata}
+        return changed, sum(name not in items for name, _ in rows)
+
+    def describe(self, metadata: dict[int, str]) -> None:
+        """Replace the metadata of items, inside `write`."""
+        self.db.conn.executemany("UPDATE items SET metadata = ? WHERE id = ?", [(m, i) for i, m in metadata.items()])
+
+    def matching(self, where: str, generation: str) -> NDArray[np.int64] | None:
+        """Ids, ascending, of the items that an SQLite expression holds for; None if there is a later generation.
+
+        Raises HashretError if the expression is none, or does or needs more than it may: see `filters`.
+        """
+        kept = self._matching
+        if kept is not None and kept[:2] == (where, generation):
+            return kept[2]
+        conn = self._connection("guarded", read_only=True).conn
+        conn.execute("BEGIN")
+        try:
+            if conn.execute("SELECT value FROM settings WHERE key = 'generation'").fetchone()[0] != generation:
+                return None
+            found = matching(conn, where)
+        finally:
+            conn.execute("COMMIT")
+        if found.lasting:
+            self._matching = (where, generation, found.ids)
+        return found.ids
 
     # Items and codes
 
@@ -420,6 +521,31 @@ class Store:
         """The ids that follow `after`, in order, at most `limit`."""
         sql = "SELECT id FROM items WHERE id > ? ORDER BY id LIMIT ?"
         return [row[0] for row in self.db.conn.execute(sql, (after, limit))]
+
+    @_makes_sense
+    def highest(self) -> int:
+        """The highest id that was ever given to an item."""
+        sql = "SELECT CAST(max(seq) AS INTEGER) FROM sqlite_sequence WHERE name = 'items'"
+        highest = self.db.conn.execute(sql).fetchone()[0] or 0
+        if not 0 <= highest < 2**62:
+            raise damaged(self.path, f"the last item had the number {highest}")
+        return int(highest)
+
+    def contents(self, fingerprint: str) -> Iterator[Content]:
+        """Everything that `put` would need to make the items again, path for path, by id."""
+        sql = (
+            "SELECT root, name, label, size, mtime_ns, sha256, bytes, width, height, code, metadata, added, id"
+            " FROM items JOIN codes ON codes.item_id = id AND fingerprint = ? JOIN paths ON paths.item_id = id"
+            " ORDER BY id, root, name"
+        )
+        for row in self.db.conn.execute(sql, (fingerprint,)):
+            content = Content(*row)
+            yield content._replace(
+                root=_from_text(row[0]),
+                name=_from_text(row[1]),
+                label=row[2] and _from_text(row[2]),
+                metadata=None if row[10] is None else json.loads(row[10]),
+            )
 
     @_makes_sense
     def items(self, ids: Iterable[int]) -> dict[int, Item]:

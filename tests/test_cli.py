@@ -26,7 +26,10 @@ from hashret.collection import Collection
 from hashret.hasher import Hasher
 
 MAIN = [sys.executable, "-c", "from hashret.cli import main; main()"]
-COMMANDS = ["train", "index", "query", "info", "reindex", "doctor", "serve", "demo"]
+COMMANDS = [
+    *("train", "index", "query", "info", "reindex", "remove", "failures", "estimate", "export", "import", "doctor"),
+    *("serve", "demo"),
+]
 PHOTOS = 40
 
 
@@ -161,7 +164,7 @@ def test_index_tells_what_it_did(place: Path, hashret: Command) -> None:
     assert reason.startswith("no image: ")
     assert list(report.items()) == [
         ("items", 38), ("added", 1), ("unchanged", 38), ("updated", 1), ("removed", 1), ("failed", 1), ("decoded", 0),
-        ("ignored", 1), ("failures", [[f"{place}/photos/broken.png", reason]]),
+        ("ignored", 1), ("failures", [[f"{place}/photos/broken.png", reason]]), ("described", 0), ("unmatched", 0),
     ]  # fmt: skip
     assert ran.code == 0 and ran.err.splitlines() == [
         f"hashret: skipped {place}/photos/broken.png: {reason}",
@@ -223,13 +226,88 @@ def test_info(place: Path, hashret: Command) -> None:
     told = json.loads(ran.out)
     assert list(told) == [
         "path", "items", "paths", "failures", "model", "head", "bits", "fingerprint", "preprocessing", "training",
-        "index", "generation", "bytes_on_disk",
+        "index", "generation", "bytes_on_disk", "bytes_per_item", "health",
     ]  # fmt: skip
     assert ran.err == "" and told["path"] == str(place / ".hashret")
     assert (told["items"], told["paths"], told["failures"], told["bits"]) == (40, 40, 0, 32)
     ran = hashret("info")
     assert ran.code == 0 and ran.err == ""
     assert f"collection  {place}/.hashret\nitems       40 under 40 paths; 0 files" in ran.out
+    assert re.search(
+        r"\nhealth +\d+ distinct codes, \d+ items with the commonest; \d+ dead bits, balance 0\.\d\d\n", ran.out
+    )
+    assert re.search(r"\non disk +\d+\.\d MB, [\d,]+ bytes an item\n", ran.out)
+
+
+def test_remove(place: Path, hashret: Command) -> None:
+    folder = sorted((place / "photos/0").iterdir())
+    paths = "".join(f"{path}\n" for path in folder)
+    count = f"{len(folder)} paths and {len(folder)} items"
+    before = listing(place)
+    assert hashret("remove", "photos/0", "--dry-run") == (
+        0, paths, f"{count} would be forgotten; your files are as they were\n"
+    )  # fmt: skip
+    assert hashret("remove", "--where", "label = '0'", "--dry-run", "-q") == (0, paths, "")
+    assert listing(place) == before
+    assert hashret("remove", "photos/0") == (0, paths, f"{count} forgotten; your files are as they were\n")
+    assert hashret("remove", "photos/0") == (0, "", "0 paths and 0 items forgotten; your files are as they were\n")
+    last = hashret("query", "id:20", "--where", "id = 40", "--paths").out.strip()
+    ran = hashret("remove", "id:40", "photos/3/03.png", "id:40", "none", "--json", "-q")
+    assert json.loads(ran.out) == {"items": 2, "paths": [f"{place}/photos/3/03.png", last], "dry_run": False}
+    assert ran.err == ""
+    assert json.loads(hashret("info", "--json").out)["items"] == 40 - len(folder) - 2
+    assert all((place / "photos" / name).read_bytes() == data for name, data in photos().items())
+
+
+def test_what_could_not_be_read(place: Path, hashret: Command) -> None:
+    assert hashret("failures") == (0, "", "")
+    shutil.copy(place / "broken.png", place / "photos/broken.png")
+    hashret("index", "photos")
+    ran = hashret("failures")
+    assert re.fullmatch(f"{place}/photos/broken.png: no image: .*\n", ran.out) and ran.err == ""
+    (told,) = json.loads(hashret("failures", "--json").out)
+    assert list(told) == ["path", "reason", "seen"] and told["path"] == f"{place}/photos/broken.png"
+    assert hashret("failures", "--retry").err == "tried 1 again: 0 could be read\n"
+    shutil.copy(place / "photos/0/00.png", place / "photos/broken.png")
+    assert hashret("failures", "--retry") == (0, "", "tried 1 again: 1 could be read\n")
+    assert hashret("failures", "--json") == (0, "[]\n", "")
+
+
+def test_metadata_and_filters(place: Path, hashret: Command) -> None:
+    names = sorted(photos())
+    (place / "m.csv").write_text("path,price\n" + "".join(f"{name},{i}\n" for i, name in enumerate(names)) + "none,1\n")
+    ran = hashret("index", "photos", "--meta", "m.csv")
+    assert ran.err.splitlines()[-1] == "metadata of 40 items changed; 1 rows name no image here"
+    assert hashret("index", "photos", "--meta", "m.csv", "--json").out.endswith('"described": 0, "unmatched": 1}\n')
+    for asked in ("photos/0/00.png", "id:1", "hex:00000000"):
+        ran = hashret("query", asked, "--where", "price < 10 AND label <> '0'", "-k", 99, "--paths")
+        expected = {f"{place}/photos/{name}" for name in names[:10] if not name.startswith("0/")}
+        assert set(ran.out.splitlines()) == expected and ran.code == 0
+    check_failed(hashret("query", "photos", "--where", "nosuch = 1"), 1, "where: no such column: nosuch")
+    check_failed(hashret("index", "photos", "--meta", "none.csv"), 1, "none.csv cannot be read")
+    (place / "photos/metadata.jsonl").write_text('{"path": "0/00.png", "price": [1]}')
+    check_failed(hashret("index", "photos", "-c", "new"), 1, "metadata.jsonl, line 1: metadata 'price' must be")
+    assert not (place / "new").exists()
+
+
+def test_export_then_import(place: Path, hashret: Command) -> None:
+    ran = hashret("export", "out.jsonl")
+    model = f"{place}/.hashret/models/{hasher().fingerprint}"
+    assert ran == (0, "", f"40 items in out.jsonl; their model is {model}\n")
+    assert hashret("export", "out", "--format", "numpy", "-q") == (0, "", "")
+    check_failed(hashret("import", "out.jsonl", "-c", "new"), 1, f"no collection at {place}/new: add --model MODEL_DIR")
+    check_failed(
+        hashret("import", "out.jsonl", "-c", "new", "--model", "other"),
+        1,
+        "codes of another model, [0-9a-f]{16}: give that",
+    )
+    assert not (place / "new").exists()
+    ran = hashret("import", "out.jsonl", "-c", "new", "--model", model)
+    assert ran == (0, "", f"40 added; 40 items in {place}/new\n")
+    assert hashret("query", "id:7", "-c", "new").out == hashret("query", "id:7").out
+    assert hashret("import", "out.jsonl").err == f"0 added; 40 items in {place}/.hashret\n"
+    hashret("train", "photos", "--model", "pca", "--bits", 16, "-c", "third")
+    check_failed(hashret("import", "out.jsonl", "-c", "third"), 1, "out.jsonl holds codes of another model")
 
 
 def test_demo(tmp_path: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,6 +619,18 @@ def test_the_collection_is_found_from_a_folder_below(
         ("query", 2, "Missing argument"),
         ("query id:1 -c empty", 1, "there is no collection at .*/empty: make one with hashret index SOURCE"),
         ("info -c new", 1, "there is no collection at .*/new"),
+        ("query id:1 --where width>", 1, "where: .*syntax error: give an SQLite expression such as"),
+        ("remove", 2, "give a PATH, id:N or --where"),
+        ("remove id:x", 1, "an item is named by its number"),
+        ("remove photos --where )", 1, "where: a bracket"),
+        ("failures -c new", 1, "there is no collection at .*/new"),
+        ("estimate 0", 2, "Invalid value for 'N'"),
+        ("estimate 9 --bits 12", 2, "bits must be a multiple of 8"),
+        ("estimate 9 --source none", 1, "there is no 'none'"),
+        ("export out.txt", 2, "Invalid value for --format: 'out.txt' is no format: choose jsonl, numpy, parquet"),
+        ("export nowhere/out.jsonl", 1, "nowhere"),
+        ("import none.jsonl -c new", 1, "none.jsonl cannot be read"),
+        ("import notes/a.txt", 2, "is no format"),
         ("reindex none", 1, "none is no model folder: make one with hashret train"),
         ("reindex photos", 1, "photos is no model folder"),
         ("reindex other -c new", 1, "there is no collection at .*/new"),

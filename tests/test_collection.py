@@ -32,6 +32,7 @@ from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingContents, locate
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
+from hashret.health import health
 from hashret.images import content_bytes
 
 Pixels = NDArray[np.uint8]
@@ -957,16 +958,16 @@ def test_another_kind_of_index_is_used_by_everyone(collection: Collection, monke
 
 def test_added_contents_are_kept_as_blobs(collection: Collection) -> None:
     image = Image.fromarray(digits()[2])
-    ids = collection.add([digits()[0], digits()[1], image, png(3)], metadata=[{"n": 0}, None, {"ü": [1]}, {}])
+    ids = collection.add([digits()[0], digits()[1], image, png(3)], metadata=[{"n": 0}, None, {"ü": "1"}, {}])
     assert ids == [1, 2, 3, 4]
     for i in ids:
         (path,) = collection.get(i).paths
         assert Path(path).parent == collection.path / "blobs"
         assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == Path(path).name == collection.get(i).sha256
     assert Path(collection.get(4).paths[0]).read_bytes() == png(3)
-    assert [collection.get(i).metadata for i in ids] == [{"n": 0}, None, {"ü": [1]}, {}]
+    assert [collection.get(i).metadata for i in ids] == [{"n": 0}, None, {"ü": "1"}, {}]
     hit = collection.query(digits()[2], k=1)[0]
-    assert hit == Hit(0, 3, collection.get(3).paths[0], collection.get(3).paths, None, {"ü": [1]})
+    assert hit == Hit(0, 3, collection.get(3).paths[0], collection.get(3).paths, None, {"ü": "1"})
     assert (stored(collection)[1] == hasher().encode(digits()[:4])).all()
     assert collection.get(1).width == collection.get(1).height == 8
     check_codes(collection)
@@ -1001,6 +1002,174 @@ def test_removed_contents_leave_no_blob(collection: Collection, photos: Path) ->
     assert told(collection.index(photos)) == {"added": 1, "unchanged": 11, "decoded": 1}  # it is still there
 
 
+def test_a_folder_is_forgotten_with_the_items_that_have_no_other_path(collection: Collection, photos: Path) -> None:
+    write(photos, {"0/copy of 1.png": 1, "0.png": 90, "00/x.png": 91, "0/broken.png": b"Dear diary"})
+    collection.index(photos)
+    collection.index(photos / "0")
+    write(photos, {"0/03.png": b"no more"})
+    collection.index(photos)
+    everything, files = rows(collection, "SELECT * FROM paths ORDER BY root, name"), sorted(photos.rglob("*"))
+    generation = collection.info()["generation"]
+    would: list[Indexed] = []
+    lines: list[Indexed] = []
+    assert collection.remove(photos / "0", dry_run=True, committed=would.extend) == 4
+    assert rows(collection, "SELECT * FROM paths ORDER BY root, name") == everything
+    assert collection.info()["generation"] == generation and len(collection) == 14
+    assert collection.remove([photos / "0"], committed=lines.extend) == 4
+    names = [f"{i:02d}.png" for i in range(0, 12, 3)]
+    assert lines == would and {(line.path, line.status) for line in lines} == {
+        (str(photos / "0" / name), "removed") for name in (*names, "broken.png", "copy of 1.png")
+    }
+    assert {line.id is None for line in lines if "broken" in line.path} == {True}
+    assert len(collection) == 10 and not rows(collection, "SELECT * FROM paths WHERE root || name LIKE '%/0/%'")
+    assert collection.info()["failures"] == 0 and collection.query(photos / "0.png", k=1)[0].distance == 0
+    check_answers(collection)
+    generation = collection.info()["generation"]
+    assert collection.remove(photos / "0", committed=lines.extend) == 0  # once more
+    assert lines == would and collection.info()["generation"] == generation
+    assert sorted(photos.rglob("*")) == files
+    assert told(collection.index(photos))["added"] == 4
+
+
+def test_what_can_be_removed_by_name(
+    tmp_path: Path, photos: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.make_archive(
+        str(tmp_path / "packed"), "zip", write(tmp_path / "pack", {"a/p.png": 50, "a/q.png": 51, "r.png": 52})
+    )
+    shutil.rmtree(tmp_path / "pack")
+    write(tmp_path / "packed", {"s.png": 53})
+    write(tmp_path / "packed#1", {"t.png": 54})
+    np.save(tmp_path / "rows.npy", digits()[60:64])
+    odd = os.fsdecode(b"\xff")
+    write(photos, {f"{odd}/x.png": 55, f"plain/{odd}.png": 56})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blobs").mkdir()
+    for source in ("photos", "packed.zip", "packed", "packed#1", "rows.npy", "digits:test"):
+        collection.index(source)
+    (blob,) = collection.get(collection.add(digits()[100:101])[0]).paths
+    whole = len(collection)
+    for name, count in {
+        "photos/0/00.png": 1,
+        f"photos/{odd}": 1,
+        "photos/plain/": 1,
+        "./packed.zip!/a": 2,
+        "packed.zip": 1,
+        str(tmp_path / "packed"): 1,
+        "rows.npy#2": 1,
+        "rows.npy": 3,
+        "blobs": 0,
+        "photos/0/0": 0,
+        "nothing": 0,
+        "": 0,
+        "digits": 0,
+        "digits:test#3": 1,
+        "digits:test": 359,
+        blob: 1,
+        "packed#1/t.png": 1,
+        str(photos): 11,
+    }.items():
+        if name:
+            assert collection.remove(name) == count, name
+            whole -= count
+        assert len(collection) == whole
+    assert whole == 0 and not Path(blob).exists() and collection.info()["paths"] == 0
+    assert (tmp_path / "rows.npy").exists() and (photos / "0/00.png").exists()
+
+
+def test_items_and_paths_are_removed_together(collection: Collection, photos: Path) -> None:
+    write(photos, {"copy.png": 0})
+    collection.index(photos)
+    (blob,) = collection.add(digits()[200:201])
+    lines: list[Indexed] = []
+    assert collection.remove([1, blob, photos / "1/01.png", 999, 1], committed=lines.extend) == 3
+    assert [line.path for line in lines] == sorted(
+        [
+            str(photos / "0/00.png"),
+            str(photos / "1/01.png"),
+            str(photos / "copy.png"),
+            *(p.path for p in lines if p.id == blob),
+        ]
+    )
+    assert not any((collection.path / "blobs").iterdir()) and len(collection) == 10
+    with pytest.raises(HashretError, match="read-only"):
+        Collection.open(collection.path, read_only=True).remove(2)
+    check_answers(collection)
+
+
+def test_a_blob_goes_with_its_path(collection: Collection, photos: Path) -> None:
+    collection.index(photos)
+    (same,) = collection.add(photos / "0/00.png")
+    blob = collection.path / "blobs" / collection.get(same).sha256
+    assert blob.exists() and collection.remove(blob) == 0
+    assert not blob.exists() and collection.get(same).paths == [str(photos / "0/00.png")]
+
+
+def test_what_could_not_be_read_is_listed_and_tried_again(collection: Collection, photos: Path, tmp_path: Path) -> None:
+    assert collection.failures() == [] == collection.retry()
+    write(photos, BROKEN | {"mended.png": b"?" * len(png(81))})
+    gone = write(tmp_path / "gone", {"0.png": 80, "1.png": b"Dear diary"})
+    collection.index(photos)
+    collection.index(gone)
+    names = [gone / "1.png", *(photos / name for name in sorted((*BROKEN, "mended.png")))]
+    assert [failure.path for failure in collection.failures()] == [str(name) for name in names]
+    assert all(failure.reason and failure.seen.startswith("20") for failure in collection.failures())
+    seen = (photos / "mended.png").stat()
+    (photos / "mended.png").write_bytes(png(81))
+    os.utime(photos / "mended.png", ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert told(collection.index(photos)) == {"unchanged": 12, "failed": 4}  # nothing tells that it has changed
+    shutil.rmtree(gone)
+    for status in ("added", None):
+        found = {line.path: line.status for line in collection.retry()}
+        assert found.pop(str(photos / "mended.png"), None) == status
+        assert found == {str(photos / name): "failed" for name in BROKEN}
+        assert [failure.path for failure in collection.failures()] == [str(name) for name in names[:-1]]
+    assert collection.query(photos / "mended.png", k=1)[0].distance == 0
+    check_answers(collection)
+
+
+def test_a_query_may_choose_items_by_what_is_known_of_them(collection: Collection, photos: Path) -> None:
+    write(photos, {f"x/{i}.png": i for i in range(20, 300)})
+    collection.index(photos, metadata={f"x/{i}.png": {"i": i} for i in range(20, 300)})
+    ids, codes = stored(collection)
+    for where, chosen in {
+        "label = '1'": [hit.id for hit in collection.query(digits()[0], k=None, max_distance=16) if hit.label == "1"],
+        "i % 50 = 7": collection.matching("i % 50 = 7"),
+        "i = 299": [hit.id for hit in collection.query(photos / "x/299.png") if str(hit.path).endswith("/299.png")],
+        "0": [],
+        "id > 5": [i for i in ids.tolist() if i > 5],
+    }.items():
+        assert collection.matching(where) == sorted(chosen)
+        among = np.isin(ids, chosen)
+        query = hasher().encode(digits()[:3])
+        for k, r in ((10, None), (None, 9), (3, 4), (1000, None)):
+            expected = [brute(ids[among], codes[among], code[None], k, r) for code in query]
+            assert [pairs(hits) for hits in collection.query_codes(query, k, r, where=where)] == expected
+            assert [pairs(hits) for hits in collection.query_batch(digits()[:3], k, r, where=where)] == expected
+            assert pairs(collection.query(digits()[0], k, r, where=where)) == expected[0]
+    own = collection.query_item(3, k=5, where="id <> 4")
+    assert len(own) == 5 and not {3, 4} & {hit.id for hit in own}
+    for ask in (
+        lambda: collection.query(digits()[0], where="nosuch = 1"),
+        lambda: collection.query_codes(codes[:1], where="nosuch = 1"),
+        lambda: collection.query_item(1, where="nosuch = 1"),
+        lambda: collection.matching("nosuch = 1"),
+    ):
+        with pytest.raises(HashretError, match="where: no such column: nosuch"):
+            ask()
+    with pytest.raises(ValueError, match="where must be a text"):
+        collection.query(digits()[0], where=3)  # type: ignore[arg-type]
+
+
+def test_a_filter_sees_every_commit(collection: Collection) -> None:
+    with Collection.open(collection.path, read_only=True) as reader:
+        for i in range(5):
+            collection.add(digits()[i : i + 1], metadata=[{"i": i}])
+            for view in (reader, collection):
+                found = view.query(digits()[i], k=9, where="i >= 0")
+                assert len(found) == i + 1 and found[0].metadata == {"i": i}
+
+
 def test_nothing_is_added_with_an_image_that_cannot_be_read(collection: Collection, tmp_path: Path) -> None:
     for broken, message in ((b"Dear diary", "a bytes: no image"), (tmp_path / "none.png", "none.png: cannot be read")):
         with pytest.raises(HashretError, match=message):
@@ -1028,6 +1197,7 @@ def test_get_len_and_info(collection: Collection, photos: Path) -> None:
     assert {name: info[name] for name in ("items", "paths", "failures", "model", "head", "bits", "index")} == {
         "items": 12, "paths": 13, "failures": 3, "model": "lsh", "head": "lsh", "bits": 16, "index": "bitflip"
     }  # fmt: skip
+    assert info["health"] == health(stored(collection)[1])._asdict() and info["bytes_per_item"] == size / 12
     assert info["fingerprint"] == hasher().fingerprint == collection.fingerprint and info["bytes_on_disk"] == size
     assert collection.hasher.fingerprint == collection.fingerprint
 

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashret import estimating
+from hashret.collection import Collection
+from hashret.errors import HashretError
+from hashret.estimating import Estimate, estimate
+from hashret.hasher import Hasher
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "SECONDS": 0.01,
+        "TOGETHER": 20,
+        "ROWS": 3000,
+        "CODES": 3000,
+        "WIDTH": 96,
+        "HEIGHT": 64,
+    }.items():
+        monkeypatch.setattr(estimating, name, value)
+
+
+def check(told: Estimate) -> None:
+    """It grows in proportion to what was measured."""
+    assert told.seconds == pytest.approx(told.images / told.images_per_second)
+    assert told.images_per_second == pytest.approx(told.measured / told.measured_seconds)
+    assert told.disk == pytest.approx(told.images * (told.database_bytes + told.index_bytes), abs=1)
+    assert told.memory == pytest.approx(told.images * told.index_bytes + told.program_bytes, abs=1)
+    assert 2**25 < told.program_bytes < 2**35
+
+
+def test_an_estimate_is_near_what_a_collection_takes(tmp_path: Path) -> None:
+    told = estimate(2000, 16)
+    check(told)
+    assert (told.images, told.bits, told.of) == (2000, 16, "made-up JPEGs of 96 × 64")
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 8, 8), np.uint8)
+    with Collection.create(tmp_path / "c", Hasher("lsh", 16).fit(pixels[:100])) as collection:
+        np.save(tmp_path / "rows.npy", pixels)
+        collection.index(tmp_path / "rows.npy")
+        (cache,) = (tmp_path / "c/index").iterdir()
+        assert told.images * told.index_bytes == pytest.approx(cache.stat().st_size, rel=0.3)
+        collection.close()
+    assert told.images * told.database_bytes == pytest.approx((tmp_path / "c/items.db").stat().st_size, rel=0.5)
+
+
+def test_it_can_be_measured_with_images_of_ones_own(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).integers(0, 256, (40, 9, 9, 3), np.uint8))
+    for name in ("photos", "broken", "empty"):
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        Image.new("RGB", (50, 40), (i, 0, 0)).save(tmp_path / f"photos/{i}.png")
+    for source in (tmp_path / "rows.npy", tmp_path / "photos"):
+        told = estimate(10**9, 64, source)
+        check(told)
+        assert told.of == f"images of {source}"
+    (tmp_path / "broken/a.png").write_bytes(b"Dear diary")
+    (tmp_path / "broken/b.png").write_bytes((tmp_path / "photos/0.png").read_bytes())
+    for name, reason in (("broken", "no image: .*"), ("empty", "no images"), ("none", "there is no")):
+        with pytest.raises(HashretError, match=reason):
+            estimate(10, 64, tmp_path / name)
+
+
+@pytest.mark.parametrize(("images", "bits"), [(0, 64), (-1, 64), (1.5, 64), (10, 12), (10, 0)])
+def test_impossible_numbers_are_refused(images: int, bits: int) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        estimate(images, bits)

@@ -1,0 +1,274 @@
+"""The filter is judged by Python over what was stored, and attacked."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hashret import filters
+from hashret.errors import HashretError
+from hashret.store import Content, Store
+
+MODEL = "a" * 64
+METADATA: list[dict[str, Any] | None] = [
+    {"price": 3, "shop": "Zürich", "a.b": 1, "it's": True, "größe": 2},
+    {"price": 20.5, "shop": None, "label": "not the path's"},
+    {"price": "3", "sold": False},
+    {},
+    None,
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """100 items with ids from 1: i × 10 wide, in the folders 0 to 6, every tenth under a second path."""
+    path = tmp_path_factory.mktemp("filters") / "items.db"
+    made = Store.create(path, {"fingerprint": MODEL, "bits": "16", "index": "bitflip"})
+    contents = [content(i, f"{i % 7}/{i}.png") for i in range(1, 101)]
+    contents += [content(i, f"copies/{i}.png") for i in range(10, 101, 10)]
+    contents.append(content(1, "\udcff.png"))
+    with made.write() as generation:
+        made.put(contents, MODEL, generation)
+    yield made
+    made.close()
+
+
+def content(i: int, name: str) -> Content:
+    label = name.split("/")[0] if "/" in name else None
+    row = METADATA[i % 5 - 1] if i % 5 else None
+    return Content("/photos/", name, label, i, 7, f"{i:064x}", i, i * 10, 5, bytes(2), row, "2026-11-20T12:00:00Z")
+
+
+def matching(store: Store, where: str) -> list[int]:
+    ids = store.matching(where, store.settings()["generation"])
+    assert ids is not None and ids.dtype == "int64"
+    found: list[int] = ids.tolist()
+    assert found == sorted(set(found))
+    return found
+
+
+ALL = range(1, 101)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("width > 800", [i for i in ALL if i > 80]),
+        ("1", list(ALL)),
+        ("0", []),
+        ("NULL", []),
+        ("id IN (5, 3, 999)", [3, 5]),
+        ("label = '3'", [i for i in ALL if i % 7 == 3]),
+        ("label = 'copies' AND width > 500", [60, 70, 80, 90, 100]),
+        ("label = '3' OR label = 'copies'", [i for i in ALL if i % 7 == 3 or i % 10 == 0]),
+        ("paths.label = '3' AND items.width < 40", [3]),
+        ('"label" = \'3\' AND "width" < 40', [3]),
+        ("[label] = '3' AND `width` < 40", [3]),
+        ("name LIKE 'COPIES/%'", list(range(10, 101, 10))),
+        ("path GLOB '/photos/3/*' AND path LIKE '%1.png'", [31]),
+        ("label IS NULL", [1]),  # by the path that is not UTF-8
+        ("price < 10", [i for i in ALL if i % 5 == 1]),
+        ("PRICE < 10", None),  # keys are as they were given, unlike columns
+        ("WIDTH < 30 AND Label = '1'", [1]),
+        ("price = '3'", [i for i in ALL if i % 5 == 3]),
+        ("price > 10 AND shop IS NULL", [i for i in ALL if i % 5 in (2, 3)]),  # in SQLite every text is above 10
+        ("shop = 'Zürich'", [i for i in ALL if i % 5 == 1]),
+        ("größe = 2", [i for i in ALL if i % 5 == 1]),
+        ('"it\'s" AND "a.b" = 1', [i for i in ALL if i % 5 == 1]),
+        ("metadata ->> 'label' = 'not the path''s'", [i for i in ALL if i % 5 == 2]),
+        ("sold = 0", [i for i in ALL if i % 5 == 3]),
+        ("sold IS NULL AND id < 6", [1, 2, 4, 5]),
+        ("metadata IS NULL", [i for i in ALL if i % 5 == 0]),
+        ("added < date('2026-12-01') AND id = 1", [1]),
+        ("price < (SELECT max(width) FROM items) AND id < 7", [1, 2, 6]),
+        ("id IN (SELECT item_id FROM paths WHERE name LIKE 'copies/%') AND NOT width > 200", [10, 20]),
+        ("EXISTS (SELECT 1 FROM paths AS p WHERE p.item_id = id AND p.label = '0') AND id < 15", [7, 14]),
+        ("id = (SELECT 3) OR id = (SELECT 4)", [3, 4]),
+        ("length('(;--/*\"') = 7 AND id = 1", [1]),
+        ("width > 990\n", [100]),
+        ("id - -1 = 3", [2]),
+    ],
+)
+def test_an_expression_chooses_items(store: Store, where: str, expected: list[int] | None) -> None:
+    if expected is None:
+        with pytest.raises(HashretError, match="where: no such column: PRICE"):
+            matching(store, where)
+    else:
+        assert matching(store, where) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("", "syntax error"),
+        ("width >", "syntax error"),
+        ("width > 800)", "a bracket closes that was not opened"),
+        ("(width > 800", "a bracket is not closed"),
+        ("nosuch = 1", "no such column: nosuch"),
+        ('label = "cat"', r"no such column: cat \(a text has single quotes\)"),
+        ("items.label = 1", "no such column: items.label"),
+        ("x.y.z = 1", "no such column: x.y.z"),
+        ("label = 'cat", 'near "\'"'),
+        ("regexp_like(label, 'x')", "no such function: regexp_like|not authorized"),
+        ("label REGEXP 'x'", "REGEXP"),
+        ("name MATCH 'x'", "not authorized"),
+        ("count(*) > 1", "misuse of aggregate"),
+        ("1, 2", "row value misused"),
+        ("id = ?", r"near '\?'"),
+        ("id = :x", "near ':'"),
+        ("id = $x", r"near '\$'"),
+        ("id = @x", "near '@'"),
+        ("1 COLLATE NOSUCH = 1", "no such collation sequence"),
+        ("id IN nosuch", "no such table: nosuch"),
+        ("\0", r"near '\\x00'"),
+        ("label = '\ud800'", "surrogates not allowed"),
+        ("abs(-9223372036854775807 - 1)", "integer overflow"),
+        ("json_extract(name, '$.a')", "malformed JSON"),
+        ("json_extract(metadata, 'a')", "JSON path error|bad JSON path"),
+        ("'" + "x" * 20_000 + "'", "20,002 characters, more than 10,000"),
+        ("+".join("1" * 2000), "maximum depth 1000"),
+        ("(" * 500 + "1" + ")" * 500, "parser stack overflow|maximum depth|Recursion"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(store: Store, where: str, reason: str) -> None:
+    with pytest.raises(HashretError, match=f"where: .*({reason})") as caught:
+        matching(store, where)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert matching(store, "id = 1") == [1]
+
+
+ATTACKS = [
+    # leaving the SELECT that is around it
+    "1) UNION SELECT 5 --",
+    "1) UNION SELECT 5 /*",
+    "1); DELETE FROM items; --",
+    "1; DELETE FROM items",
+    "1 -- ",
+    "1 /* */",
+    "$a(') OR 1=1) UNION SELECT 5 --')",
+    "')' = ') UNION SELECT 5 /*",
+    "\") UNION SELECT 5 /*",
+    "[)] UNION SELECT 5 /*",
+    "1) UNION SELECT (5",
+    # other statements and tables
+    "ATTACH 'x.db' AS x",
+    "id IN (DELETE FROM items RETURNING id)",
+    "id IN (INSERT INTO items VALUES (1))",
+    "id IN (PRAGMA user_version)",
+    "id IN (SELECT 1 FROM pragma_table_info('items'))",
+    "id IN (SELECT 1 FROM pragma_database_list)",
+    "id IN (SELECT 1 FROM sqlite_master)",
+    "id IN (SELECT 1 FROM sqlite_schema)",
+    "id IN (SELECT 1 FROM temp.sqlite_master)",
+    "id IN (SELECT 1 FROM sqlite_sequence)",
+    "id IN (SELECT 1 FROM dbstat)",
+    "id IN (SELECT 1 FROM sqlite_stmt)",
+    "id IN (SELECT 1 FROM json_each('[1]'))",
+    "id IN sqlite_sequence",
+    "id IN json_each('[1]')",
+    "(SELECT 1 FROM generate_series(1, 1000000000))",
+    # functions that load, write, take memory, or run wild
+    "load_extension('x.so')",
+    "LOAD_EXTENSION('x.so')",
+    "\"load_extension\"('x.so')",
+    "readfile('/etc/passwd')",
+    "writefile('x', 'y')",
+    "randomblob(1000000000) IS NULL",
+    "zeroblob(1000000000) IS NULL",
+    "printf('%.*c', 1000000000, 'x') IS NULL",
+    "format('%.*c', 1000000000, 'x') IS NULL",
+    "hex(name) = ''",
+    "replace(name, '.', name) = ''",
+    "quote(name) = ''",
+    "char(65) = 'A'",
+    "random() > 0",
+    "trim(name, name) = ''",
+    "fts3_tokenizer('x') IS NULL",
+    "sqlite_compileoption_get(1) IS NULL",
+    "(SELECT group_concat(name) FROM paths) IS NULL",
+    "(SELECT row_number() OVER () FROM paths) IS NULL",
+    "json_group_array(name) IS NULL",
+    # recursion, and SELECTs that SQLite would unfold
+    "id IN (WITH RECURSIVE x(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM x) SELECT i FROM x)",
+    "id IN (WITH x AS (SELECT 1) SELECT * FROM x)",
+    "id IN (SELECT x+x FROM (SELECT id+id AS x FROM items))",
+    "id IN (SELECT (SELECT 1))",
+    "id IN (VALUES ((SELECT 1)))",
+    "id IN (SELECT 1" + " UNION SELECT 1" * 10 + ")",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ATTACKS)
+def test_an_attack_is_refused_before_it_runs(
+    store: Store, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = store.db.execute("SELECT * FROM items").fetchall()
+    monkeypatch.setattr(filters, "SECONDS", 60.0)
+    with pytest.raises(HashretError, match="where: "):
+        matching(store, where)
+    assert store.db.execute("SELECT * FROM items").fetchall() == before and list(tmp_path.iterdir()) == []
+
+
+BURNERS = [
+    "(SELECT count(*) FROM paths a, paths b, paths c, paths d, paths e)",
+    "(SELECT count(*) FROM items a, items b, items c, items d WHERE a.id + b.id + c.id + d.id < 0) OR " * 3 + "0",
+    "(SELECT count(DISTINCT a.name || b.name || c.name) FROM paths a, paths b, paths c, paths d)",
+    "(SELECT 1 FROM paths a, paths b, paths c, paths d ORDER BY a.name || b.name || c.name || d.name LIMIT 1)",
+    "(SELECT sum(a.name LIKE b.name || '%' || c.name) FROM paths a, paths b, paths c, paths d)",
+    "(SELECT count(*) FROM items a, items b, items c WHERE '"
+    + "a" * 3000
+    + "' || a.id || b.id || c.id LIKE '%"
+    + "a" * 400
+    + "b')",
+    "nosuch AND (SELECT count(*) FROM items a, items b, items c, items d)",
+]
+
+
+@pytest.mark.parametrize("where", BURNERS)
+def test_what_takes_too_long_is_given_up(store: Store, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "SECONDS", 0.2)
+    with pytest.raises(HashretError, match="where: (it was given up after|no such column: nosuch)"):
+        matching(store, where)
+    assert matching(store, "id = 1") == [1]
+    assert threading.active_count() == 1
+
+
+def test_the_connection_could_not_write_even_if_it_were_let(store: Store) -> None:
+    matching(store, "1")
+    conn = store._connection("guarded", read_only=True).conn
+    for sql in ("DELETE FROM items", "PRAGMA user_version = 9", "CREATE TABLE x (y)"):
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            conn.execute(sql)
+    with pytest.raises(sqlite3.OperationalError, match="too many attached"):
+        conn.execute("ATTACH ':memory:' AS x")
+
+
+def test_an_answer_is_kept_while_it_holds(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "items.db", {"fingerprint": MODEL, "bits": "16", "index": "bitflip"})
+    with store.write() as generation:
+        store.put([content(3, "a.png")], MODEL, generation)
+    first = store.settings()["generation"]
+    kept = store.matching("width = 30", first)
+    assert kept is not None and kept.tolist() == [3 - 2] and store.matching("width = 30", first) is kept
+    dated = store.matching("added < datetime('now', '+99 years')", first)
+    assert dated is not None and dated is not store.matching("added < datetime('now', '+99 years')", first)
+    with store.write() as generation:
+        store.put([content(6, "b.png")], MODEL, generation)
+    assert store.matching("width = 60", first) is None
+    assert matching(store, "width IN (30, 60)") == [1, 2]
+    store.close()
+
+
+def test_metadata_that_is_no_json_is_called_damage(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "items.db", {"fingerprint": MODEL, "bits": "16", "index": "bitflip"})
+    with store.write() as generation:
+        store.put([content(1, "a.png")], MODEL, generation)
+        store.db.execute("UPDATE items SET metadata = ?", (json.dumps({"price": 1}) + "}",))
+    with pytest.raises(HashretError, match="where: malformed JSON"):
+        matching(store, "price = 1")
+    store.close()
