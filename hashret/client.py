@@ -72,33 +72,49 @@ class Client:
         return told
 
     def query(
-        self, image: Any, k: int | None = 10, max_distance: int | None = None, *, rank: str = "distance"
+        self,
+        image: Any,
+        k: int | None = 10,
+        max_distance: int | None = None,
+        *,
+        where: str | None = None,
+        rank: str = "distance",
     ) -> list[Hit]:
         """What `Collection.query` gives; HashretError where that may be more than the thousand hits a service gives."""
-        return self.query_batch([image], k, max_distance, rank=rank)[0]
+        return self.query_batch([image], k, max_distance, where=where, rank=rank)[0]
 
     def query_batch(
-        self, images: Any, k: int | None = 10, max_distance: int | None = None, *, rank: str = "distance"
+        self,
+        images: Any,
+        k: int | None = 10,
+        max_distance: int | None = None,
+        *,
+        where: str | None = None,
+        rank: str = "distance",
     ) -> list[list[Hit]]:
         """What `query` gives, for each of a batch of images."""
-        options = {name: str(value) for name, value in _options(k, max_distance).items()} | {"rank": rank}
+        options = {name: str(value) for name, value in _options(k, max_distance, where).items()} | {"rank": rank}
         answers: list[list[Hit]] = []
         for files in _requests(_files(images), k):
             told = self._ask("POST", "/v1/query", files=files, data=options)
             answers += [_hits(answer, k) for answer in (told if isinstance(told, list) else [told])]
         return answers
 
-    def query_codes(self, codes: Codes, k: int | None = 10, max_distance: int | None = None) -> list[list[Hit]]:
+    def query_codes(
+        self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+    ) -> list[list[Hit]]:
         """What `query` gives, for codes, uint8 (n, bits // 8); raises ValueError for codes of another width."""
         answers: list[list[Hit]] = []
         for texts in _requests(to_hex(check_codes(codes)), k):
-            told = self._ask("POST", "/v1/query", json={"code": texts} | _options(k, max_distance))
+            told = self._ask("POST", "/v1/query", json={"code": texts} | _options(k, max_distance, where))
             answers += [_hits(answer, k) for answer in told]
         return answers
 
-    def query_item(self, item_id: int, k: int | None = 10, max_distance: int | None = None) -> list[Hit]:
+    def query_item(
+        self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+    ) -> list[Hit]:
         """What `query` gives for the image of an item, leaving out the item itself; NotFound if there is none."""
-        return _hits(self._ask("POST", "/v1/query", json={"id": item_id} | _options(k, max_distance)), k)
+        return _hits(self._ask("POST", "/v1/query", json={"id": item_id} | _options(k, max_distance, where)), k)
 
     def encode(self, images: Any) -> Codes:
         """Codes, uint8 (n, bits // 8), as `Hasher.encode` gives."""
@@ -147,10 +163,11 @@ class Client:
         raise _ERRORS.get(told.get("error"), HashretError)(told.get("detail", response.reason_phrase))
 
 
-def _options(k: int | None, max_distance: int | None) -> dict[str, int]:
+def _options(k: int | None, max_distance: int | None, where: str | None) -> dict[str, Any]:
     if k is None and max_distance is None:
         raise ValueError("give k, max_distance, or both")
-    return {name: value for name, value in (("k", k), ("max_distance", max_distance)) if value is not None}
+    options = {"k": k, "max_distance": max_distance, "where": where}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _files(images: Any) -> list[tuple[str, tuple[str, bytes]]]:

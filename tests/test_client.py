@@ -57,6 +57,8 @@ def test_every_query_gives_what_the_collection_gives(
 ) -> None:
     for image in images:
         assert client.query(image, 3) == collection.query(image, 3)
+    assert client.query_item(3, where="name < '05'") == collection.query_item(3, where="name < '05'") != []
+    assert client.query(images[0], where="name < '05'") == collection.query(images[0], where="name < '05'")
     assert client.query(images[0], 3, rank="asymmetric") == collection.query(images[0], 3, rank="asymmetric")
     for k, radius in ((4, None), (None, 12), (3, 9)):
         assert client.query_batch(images, k, radius) == collection.query_batch(images, k, radius)

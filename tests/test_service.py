@@ -75,7 +75,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory, hasher: Hasher) -> Iter
 
 @pytest.fixture(scope="module")
 def http(collection: Collection, serve: Serve) -> Iterator[Any]:
-    with httpx.Client(base_url=serve(collection)) as client:
+    with httpx.Client(base_url=serve(collection), timeout=60) as client:
         yield client
 
 
@@ -137,6 +137,18 @@ def test_a_batch_is_answered_in_its_order(collection: Collection, http: Any) -> 
     assert [answer["hits"] for answer in answers] == expected
     answers = http.post("/v1/query", json={"code": to_hex(collection.hasher.encode(images)), "k": 2}).json()
     assert [answer["hits"] for answer in answers] == expected
+
+
+def test_a_filter_chooses_and_may_do_nothing_else(collection: Collection, http: Any) -> None:
+    where = "label = '1' AND width < 800"
+    hits = collection.query_item(5, 4, where=where)
+    assert {hit.label for hit in hits} == {"1"}
+    for asked in ({"json": {"id": 5, "k": 4, "where": where}},):
+        assert http.post("/v1/query", **asked).json()["hits"] == told(hits)
+    (priced,) = http.post("/v1/query?where=price=3", files={"file": png(1)}).json()["hits"]
+    assert priced["metadata"] == {"price": 3, "who": "Ada"}
+    for wrong in ("label =", "1); DROP TABLE items; --", "load_extension('x')", "x" * 10_001):
+        refused(http.post("/v1/query", json={"id": 1, "where": wrong}), 422)
 
 
 def test_images_may_be_ordered_by_certainty(collection: Collection, http: Any) -> None:
@@ -210,7 +222,7 @@ def test_a_model_without_a_network_remembers_nothing(http: Any) -> None:
 
 
 def test_items_are_added_looked_at_listed_and_removed(own: Collection, serve: Serve) -> None:
-    with httpx.Client(base_url=serve(own)) as http:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
         files = [("file", ("a.png", png(600))), ("file", ("b.png", png(601)))]
         metadata = [json.dumps({"price": 3}), "null"]
         (first, second) = http.post("/v1/items", files=files, data={"metadata": metadata}).json()["ids"]
@@ -233,7 +245,7 @@ def test_items_are_added_looked_at_listed_and_removed(own: Collection, serve: Se
 
 
 def test_a_collection_that_changes_elsewhere_is_seen(own: Collection, serve: Serve) -> None:
-    with httpx.Client(base_url=serve(own)) as http, Collection.open(own.path) as other:
+    with httpx.Client(base_url=serve(own), timeout=60) as http, Collection.open(own.path) as other:
         (added,) = other.add([png(700)])
         asked = {"content": png(700), "headers": {"content-type": "image/png"}}
         assert http.post("/v1/query?k=1", **asked).json()["hits"][0]["id"] == added
@@ -242,7 +254,7 @@ def test_a_collection_that_changes_elsewhere_is_seen(own: Collection, serve: Ser
 
 
 def test_another_model_is_a_conflict(own: Collection, serve: Serve) -> None:
-    with httpx.Client(base_url=serve(own)) as http:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
         before = own.fingerprint
         asked = {"code": to_hex(own.codes([1]))[0], "fingerprint": before}
         assert http.post("/v1/query", json=asked).status_code == 200
@@ -302,7 +314,7 @@ def test_only_what_was_indexed_is_shown(own: Collection, tmp_path: Path, serve: 
     third.symlink_to(copy)  # out of it, though it is the same content
     fourth.unlink()
     os.mkfifo(fourth)
-    with httpx.Client(base_url=serve(own)) as http:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
         for i in (1, 2, 3, 4):
             refused(http.get(f"/v1/items/{i}/image"), 404, "is not where it was")
         assert size_of(http.get("/v1/items/5/image")) == (10, 12)
@@ -388,7 +400,7 @@ def test_metadata_are_objects_for_each_image(http: Any, metadata: list[str]) -> 
 
 
 def test_nothing_is_added_of_what_is_broken(own: Collection, serve: Serve) -> None:
-    with httpx.Client(base_url=serve(own)) as http:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
         refused(http.post("/v1/items", files={"file": png(800)[:60]}), 422)
     assert len(own) == 30
 
@@ -506,7 +518,7 @@ def test_too_many_requests_at_once_are_told_to_wait(collection: Collection, serv
     address = serve(collection)
 
     def ask(i: int) -> int:
-        response = httpx.post(f"{address}/v1/query", content=png(i), headers={"content-type": "image/png"})
+        response = httpx.post(f"{address}/v1/query", content=png(i), headers={"content-type": "image/png"}, timeout=60)
         if response.status_code == 503:
             refused(response, 503, "too many requests")
             assert response.headers["retry-after"] == "1"

@@ -116,12 +116,13 @@ def _add_queries(app: FastAPI, work: Work) -> None:
             wanted = _wanted(validate(messages.ImageOptions, dict(request.query_params) | upload.fields, text=True))
             questions = [Question(name, image, False, wanted) for name, image in upload.images]
             several = len(questions) > 1
+        gather = work.queries if questions[0].wanted.where is None else work.filtered_queries
         if not several:
-            return Response(await work.queries.ask(questions[0]), media_type="application/json")
+            return Response(await gather.ask(questions[0]), media_type="application/json")
         if questions[0].wanted.k * len(questions) > MOST_HITS:
             each = MOST_HITS // len(questions)
             raise Problem(422, f"k: at most {each} for so many queries, which is {MOST_HITS:,} in all", "ValueError")
-        answers = await work.queries.ask_all(questions)
+        answers = await gather.ask_all(questions)
         return Response(b"[" + b",".join(answers) + b"]", media_type="application/json")
 
     app.router.routes.append(Route("/v1/query", query, methods=["POST"]))  # FastAPI's own would cost as much again
@@ -235,7 +236,7 @@ def _add_health(app: FastAPI, work: Work, metrics: Metrics) -> None:
 
     @app.get("/v1/info", summary="What the collection holds", responses={200: {"model": messages.Info}, **documented()})
     async def info() -> Response:
-        return to_json(await work.reads.ask(there.info) | {"read_only": there.read_only})
+        return to_json(await work.reads.ask(work.info))
 
     @app.get("/healthz", summary="Whether the service is alive", responses={200: {"model": messages.Health}})
     async def healthz() -> Response:
@@ -370,4 +371,4 @@ def _questions(asked: Any) -> tuple[list[Question], bool]:
 
 def _wanted(options: messages.Options) -> Wanted:
     rank = options.rank if isinstance(options, messages.ImageOptions) else "distance"
-    return Wanted(options.most, options.max_distance, options.codes, rank)
+    return Wanted(options.most, options.max_distance, options.where, rank, options.codes)

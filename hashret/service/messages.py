@@ -15,6 +15,9 @@ Code = Annotated[str, Field(pattern="^([0-9a-fA-F]{2})+$", max_length=256, descr
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
 K = Annotated[int, Field(ge=1, le=MOST_K, description="How many: default 10, or 1,000 with max_distance.")]
 MaxDistance = Annotated[int, Field(ge=0, le=MAX_BITS, description="Only within this Hamming distance.")]
+Where = Annotated[
+    str, Field(max_length=10_000, description="Only items for which this SQLite expression holds: label = 'cat'.")
+]
 Fingerprint = Annotated[str, Field(description="The model that codes are of: 409 if it is not the collection's.")]
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,6 +31,7 @@ class Options(_Model):
 
     k: K | None = None
     max_distance: MaxDistance | None = None
+    where: Where | None = None
     codes: Annotated[bool, Field(description="Whether to give the codes of queries and hits.")] = False
 
     @property

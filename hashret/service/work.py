@@ -33,8 +33,9 @@ class Wanted(NamedTuple):
 
     k: int
     max_distance: int | None
-    codes: bool
+    where: str | None
     rank: str
+    codes: bool
 
 
 class Question(NamedTuple):
@@ -61,9 +62,12 @@ class Work:
         self.collection = collection
         self.ready = threading.Event()
         self.trouble: str | None = None  # what keeps it from getting ready
+        self._info: tuple[int, dict[str, Any]] = (-1, {})
         self._pictures: OrderedDict[tuple[str, int], tuple[bytes, str]] = OrderedDict()
         self._pictures_lock = threading.Lock()
         self.queries = Gather("queries", self._answer, metrics, most=MOST_QUERIES, waiting=4096)
+        # A filter may take a second, which no other query shall wait for.
+        self.filtered_queries = Gather("filtered queries", self._answer, metrics, most=MOST_QUERIES, waiting=256)
         self.images = Gather("images", self._encode, metrics, most=MOST_QUERIES, waiting=1024)
         self.additions = Gather("additions", self._add, metrics, most=16, waiting=64)
         self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)
@@ -80,8 +84,18 @@ class Work:
             self.trouble = str(error)
 
     def close(self) -> None:
-        for gather in (self.queries, self.images, self.additions, self.changes, self.reads):
+        gathers = self.queries, self.filtered_queries, self.images, self.additions, self.changes, self.reads
+        for gather in gathers:
             gather.close()
+
+    def info(self) -> dict[str, Any]:
+        """What `Collection.info` says, which takes a while, as of the present generation."""
+        there = self.collection
+        generation, told = self._info
+        if generation != there.generation:
+            told = there.info() | {"read_only": there.read_only}
+            self._info = told["generation"], told
+        return told
 
     def picture(self, item_id: int, size: int) -> tuple[bytes, str]:
         """An item's image with no side longer than `size`, as the bytes of a file, and its media type."""
@@ -131,17 +145,22 @@ class Work:
     def _search(self, questions: list[Question]) -> list[list[Hit]]:
         """The hits of questions of one kind."""
         first, there = questions[0], self.collection
-        k, max_distance, _, rank = first.wanted
+        k, max_distance, where, rank, _ = first.wanted
+        if where is not None:
+            try:
+                there.matching(where)
+            except HashretError as error:
+                raise Problem(422, str(error)) from None
         if isinstance(first.value, int):
-            return [there.query_item(int(asked.value), k, max_distance) for asked in questions]
+            return [there.query_item(int(asked.value), k, max_distance, where=where) for asked in questions]
         values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
         if not first.is_code:
             with self._blaming(questions, values):
-                return there.query_batch(values, k, max_distance, rank=rank)
+                return there.query_batch(values, k, max_distance, where=where, rank=rank)
         codes: Codes = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
         self._check(first.fingerprint)
         try:
-            found = there.query_codes(codes, k, max_distance)
+            found = there.query_codes(codes, k, max_distance, where=where)
         except ValueError as error:  # codes of another width
             raise Problem(422, str(error), "ValueError") from None
         self._check(first.fingerprint)  # so that no other model came in between
@@ -207,12 +226,13 @@ class Work:
     @contextmanager
     def _blaming(self, asked: list[T], contents: list[bytes]) -> Iterator[None]:
         """Tell errors that are the fault of an image, which cannot be decoded, once it is clear who asked."""
+        prepare = self.collection.hasher.preprocessing
         try:
             yield
         except HashretError as error:
             for content in contents if len(asked) == 1 else []:
                 try:
-                    self.collection.hasher.preprocessing(content)
+                    prepare(content)
                 except HashretError as broken:
                     raise _refusal(broken) from None
             raise error from None
