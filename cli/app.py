@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from hashret import __version__
+from hashret.cli.calibrate import calibrate
 from hashret.cli.demo import demo
+from hashret.cli.dupes import dupes, verdict
 from hashret.cli.index import index, reindex
 from hashret.cli.info import info
 from hashret.cli.model import denoise, model, plot, reconstruct, sample, upscale
@@ -63,7 +65,7 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-for command in (train, index, query, info, reindex, demo):
+for command in (train, index, query, dupes, verdict, calibrate, info, reindex, demo):
     app.command()(_interruptible(command))
 for ability in (reconstruct, denoise, upscale, sample, plot):
     model.command()(_interruptible(ability))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, say
+from hashret.cli.common import CollectionFolder, Json, Quiet, Radius, Target, chosen_radius, item_id, say
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def query(
     ],
     collection: CollectionFolder = None,
     k: Annotated[int | None, typer.Option("-k", help="How many. [default: 10, or all with -r]", min=1)] = None,
-    radius: Annotated[int | None, typer.Option("-r", help="Only within this Hamming distance.", min=0)] = None,
+    radius: Radius = None,
+    target: Target = None,
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON document a query, a line each.")] = False,
     paths: Annotated[bool, typer.Option("--paths", help="Only the paths.")] = False,
@@ -44,10 +45,11 @@ def query(
     k = 10 if k is None and radius is None else k
     documents, failed, several = [], False, len(images) > 1
     with Collection.open(locate(collection), read_only=True) as there:
+        within = chosen_radius(radius, target, there, quiet)
         queries = _queries(images, there)
         while batch := list(islice(queries, TOGETHER)):
             several |= len(batch) > 1
-            for asked, hits in _answers(there, batch, k, radius, quiet):
+            for asked, hits in _answers(there, batch, k, within, quiet):
                 if isinstance(hits, str):
                     failed = True
                     say(f"hashret: {asked.text}: {hits}")
@@ -77,7 +79,7 @@ def _queries(texts: list[str], collection: "Collection") -> Iterator[_Query]:
             elif text.startswith("hex:"):
                 yield _Query(text, "code", _code(text, collection.bits))
             elif text.startswith("id:"):
-                yield _Query(text, "item", _item_id(text))
+                yield _Query(text, "item", item_id(text))
             elif Path(text).suffix.lower() in SUFFIXES and not Path(text).is_dir():
                 yield _Query(text, "image", read_file(text))
             else:
@@ -116,13 +118,6 @@ def _code(text: str, bits: int) -> Any:
         return from_hex(text.removeprefix("hex:"), bits)
     except ValueError as error:
         raise HashretError(str(error)) from None
-
-
-def _item_id(text: str) -> int:
-    number = text.removeprefix("id:")
-    if not number.isdecimal() or len(number) > 18:  # SQLite's are of 64 bits
-        raise HashretError("an item is named by its number, such as id:7")
-    return int(number)
 
 
 def _answers(
