@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, Target, check_writable, say, usage
+from hashret.cli.common import CollectionFolder, Json, Quiet, Target, check_writable, say
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -50,11 +50,10 @@ def calibrate(
             found = there.calibrate(images=images, seed=seed)
     wanted = TARGET if target is None else target
     radius, why = None, ""
-    with usage("--target"):
-        try:
-            radius = found.radius(wanted)
-        except HashretError as error:
-            why = str(error)
+    try:
+        radius = found.radius(wanted)
+    except HashretError as error:
+        why = str(error)
     if as_json:
         told = {"precision": found.precision().tolist(), "recall": found.recall.tolist()}
         print(json.dumps({"source": found.source, "items": found.items, "target": wanted, "radius": radius, **told}))

@@ -31,7 +31,8 @@ Radius = Annotated[
     str | None, typer.Option("-r", metavar="DISTANCE|auto", help="Within this Hamming distance; auto: as calibrated.")
 ]
 Target = Annotated[
-    float | None, typer.Option("--target", metavar="PRECISION", help="That -r auto aims at. [default: 0.95]")
+    float | None,
+    typer.Option("--target", metavar="PRECISION", min=0.01, max=1.0, help="That -r auto aims at. [default: 0.95]"),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -113,8 +114,7 @@ def chosen_radius(text: str | None, target: float | None, collection: "Collectio
             raise typer.BadParameter(f"a distance is a whole number of bits, or auto, not {text!r}", param_hint="-r")
         return None if text is None else int(text)
     wanted = TARGET if target is None else target
-    with usage("--target"):
-        radius = collection.radius(wanted)
+    radius = collection.radius(wanted)
     say(f"within {radius} bits, for a precision of {wanted:g}", quiet)
     return radius
 

@@ -11,6 +11,7 @@ from hashret.cli.common import CollectionFolder, Json, Quiet, Radius, Target, ch
 
 if TYPE_CHECKING:
     from hashret.copies import Group
+    from hashret.store import Item
 
 Judged = Annotated[str | None, typer.Argument(metavar="PATH|id:N", help="An indexed image.", show_default=False)]
 
@@ -56,8 +57,9 @@ def dupes(
             print(end="\n" if number else "")
             for item, distance in zip(*group, strict=True):
                 print(*(f"{distance:4d}  {path}" for path in item.paths), sep="\n")
-    paths = sum(len(item.paths) for group in groups for item in group.items)
-    say(f"{len(groups):,} groups of {paths:,} images within {bits} bits: {paths - len(groups):,} could go", quiet)
+    count, paths = len(groups), sum(len(item.paths) for group in groups for item in group.items)
+    found = f"{count:,} group{'s' * (count != 1)} of {paths:,} images within {bits} bits"
+    say(f"{found}: {paths - count:,} could go", quiet)
     return 0
 
 
@@ -92,23 +94,31 @@ def verdict(
 
 def _script(group: "Group", radius: int, blobs: Path) -> list[str]:
     """The lines for a group. What is said in a comment stays in its line, whatever is in a name."""
-    kept, *_ = group.items
-    lines = ["", f"# keep {json.dumps(kept.paths[0], ensure_ascii=False)}"]
+
+    def is_file(item: "Item", path: str) -> bool:
+        """Whether a file that nobody else looks after lies there, as long as it was when it was indexed."""
+        return Path(path).parent != blobs and Path(path).is_file() and Path(path).stat().st_size == item.bytes
+
+    kept = next((path for path in group.items[0].paths if is_file(group.items[0], path)), None)
+    if kept is None:
+        first = json.dumps(group.items[0].paths[0], ensure_ascii=False)
+        return ["", f"# nothing to do: the one to keep is no file, or not the one that was indexed: {first}"]
+    lines, removed = ["", f"# keep {json.dumps(kept, ensure_ascii=False)}"], []
     for item, distance in zip(*group, strict=True):
-        for path in item.paths[item is kept :]:
-            quoted = json.dumps(path, ensure_ascii=False)
+        for path in item.paths:
+            told = json.dumps(path, ensure_ascii=False)
             if distance > radius:
-                lines.append(f"# {distance} bits from the kept one, so look first: {quoted}")
-            elif Path(path).parent == blobs:
-                lines.append(f"# added without a file, so hashret remove id:{item.id}: {quoted}")
-            elif not Path(path).is_file():
-                lines.append(f"# no file of its own: {quoted}")
-            else:
-                lines.append(f"rm -- {shlex.quote(path)}")
-    return lines
+                lines.append(f"# {distance} bits from the kept one, so look first: {told}")
+            elif not is_file(item, path):
+                lines.append(f"# no file, or not the one that was indexed: {told}")
+            elif not Path(path).samefile(kept):
+                removed.append(f"rm -- {shlex.quote(path)}")
+            elif path != kept:
+                lines.append(f"# the same file: {told}")
+    return [*lines, f"if [ -f {shlex.quote(kept)} ]; then", *removed, "fi"] if removed else lines
 
 
-def _document(item: Any, distance: int) -> dict[str, Any]:
+def _document(item: "Item", distance: int) -> dict[str, Any]:
     return {"distance": distance} | {
         name: getattr(item, name) for name in ("id", "paths", "label", "width", "height", "bytes")
     }

@@ -2,9 +2,10 @@
 
 A query is an image of which there is a copy. Of what lies within radius r of it, the copy is right and all else is
 wrong. *Recall* at r is the share of copies within r: what is missing to 1 are true copies missed. *Precision* at r is
-the share of what is right in all that is shown within r, over all queries together: from altered copies, queries among
-all items with one true copy each, so the wrong ones grow with the number of items; from pairs that a person has judged,
-the share of "same" among the pairs within r, so it is the precision among pairs such as those.
+the share of what is right in all that is shown within r, over all queries together. From altered copies: each is looked
+for among all items, where one is right, so what is wrong grows with the number of items, and copies that lie among them
+already pass for wrong. From pairs that a person has judged: what is within r are the pairs of at most that distance, so
+it is the precision among pairs such as those.
 """
 
 import io

@@ -440,12 +440,13 @@ class Collection:
 
     def _codes_of(self, images: list[Any], hasher: "Hasher") -> Codes:
         """The codes of items, by ids or images, and of other images."""
-        known = [image if isinstance(image, int) else self.find(image) for image in images]
+        known = [int(image) if isinstance(image, int | np.integer) else self.find(image) for image in images]
         with self._store.read():
             ids, codes = self._store.codes(hasher.fingerprint, hasher.bits, [i for i in known if i is not None])
         row = dict(zip(ids.tolist(), codes, strict=True))
         rest = [image for image, i in zip(images, known, strict=True) if i not in row]
-        fresh = iter(hasher.encode(rest))
+        prepared = list(in_order(partial(_prepare, hasher.preprocessing), rest))
+        fresh = iter(hasher.encode_pixels(np.stack([one.pixels for _, one in prepared])) if prepared else ())
         return np.array([row[i] if i in row else next(fresh) for i in known], np.uint8).reshape(-1, hasher.bits // 8)
 
     # Searching
