@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, Target, check_writable, say
+from hashret.cli.common import CollectionFolder, Json, Quiet, Target, check_writable, progress, say
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def calibrate(
             judged = [(a, b, verdict == "same") for a, b, verdict in there.verdicts()]
             found = there.calibrate(judged, source="verdicts")
         else:
-            found = there.calibrate(images=images, seed=seed)
+            with progress(quiet) as show:
+                found = there.calibrate(images=images, seed=seed, progress=show)
     wanted = TARGET if target is None else target
     radius, why = None, ""
     try:

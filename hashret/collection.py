@@ -395,6 +395,7 @@ class Collection:
         source: str = "pairs",
         images: int = 500,
         seed: int = 0,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Calibration:
         """Measure what each radius means on these images, and keep that for `radius` until the model changes.
 
@@ -407,7 +408,13 @@ class Collection:
             with self._store.read():
                 ids, codes = self._store.codes(hasher.fingerprint, hasher.bits)
             drawn = np.random.default_rng(seed).permutation(ids)[: check_count(images, 1, "images")]
-            found = calibrate_by_altering(hasher, self.contents(drawn.tolist()), ids, codes, seed)
+            contents = self.contents(drawn.tolist())
+
+            def altered(done: int) -> None:
+                if progress is not None:
+                    progress(Progress("altering", done, len(drawn), {}))
+
+            found = calibrate_by_altering(hasher, contents, ids, codes, seed, altered)
         else:
             judged = list(pairs)
             a, b = (self._codes_of([pair[side] for pair in judged], hasher) for side in (0, 1))

@@ -5,7 +5,7 @@ the "same" ones are, however far. The grouping itself is in `duplicates`, the ma
 """
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,10 +81,15 @@ def _best_first(item: Item, keep: str, store: Store) -> list[str]:
 
 
 def calibrate_by_altering(
-    hasher: "Hasher", contents: Iterable[tuple[int, Content]], ids: NDArray[np.int64], codes: Codes, seed: int
+    hasher: "Hasher",
+    contents: Iterable[tuple[int, Content]],
+    ids: NDArray[np.int64],
+    codes: Codes,
+    seed: int,
+    altered: Callable[[int], None],
 ) -> Calibration:
     """What the radii mean to altered copies of some contents, given with their ids, among all items: ids (n,) and codes
-    (n, bits // 8). Raises HashretError if none of the contents can be decoded."""
+    (n, bits // 8). `altered` is told how many are done. Raises HashretError if none of them can be decoded."""
 
     def prepare(item: tuple[int, Content]) -> tuple[int, list[NDArray[np.uint8]]]:
         item_id, content = item
@@ -95,14 +100,18 @@ def calibrate_by_altering(
         copies = alter(pixels, np.random.default_rng((seed, item_id)))
         return item_id, [hasher.preprocessing(to_content(copy)).pixels for copy in copies]
 
-    done = sorted((item for item in in_order(prepare, contents, ahead=8) if item[1]), key=lambda item: item[0])
+    done = []
+    for item in in_order(prepare, contents, ahead=8):
+        done += [item] if item[1] else []
+        altered(len(done))
     if not done:
         raise HashretError("none of the indexed images can be read where it was: put the files back to alter them")
-    altered = hasher.encode_pixels(np.stack([pixels for _, copies in done for pixels in copies]))
+    done.sort(key=lambda item: item[0])
+    coded = hasher.encode_pixels(np.stack([pixels for _, copies in done for pixels in copies]))
     pool = np.sort(np.random.default_rng(seed).permutation(len(ids))[:POOL])
     rows = np.searchsorted(ids, [item_id for item_id, _ in done])
     own = np.where(np.isin(rows, pool), np.searchsorted(pool, rows), -1)
-    by_kind = {kind: altered[i :: len(KINDS)] for i, kind in enumerate(KINDS)}
+    by_kind = {kind: coded[i :: len(KINDS)] for i, kind in enumerate(KINDS)}
     return from_copies(codes[rows], by_kind, own, codes[pool], len(ids))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hashret.collection import Hit
 
 INK, QUIET, ACCENT, OTHER = "#1c2430", "#6b7684", "#2f6fdb", "#e07a3f"
+KINDS = ("#5aa39a", "#b287b8", "#c2a13a", "#8a97a6", "#c97b84")  # of several things that matter less
 Path_ = str | os.PathLike[str]
 Images = NDArray[np.uint8]  # (n, height, width, 1 | 3)
 
@@ -183,9 +184,8 @@ def radii(
     axes = figure.subplots()
     for name, shares, colour in (("precision", precision, OTHER), ("recall", recall, ACCENT)):
         axes.plot(x, shares[: len(x)], color=colour, linewidth=2.2, marker="o", markersize=3.5, label=name)
-    styles = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
-    for (kind, found), style in zip(by_kind.items() if len(by_kind) > 1 else (), cycle(styles)):
-        axes.plot(x, found[: len(x)], color=QUIET, linewidth=1, linestyle=style, label=f"recall, {kind}", zorder=1)
+    for (kind, found), colour in zip(by_kind.items() if len(by_kind) > 1 else (), cycle(KINDS)):
+        axes.plot(x, found[: len(x)], color=colour, linewidth=1.1, label=f"recall: {kind}", zorder=1)
     if radius is not None:
         axes.axvline(radius, color=INK, linewidth=0.9)
         axes.annotate(f" -r auto: {radius}", (radius, 1.03), color=INK, fontsize=9, annotation_clip=False)
