@@ -25,7 +25,7 @@ from hashret.duplicates import connected, groups, stars
 from hashret.indexes import set_threads
 
 Array = np.ndarray[Any, Any]
-SMALL = 5000  # codes whose groups are compared with brute force
+SMALL = 3000  # codes whose groups are compared with brute force
 
 
 def check_small(codes: Array, radius: int) -> None:

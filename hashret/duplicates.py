@@ -40,7 +40,7 @@ def connected(codes: Codes, max_distance: int, *, same: Rows = NO_PAIRS, differe
         pending.append(links)
         held += len(links)
         if held > HELD:
-            number, pending, held = _merged(number, pending), [], 0
+            number, pending, held = _merged(number, pending), [NO_PAIRS], 0
     return _merged(number, pending)[nodes.of]
 
 
