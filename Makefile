@@ -22,6 +22,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/search.py --peers scan,reading,multihash,hash,ivf,pynear
+	$(BIN)/python benchmarks/dupes.py
 	$(BIN)/python benchmarks/quality.py --data digits
 	$(BIN)/python benchmarks/encode.py --arrays digits
 

@@ -13,9 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from hashret import __version__
+from hashret.cli.calibrate import calibrate
 from hashret.cli.common import visible
 from hashret.cli.demo import demo
 from hashret.cli.doctor import doctor
+from hashret.cli.dupes import dupes, verdict
 from hashret.cli.estimate import estimate
 from hashret.cli.failures import failures
 from hashret.cli.index import index, reindex
@@ -69,9 +71,12 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-for command in (
-    train, index, query, info, reindex, remove, failures, estimate, export, import_, doctor, demo
-):  # fmt: skip
+COMMANDS = (
+    *(train, index, query, dupes, verdict, calibrate, info, reindex, remove, failures, estimate, export, import_),
+    *(doctor, demo),
+)
+
+for command in COMMANDS:
     app.command(command.__name__.strip("_"))(_interruptible(command))
 for ability in (reconstruct, denoise, upscale, sample, plot):
     model.command()(_interruptible(ability))

@@ -1,4 +1,4 @@
-"""Each row of `benchmarks/family.py` runs from end to end, on small data and for a few steps."""
+"""Each row of `benchmarks/family.py`, and `dupes.py`, run from end to end, on small data and for a few steps."""
 
 import json
 import runpy
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from hashret.indexes.threads import get_threads
 
 FAMILY = Path(__file__).parent.parent / "benchmarks" / "family.py"
 Row = Callable[..., dict[str, Any]]
@@ -26,6 +28,17 @@ def row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return told
 
     return run
+
+
+def test_groups_of_duplicates_are_checked_and_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = str(FAMILY.with_name("dupes.py"))
+    options = ["--items", "9000", "--sample", "9", "--threads", str(get_threads()), "--json"]
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    runpy.run_path(script, run_name="__main__")
+    told = json.loads(capsys.readouterr().out)
+    assert [line["by"] for line in told["results"]] == ["connected", "star"] and told["naive_seconds"] > 0
 
 
 @pytest.mark.parametrize(
