@@ -14,6 +14,7 @@ import typer
 
 from hashret import __version__
 from hashret.cli.demo import demo
+from hashret.cli.eval import evaluate
 from hashret.cli.index import index, reindex
 from hashret.cli.info import info
 from hashret.cli.model import denoise, model, plot, reconstruct, sample, upscale
@@ -65,6 +66,7 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
 
 for command in (train, index, query, info, reindex, demo):
     app.command()(_interruptible(command))
+app.command("eval")(_interruptible(evaluate))
 for ability in (reconstruct, denoise, upscale, sample, plot):
     model.command()(_interruptible(ability))
 app.add_typer(model)

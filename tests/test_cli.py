@@ -26,7 +26,7 @@ from hashret.collection import Collection
 from hashret.hasher import Hasher
 
 MAIN = [sys.executable, "-c", "from hashret.cli import main; main()"]
-COMMANDS = ["train", "index", "query", "info", "reindex", "demo"]
+COMMANDS = ["train", "index", "query", "info", "reindex", "demo", "eval"]
 PHOTOS = 40
 
 
