@@ -17,20 +17,26 @@ from hashret.protocols import CHOICES, PROTOCOLS, choose_protocol, evaluate
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with photos of digits in folders, a collection of them and another model."""
-    monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
-    monkeypatch.chdir(tmp_path)
-    digits = load_digits()
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of digits in folders, a collection of them, and another model."""
+    folder, digits = tmp_path_factory.mktemp("eval"), load_digits()
     for i in range(60):
-        path = tmp_path / f"photos/{digits.target[i]}/{i:02}.png"
+        path = folder / f"photos/{digits.target[i]}/{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[i] * 15).astype(np.uint8)).save(path)
-    Hasher("pca", 16).fit("photos").save("other")
-    with Collection.create(".hashret", Hasher("lsh", 32).fit("photos")) as collection:
-        collection.index("photos")
-    return tmp_path
+    Hasher("pca", 16).fit(folder / "photos").save(folder / "other")
+    with Collection.create(folder / ".hashret", Hasher("lsh", 32).fit(folder / "photos")) as collection:
+        collection.index(folder / "photos")
+    return folder
+
+
+@pytest.fixture
+def place(settled: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory."""
+    monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
+    monkeypatch.chdir(settled)
+    return settled
 
 
 @pytest.fixture
