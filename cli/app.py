@@ -19,6 +19,7 @@ from hashret.cli.demo import demo
 from hashret.cli.doctor import doctor
 from hashret.cli.dupes import dupes, verdict
 from hashret.cli.estimate import estimate
+from hashret.cli.eval import evaluate
 from hashret.cli.failures import failures
 from hashret.cli.index import index, reindex
 from hashret.cli.info import info
@@ -71,13 +72,15 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-COMMANDS = (
-    *(train, index, query, dupes, verdict, calibrate, info, reindex, remove, failures, estimate, export, import_),
-    *(doctor, demo),
-)
+COMMANDS = {
+    "train": train, "index": index, "query": query, "eval": evaluate,
+    "dupes": dupes, "verdict": verdict, "calibrate": calibrate,
+    "info": info, "reindex": reindex, "remove": remove, "failures": failures, "doctor": doctor,
+    "estimate": estimate, "export": export, "import": import_, "demo": demo,
+}
 
-for command in COMMANDS:
-    app.command(command.__name__.strip("_"))(_interruptible(command))
+for name, command in COMMANDS.items():
+    app.command(name)(_interruptible(command))
 for ability in (reconstruct, denoise, upscale, sample, plot):
     model.command()(_interruptible(ability))
 app.add_typer(model)

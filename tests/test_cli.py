@@ -27,8 +27,8 @@ from hashret.hasher import Hasher
 
 MAIN = [sys.executable, "-c", "from hashret.cli import main; main()"]
 COMMANDS = [
-    *("train", "index", "query", "dupes", "verdict", "calibrate", "info", "reindex", "remove", "failures", "estimate"),
-    *("export", "import", "doctor", "demo"),
+    *("train", "index", "query", "eval", "dupes", "verdict", "calibrate", "info", "reindex", "remove", "failures"),
+    *("doctor", "estimate", "export", "import", "demo"),
 ]
 PHOTOS = 40
 
