@@ -72,11 +72,23 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-COMMANDS = {
-    "train": train, "index": index, "query": query, "eval": evaluate,
-    "dupes": dupes, "verdict": verdict, "calibrate": calibrate,
-    "info": info, "reindex": reindex, "remove": remove, "failures": failures, "doctor": doctor,
-    "estimate": estimate, "export": export, "import": import_, "demo": demo,
+COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train,
+    "index": index,
+    "query": query,
+    "eval": evaluate,
+    "dupes": dupes,
+    "verdict": verdict,
+    "calibrate": calibrate,
+    "info": info,
+    "reindex": reindex,
+    "remove": remove,
+    "failures": failures,
+    "doctor": doctor,
+    "estimate": estimate,
+    "export": export,
+    "import": import_,
+    "demo": demo,
 }
 
 for name, command in COMMANDS.items():

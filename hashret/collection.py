@@ -27,8 +27,8 @@ from hashret.codes import Codes, check_codes
 from hashret.config import read_config
 from hashret.copies import VERDICTS, Group, calibrate_by_altering, find_groups
 from hashret.errors import HashretError
+from hashret.evaluation import health
 from hashret.files import make_folder, write_durably
-from hashret.health import health
 from hashret.images import Content as ImageContent
 from hashret.images import Inputs, Prepared, content_bytes, read_file, sha256, to_content
 from hashret.indexes import CodeIndex

@@ -226,9 +226,14 @@ def nearest(queries: Any, vectors: Any, k: int, left_out: Rows | None = None) ->
 
 
 def health(codes: Codes) -> Health:
-    """Whether codes, (n), are as many and their bits as different as they could be."""
+    """Whether codes, (n), are as many and their bits as different as they could be; all is 0 of none."""
     bits, n = check_codes(codes).shape[1] * 8, len(codes)
-    _, buckets = np.unique(codes, axis=0, return_counts=True)
+    if not n:
+        return Health(0, 0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0)
+    words = _words(codes)
+    words = words[np.lexsort(words.T)]
+    begins = np.flatnonzero(np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1), [True]]))
+    buckets = np.diff(begins)
     both = np.zeros((bits, bits))
     for start in range(0, n, BLOCK):
         block = unpack(codes[start : start + BLOCK]).astype(np.float32)

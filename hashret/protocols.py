@@ -24,10 +24,11 @@ from hashret.evaluation import (
     recall_at,
     retrieval,
 )
-from hashret.images import Content, Preprocessing, decode
+from hashret.images import Content, Inputs, decode
 from hashret.ingest import batches, read
 from hashret.progress import Progress
 from hashret.sources import Source, in_order, open_source
+from hashret.vectors import AnyPreprocessing
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -129,7 +130,7 @@ class Evaluation(NamedTuple):
 
 def read_images(
     protocol: Protocol,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     *,
     data_root: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -155,8 +156,8 @@ def read_images(
     return Images(np.concatenate(blocks), labels, [source.root for source in opened], lengths, unreadable)
 
 
-def _prepared(source: Source, preprocessing: Preprocessing) -> Iterator[tuple[str | None, NDArray[np.uint8] | None]]:
-    def prepare(found: tuple[str | None, Content | HashretError]) -> tuple[str | None, NDArray[np.uint8] | None]:
+def _prepared(source: Source, preprocessing: AnyPreprocessing) -> Iterator[tuple[str | None, Inputs | None]]:
+    def prepare(found: tuple[str | None, Content | HashretError]) -> tuple[str | None, Inputs | None]:
         label, content = found
         if isinstance(content, HashretError):
             return label, None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import entropy  # type: ignore[import-untyped]
+from scipy.stats import entropy
 from sklearn.metrics import average_precision_score
 
 from hashret import evaluation
@@ -212,6 +212,7 @@ def test_health_is_what_a_plain_count_says(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_codes_that_say_nothing_have_no_health() -> None:
+    assert set(health(np.zeros((0, 2), np.uint8))) == {0}
     told = health(np.zeros((5, 2), np.uint8))
     assert told == (5, 1, 5, 0, 16, 16, 0, 0, 0)
 
