@@ -326,7 +326,7 @@ class Collection:
         while True:
             hasher = self.hasher
             codes, margins = (hasher.encode(images), None) if rank == "distance" else hasher.margins(images)
-            hits = self._answer(codes, k, max_distance, hasher.fingerprint, margins)
+            hits = self._answer(codes, k, max_distance, hasher.fingerprint, margins=margins)
             if hits is not None:  # None if the collection has changed to another model meanwhile
                 return hits
 
@@ -466,6 +466,7 @@ class Collection:
         k: int | None,
         max_distance: int | None,
         fingerprint: str | None,
+        *,
         margins: NDArray[np.float32] | None = None,
     ) -> list[list[Hit]] | None:
         """The hits of each code, from one generation, by its margins if there are any; None if the codes are of another
