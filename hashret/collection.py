@@ -557,7 +557,7 @@ class Collection:
         while True:
             hasher = self.hasher
             codes, margins = (hasher.encode(images), None) if rank == "distance" else hasher.margins(images)
-            hits = self._answer(codes, more, max_distance, hasher.fingerprint, where, margins)
+            hits = self._answer(codes, more, max_distance, hasher.fingerprint, where, margins=margins)
             if hits is not None:  # None if the collection has changed to another model meanwhile
                 return _without(hits, apart, k) if apart else hits
 
@@ -825,6 +825,7 @@ class Collection:
         max_distance: int | None,
         fingerprint: str | None,
         where: str | None,
+        *,
         margins: NDArray[np.float32] | None = None,
     ) -> list[list[Hit]] | None:
         """The hits of each code, from one generation, by its margins if there are any; None if the codes are of another
