@@ -22,7 +22,8 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/search.py --peers scan,reading,multihash,hash,ivf,pynear
-	$(BIN)/python benchmarks/quality.py --data digits
+	$(BIN)/python benchmarks/dupes.py
+	$(BIN)/python benchmarks/quality.py --rows 'digits/*' --file build/quality.json
 	$(BIN)/python benchmarks/encode.py --arrays digits
 
 $(READY): pyproject.toml constraints.txt

@@ -1,64 +1,382 @@
-"""Precision of 10 neighbours of codes learned without labels, for several models in one run.
+"""How well codes find images of the query's label: the rows of docs/RESULTS.md, which it fills over days.
 
-    python benchmarks/quality.py --train train-images-idx3-ubyte.gz --test t10k-images-idx3-ubyte.gz
+    python benchmarks/quality.py --list                                  # which rows are done, and which are not
+    python benchmarks/quality.py --data DIR --rows 'mnist/*/32/*'        # measure those that are not
+    python benchmarks/quality.py --write                                 # write docs/RESULTS.md from the rows done
 
-Protocol: every model learns from the training images and codes them; every test image is a query, and a neighbour is
-right if it has the query's label. Ties in distance are broken by position. Labels only score.
+A row is DATA/MODEL/HEAD/BITS/BUDGET/SEED; a finished one is kept in benchmarks/quality.json and not measured again.
+Every model is that of the last step, learned without labels (but those called -labels) from the training images of the
+protocol (see `hashret.protocols`), with no setting but the ones in its row's name. DIR holds
+mnist/ and fashion-mnist/ with the four original files, cifar10/cifar10-jpeg.tar.gz of train/CLASS/NAME.jpg and
+test/CLASS/NAME.jpg, and photos/photos.tar.gz of photos/CLASS/NAME.jpg; without it, torchvision gets all but the photos.
+
+The file is longer than most so that a figure, what made it and the page it stands on are in one place.
 """
 
 import argparse
+import io
 import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import groupby, product
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from PIL import Image, ImageEnhance
 
-from hashret import Hasher
-from hashret.evaluation import precision
-from hashret.indexes import BitFlipIndex
+import hashret
+from hashret import Hasher, HashretError
+from hashret.codes import Codes, pack
+from hashret.evaluation import count_neighbours, recall_at
+from hashret.files import write_durably
+from hashret.hasher import DEFAULT_MODEL
+from hashret.images import Preprocessing, decode
+from hashret.models import MODELS
+from hashret.protocols import CHOICES, PROTOCOLS, Images, Protocol, choose_protocol, read_images, score, training_images
 from hashret.sources import open_source
+from hashret.training import device
+
+HERE = Path(__file__).parent
+BASELINES = ("lsh", "pca", "itq", "anchor-graph")
+HEADS = ("sign", "itq", "anchor-graph")  # of the default model: the fixed recipes that a choice is compared with
+PERCEPTUAL = ("phash", "dhash")
+DATA = {  # budget, and bits
+    "digits": ("20s", (64,)),
+    "mnist": ("5m", (16, 32, 64)),
+    "fashion-mnist": ("8m", (32, 64)),
+    "cifar10": ("20m", (64,)),
+    "cifar10-1k-59k": ("20m", (64,)),
+    "photos": ("10m", (64,)),
+}
+LONGER = {"mnist": ("10m", "20m"), "fashion-mnist": ("16m", "32m")}  # twice and four times the budget: is there drift?
+SEEDS = (0, 1, 2)
+GPU = "-gpu"  # ends a budget that is of a GPU's time: others are of the processor's, and a machine measures its own
 
 
-def load(source: str) -> tuple[list[object], np.ndarray]:
-    records = [(record.read(), record.label) for record in open_source(source)]
-    return [content for content, _ in records], np.array([label for _, label in records])
+class Row(NamedTuple):
+    data: str
+    model: str
+    head: str
+    bits: int
+    budget: str
+    seed: int
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self))
+
+
+def plan(budget: str | None) -> list[Row]:
+    """Every row there should be; with `budget`, each of that instead of its own, for trials."""
+    own, rows = MODELS[DEFAULT_MODEL].head, []
+    learned = {name: member for name, member in MODELS.items() if member.trainable}
+    for data, (long, widths) in DATA.items():
+        seeds = SEEDS[:1] if data == "digits" else SEEDS
+        for bits in widths:
+            rows += [Row(data, DEFAULT_MODEL, own, bits, long, seed) for seed in seeds]
+            rows += [Row(data, DEFAULT_MODEL, head, bits, long, 0) for head in HEADS if head != own]
+            for name in BASELINES:  # of which pca has nothing by chance
+                rows += [Row(data, name, name, bits, "none", seed) for seed in seeds[: 1 if name == "pca" else None]]
+        if data == "photos":
+            rows += [Row(data, name, "none", 64, "none", 0) for name in PERCEPTUAL]
+        if data in LONGER:
+            rows += [Row(data, DEFAULT_MODEL, own, 32, more, seed) for more in LONGER[data] for seed in SEEDS]
+            for name, member in learned.items():
+                if not member.labelled and name != DEFAULT_MODEL:
+                    rows.append(Row(data, name, member.head, 32, long, 0))
+                if member.labelled or name == "stacked":
+                    rows.append(Row(data, f"{name}-labels", member.head, 32, long, 0))
+        if data == "cifar10":
+            rows += [Row(data, DEFAULT_MODEL, own, 64, f"25m{GPU}", seed) for seed in SEEDS]
+    if budget:
+        rows = [row if row.budget == "none" else row._replace(budget=budget + on(row)) for row in rows]
+    return list(dict.fromkeys(rows))
+
+
+def on(row: Row) -> str:
+    """The end of a budget that says what kind of machine it is of."""
+    return GPU if row.budget.endswith(GPU) else ""
+
+
+class Place:
+    """Where the images of each data set are: files in `folder`, or what torchvision gets; `scratch` is for our own."""
+
+    def __init__(self, folder: Path | None, root: Path | None, scratch: Path) -> None:
+        self.folder, self.root, self._scratch = folder, root, scratch
+        self._images: dict[tuple[str, Preprocessing], Images] = {}
+
+    def protocol(self, data: str) -> Protocol:
+        if data == "digits" or (self.folder is None and data != "photos"):
+            return PROTOCOLS[data]
+        if self.folder is None:
+            raise HashretError("photos are nowhere to be got: give --data DIR, with photos/photos.tar.gz in it")
+        if data == "photos":
+            return choose_protocol(str(self.folder / "photos" / "photos.tar.gz"))
+        if data.startswith("cifar10"):
+            return choose_protocol(data, *self._unpacked)
+        files = (str(self.folder / data / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
+        return choose_protocol(data, *files)
+
+    @cached_property
+    def _unpacked(self) -> list[str]:
+        """The two parts of CIFAR-10, which lie in one archive, as files of arrays."""
+        parts: dict[str, list[Any]] = {"train": [], "test": []}
+        for record in open_source(f"{self.folder}/cifar10/cifar10-jpeg.tar.gz"):
+            pixels = np.broadcast_to(decode(record.read()).pixels, (32, 32, 3))
+            parts[record.name.split("/")[0]].append((pixels, record.label))
+        for name, images in parts.items():
+            arrays = {"images": np.stack([pixels for pixels, _ in images]), "labels": [label for _, label in images]}
+            np.savez(self._scratch / f"{name}.npz", **arrays)
+        return [str(self._scratch / f"{name}.npz") for name in parts]
+
+    def images(self, data: str, preprocessing: Preprocessing) -> Images:
+        key = data, preprocessing
+        if key not in self._images:
+            self._images = {key: read_images(self.protocol(data), preprocessing, data_root=self.root)}
+        return self._images[key]
+
+    def training(self, data: str) -> Any:
+        """What a model of a data set learns from, for `Hasher.fit`."""
+        protocol = self.protocol(data)
+        return training_images(protocol, self.root) if protocol.drawn else protocol.sources[0]
+
+
+def measure(row: Row, place: Place) -> dict[str, Any]:
+    """All that is known of a row."""
+    began = time.monotonic()
+    told: dict[str, Any] = {}
+    encode: Callable[[Iterable[Any]], Codes]
+    if row.model in PERCEPTUAL:
+        encode, images = perceptual(row.model), place.images(row.data, Preprocessing(32, 32, 3))
+        codes = encode(photos(place))
+    else:
+        hasher = fit(row, place)
+        encode, images = hasher.encode, place.images(row.data, hasher.preprocessing)
+        codes = hasher.encode_pixels(images.pixels)
+        told |= {name: hasher.training.get(name) for name in ("images", "steps", "seconds")}
+    done = score(place.protocol(row.data), images, codes)
+    told |= {"measures": done.measures, "health": done.health._asdict(), "queries": done.queries}
+    told |= {"left_out": done.left_out, "unreadable": done.unreadable}
+    if row.data.startswith("cifar10") and place.folder:
+        told["copy"] = " (JPEG copy)"
+    if row.data == "photos":
+        told["near_duplicates"] = find_copies(encode, codes, place)
+    told |= {"hashret": hashret.__version__, "device": device().type, "threads": torch.get_num_threads()}
+    return row._asdict() | told | {"seconds_in_all": round(time.monotonic() - began, 1)}
+
+
+def fit(row: Row, place: Place) -> Hasher:
+    model = row.model.removesuffix("-labels")
+    labels = model != row.model
+    settings = {"fine_tune": True} if row.model == "stacked-labels" else {}
+    how: dict[str, Any] = {}
+    budget = row.budget.removesuffix(GPU)
+    if budget.endswith("steps"):
+        how["steps"] = int(budget.removesuffix("steps"))
+    elif budget != "none":
+        how["budget"] = budget
+    hasher = Hasher(model, row.bits, row.head, **settings)
+    return hasher.fit(place.training(row.data), seed=row.seed, labels=labels, data_root=place.root, **how)
+
+
+def perceptual(name: str) -> Callable[[Iterable[Image.Image]], Codes]:
+    """A hash of 64 bits that needs no training: imagehash's."""
+    import imagehash
+
+    function = getattr(imagehash, name)
+    return lambda images: pack(np.stack([function(image).hash.ravel() for image in images]))
+
+
+def photos(place: Place) -> Iterator[Image.Image]:
+    for record in open_source(place.protocol("photos").sources[0]):
+        pixels = decode(record.read()).pixels
+        yield Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    width, height = (round(0.8 * side) for side in photo.size)
+    left, top = (int(rng.integers(side - kept + 1)) for side, kept in zip(photo.size, (width, height), strict=True))
+    return photo.crop((left, top, left + width, top + height))
+
+
+def compress(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    file = io.BytesIO()
+    photo.save(file, "JPEG", quality=40)
+    return Image.open(file)
+
+
+COPIES: dict[str, tuple[Callable[[Image.Image, np.random.Generator], Image.Image], str]] = {
+    "crop": (crop, "80 % of each side, anywhere (seed 0)"),
+    "resize": (lambda photo, _: photo.resize((photo.width // 2, photo.height // 2)), "half as wide and high"),
+    "JPEG 40": (compress, "quality 40"),
+    "brightness": (lambda photo, _: ImageEnhance.Brightness(photo).enhance(1.3), "1.3 times as bright"),
+    "rotation": (lambda photo, _: photo.rotate(5, Image.Resampling.BILINEAR), "by 5°, black in the corners"),
+}
+
+
+def find_copies(encode: Callable[[Iterable[Any]], Codes], codes: Codes, place: Place) -> dict[str, float]:
+    """The share of the copies of photos whose original is the first of all photos, ties counted in part."""
+    originals, found = np.arange(len(codes))[:, None], {}
+    for name, (copy, _) in COPIES.items():
+        rng = np.random.default_rng(0)
+        counts = count_neighbours(encode(copy(photo, rng) for photo in photos(place)), originals, codes)
+        found[name] = float(np.concatenate([recall_at(*counted, 1) for counted in counts]).mean())
+    return found | {"all": statistics.fmean(found.values())}
+
+
+def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
+    """docs/RESULTS.md."""
+    names = "\n".join(f"- `{name}`: {protocol.text}." for name, protocol in PROTOCOLS.items() if protocol.sources)
+    choices = "\n".join(f"- {name}: {text}." for name, text in CHOICES.items())
+    copies = "\n".join(f"- {name}: {text}." for name, (_, text) in COPIES.items())
+    parts = [
+        "# Results",
+        "Written by `python benchmarks/quality.py --write` from the rows in `benchmarks/quality.json`, not by hand. "
+        "All models see raw pixels and are those of the last step; none but those called `-labels` sees a label. "
+        f"`{DEFAULT_MODEL}` with head `{MODELS[DEFAULT_MODEL].head}` is what `hashret train` makes without options. "
+        "± is half the range over the seeds. CIFAR-10 is a copy in JPEG files, slightly lossy, where a row says so.",
+        f"## Protocols\n\n{names}\n- `photos`: leave-one-out over photos in folders by their labels.\n\n{choices}",
+        "Near-duplicates: a copy of each photo is asked for among all photos, and n that tie for the first place "
+        f"count 1/n each.\n\n{copies}",
+    ]
+    for data in DATA:
+        rows = [row for row in done if row["data"] == data]
+        copied = [row for row in rows if "near_duplicates" in row]
+        parts += [f"## {data}", table(rows, retrieved)] if rows else []
+        parts += ["Copies whose original comes first:", table(copied, itemgetter("near_duplicates"))] if copied else []
+    parts += [
+        "## The head of the default\n\nRegret: how far a head is behind the best of the three, at worst, over the "
+        "data sets and widths for which all three are measured (seed 0, the budget of the default).",
+        regret(done),
+        "## Not measured",
+        "\n".join(unmeasured(missing)) or "Nothing that was planned.",
+        "## To make a row again",
+        "A row is DATA/MODEL/HEAD/BITS/BUDGET/SEED. `python benchmarks/quality.py --data DIR --rows 'mnist/itq/*' "
+        "--file again.json` measures those of a pattern anew, and `--help` says what is in DIR; without `--file`, "
+        "those that `benchmarks/quality.json` lacks. A budget in time gives as many steps as the machine is fast: that "
+        "file has the steps, device and threads of each row, and `--steps N` repeats exactly.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def retrieved(row: dict[str, Any]) -> dict[str, float]:
+    health = row["health"]
+    share = {"distinct codes, %": 100 * health["distinct_codes"] / health["codes"]}
+    counted = {name.replace("_", " "): health[name] for name in ("largest_bucket", "dead_bits", "correlation")}
+    return row["measures"] | share | counted | {"steps": row.get("steps") or 0, "threads": row["threads"]}
+
+
+def table(rows: list[dict[str, Any]], figures: Callable[[dict[str, Any]], dict[str, float]]) -> str:
+    """A line for each model, the mean over its seeds, by bits and then the best first."""
+
+    def recipe(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["bits"], row["model"] + row.get("copy", ""), row["head"], row["budget"]
+
+    lines = []
+    for key, group in groupby(sorted(rows, key=recipe), recipe):
+        found = [figures(row) for row in group]
+        columns = [[one[name] for one in found] for name in found[0]]
+        lines.append((key, len(found), columns))
+    lines.sort(key=lambda line: (line[0][0], -statistics.fmean(line[2][0])))
+    names = ["bits", "model", "head", "budget", "seeds", *figures(rows[0])]
+    cells = [[*map(str, key), str(seeds), *map(spread, columns)] for key, seeds, columns in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *cells])
+
+
+def spread(values: list[float]) -> str:
+    """The mean, and half the range where there is one."""
+    mean, half = statistics.fmean(values), (max(values) - min(values)) / 2
+    digits = 0 if all(isinstance(value, int) for value in values) else 1 if mean >= 10 else 3
+    return f"{mean:,.{digits}f}" + (f" ± {half:.{digits}f}" if half else "")
+
+
+def regret(done: list[dict[str, Any]]) -> str:
+    """How far each head of the default model is behind the best one, at worst."""
+    behind: dict[tuple[str, str], list[float]] = {}
+    own = [row for row in done if row["model"] == DEFAULT_MODEL and row["seed"] == 0 and row["head"] in HEADS]
+    own = sorted(
+        (row for row in own if row["budget"] == DATA[row["data"]][0]), key=lambda row: (row["data"], row["bits"])
+    )
+    groups = [list(group) for _, group in groupby(own, lambda row: (row["data"], row["bits"]))]
+    groups = [group for group in groups if len(group) == len(HEADS)]
+    for group, name in product(groups, ("mAP@all", "mAP@1000")):
+        best = max(row["measures"][name] for row in group)
+        for row in group:
+            behind.setdefault((row["head"], name), []).append(best - row["measures"][name])
+    lines = [f"- `{head}`, {name}: {max(values):.3f} over {len(values)}" for (head, name), values in behind.items()]
+    return "\n".join(lines) or "Not measured yet for all three anywhere."
+
+
+def unmeasured(missing: list[Row]) -> Iterator[str]:
+    """A line for each model of a data set."""
+    for (data, model), group in groupby(sorted(missing), itemgetter(0, 1)):
+        names = {"/".join(map(str, row[2:5])): [r.seed for r in missing if r[:5] == row[:5]] for row in group}
+        told = (f"{name} ({', '.join(f'seed {seed}' for seed in seeds)})" for name, seeds in names.items())
+        yield f"- {data}, `{model}`: {'; '.join(told)}"
+
+
+def load(file: Path) -> dict[str, dict[str, Any]]:
+    """The rows done, by name."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def show(row: dict[str, Any], first: bool) -> None:
+    if first:
+        print(
+            f"{'row':44}{'steps':>8}{'seconds':>9}{'mAP@all':>9}{'@1000':>8}{'prec@10':>9}{'distinct':>10}{'dead':>6}"
+        )
+    measured, health, name = row["measures"], row["health"], str(Row(*(row[field] for field in Row._fields)))
+    print(
+        f"{name:44}{row.get('steps') or 0:>8,}{row['seconds_in_all']:>9.0f}"
+        f"{measured['mAP@all']:>9.4f}{measured['mAP@1000']:>8.4f}{measured['precision@10']:>9.4f}"
+        f"{health['distinct_codes']:>10,}{health['dead_bits']:>6}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="digits", help="a data set by name, of which :train and :test are used")
-    parser.add_argument("--train", help="a labelled source instead")
-    parser.add_argument("--test", help="a labelled source instead")
-    parser.add_argument("--models", default="lsh,pca,itq,ae,denoising,vae,binary,contrastive")
-    parser.add_argument("--bits", type=int, default=64)
-    parser.add_argument("--budget", default="20s")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--json", action="store_true")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", action="append", metavar="PATTERN", help="only these, such as 'mnist/*/32/*'")
+    parser.add_argument("--list", action="store_true", help="say which rows are done, and measure nothing")
+    parser.add_argument("--write", action="store_true", help="write the page, and measure nothing")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the files, instead of what torchvision gets")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="where torchvision's files are or go")
+    parser.add_argument("--file", type=Path, metavar="JSON", default=HERE / "quality.json", help="of the rows done")
+    parser.add_argument("--page", type=Path, metavar="MD", default=HERE.parent / "docs" / "RESULTS.md")
+    trial = parser.add_mutually_exclusive_group()
+    trial.add_argument("--budget", help="for a trial, instead of each row's own")
+    trial.add_argument("--steps", type=int, help="the same in steps")
+    parser.add_argument("--json", action="store_true", help="the rows as they are in the file")
     asked = parser.parse_args()
-    train, test = asked.train or f"{asked.data}:train", asked.test or f"{asked.data}:test"
-    database, labels = load(train)
-    queries, wanted = load(test)
-    rows = []
-    for model in asked.models.split(","):
-        hasher = Hasher(model, asked.bits).fit(train, budget=asked.budget, seed=asked.seed)
-        index = BitFlipIndex(asked.bits)
-        index.add(hasher.encode(database), np.arange(len(database)))
-        hits = index.search(hasher.encode(queries), asked.k)
-        told = hasher.training
-        row = {"model": model, "head": hasher.head, "bits": asked.bits, "seconds": told.get("seconds", 0)}
-        row |= {"steps": told.get("steps", 0), "distinct": told["distinct_codes"], "images": told["images"]}
-        rows.append(row | {"precision": precision(labels[hits.ids] == wanted[:, None])})
-        if not asked.json:
-            if len(rows) == 1:
-                print(f"{asked.bits} bits, {len(database):,} images, {len(queries):,} queries, seed {asked.seed}")
-                print(f"{'model':14}{'head':8}{'steps':>8}{'seconds':>9}{'distinct':>10}{f'precision@{asked.k}':>14}")
-            told = rows[-1]
-            print(
-                f"{model:14}{told['head']:8}{told['steps']:>8,}{told['seconds']:>9.0f}{told['distinct']:>10,}"
-                f"{told['precision']:>14.4f}",
-                flush=True,
-            )
+    done = load(asked.file)
+    rows = plan(f"{asked.steps}steps" if asked.steps else asked.budget)
+    if asked.write:
+        asked.page.write_text(page(list(done.values()), [row for row in rows if str(row) not in done]))
+        return
+    rows = [row for row in rows if any(fnmatchcase(str(row), pattern) for pattern in asked.rows or ["*"])]
+    if asked.list:
+        print(*(f"{'done' if str(row) in done else 'not done':10}{row}" for row in rows), sep="\n")
+        return
+    here = GPU if device().type == "cuda" else ""
+    rows = [row for row in rows if str(row) in done or row.budget == "none" or on(row) == here]
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Place(asked.data, asked.root, Path(scratch))
+        for i, row in enumerate(rows):
+            if str(row) not in done:
+                measured = measure(row, place)
+                done = load(asked.file) | {str(row): measured}  # another process may have measured other rows
+                asked.file.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(asked.file, (json.dumps(done, indent=1) + "\n").encode())
+            if not asked.json:
+                show(done[str(row)], first=i == 0)
     if asked.json:
-        print(json.dumps(rows))
+        print(json.dumps([done[str(row)] for row in rows]))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from hashret import __version__
+from hashret.cli.calibrate import calibrate
 from hashret.cli.common import visible
 from hashret.cli.demo import demo
 from hashret.cli.doctor import doctor
+from hashret.cli.dupes import dupes, verdict
 from hashret.cli.estimate import estimate
+from hashret.cli.eval import evaluate
 from hashret.cli.failures import failures
 from hashret.cli.index import index, reindex
 from hashret.cli.info import info
@@ -70,10 +73,28 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-for command in (
-    train, index, query, info, reindex, remove, failures, estimate, export, import_, doctor, serve, demo
-):  # fmt: skip
-    app.command(command.__name__.strip("_"))(_interruptible(command))
+COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train,
+    "index": index,
+    "query": query,
+    "eval": evaluate,
+    "dupes": dupes,
+    "verdict": verdict,
+    "calibrate": calibrate,
+    "info": info,
+    "reindex": reindex,
+    "remove": remove,
+    "failures": failures,
+    "doctor": doctor,
+    "estimate": estimate,
+    "export": export,
+    "import": import_,
+    "serve": serve,
+    "demo": demo,
+}
+
+for name, command in COMMANDS.items():
+    app.command(name)(_interruptible(command))
 for ability in (reconstruct, denoise, upscale, sample, plot):
     model.command()(_interruptible(ability))
 app.add_typer(model)

@@ -12,6 +12,8 @@ import typer
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
+    from hashret.client import Client
+    from hashret.collection import Collection
     from hashret.progress import Progress
 
 Source = Annotated[
@@ -25,6 +27,13 @@ CollectionFolder = Annotated[
 ]
 DataRoot = Annotated[
     Path | None, typer.Option("--root", metavar="DIR", help="Where the files of data sets by name are or go.")
+]
+Radius = Annotated[
+    str | None, typer.Option("-r", metavar="DISTANCE|auto", help="Within this Hamming distance; auto: as calibrated.")
+]
+Target = Annotated[
+    float | None,
+    typer.Option("--target", metavar="PRECISION", min=0.01, max=1.0, help="That -r auto aims at. [default: 0.95]"),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -98,6 +107,25 @@ def usage(option: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def chosen_radius(text: str | None, target: float | None, collection: "Collection | Client", quiet: bool) -> int | None:
+    """The radius that -r asks for; for "auto" that of the calibration."""
+    from hashret.calibration import TARGET
+    from hashret.client import Client
+
+    if text != "auto":
+        if target is not None:
+            raise typer.BadParameter("--target goes with -r auto")
+        if text is not None and not (text.isascii() and text.isdecimal()):
+            raise typer.BadParameter(f"a distance is a whole number of bits, or auto, not {text!r}", param_hint="-r")
+        return None if text is None else int(text)
+    if isinstance(collection, Client):
+        raise typer.BadParameter("with --url, -r takes a number of bits", param_hint="-r")
+    wanted = TARGET if target is None else target
+    radius = collection.radius(wanted)
+    say(f"within {radius} bits, for a precision of {wanted:g}", quiet)
+    return radius
 
 
 def check_writable(folder: Path) -> None:

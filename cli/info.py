@@ -38,8 +38,8 @@ def info(collection: CollectionFolder = None, as_json: Json = False, quiet: Quie
 
 def _health(told: dict[str, Any]) -> str:
     health = told["health"]
-    share = f" of {health['examined']:,} looked at" if health["examined"] < told["items"] else ""
+    share = f" of {health['codes']:,} looked at" if health["codes"] < told["items"] else ""
     return (
-        f"{health['distinct']:,} distinct codes{share}, {health['largest_bucket']:,} items with the commonest; "
-        f"{health['dead_bits']} dead bits, balance {health['balance']:.2f}"
+        f"{health['distinct_codes']:,} distinct codes{share}, {health['largest_bucket']:,} items with the commonest; "
+        f"{health['dead_bits']} dead bits, rarer values {health['balance']:.0%}"
     )

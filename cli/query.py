@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, item_id, say, usage, visible
+from hashret.cli.common import (
+    CollectionFolder,
+    Json,
+    Quiet,
+    Radius,
+    Target,
+    chosen_radius,
+    item_id,
+    say,
+    usage,
+    visible,
+)
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
@@ -31,7 +42,8 @@ def query(
     ],
     collection: CollectionFolder = None,
     k: Annotated[int | None, typer.Option("-k", help="How many. [default: 10, or all with -r]", min=1)] = None,
-    radius: Annotated[int | None, typer.Option("-r", help="Only within this Hamming distance.", min=0)] = None,
+    radius: Radius = None,
+    target: Target = None,
     rank: Annotated[
         str, typer.Option(metavar="ORDER", help="By distance, or asymmetric: by the query's certainty of each bit.")
     ] = "distance",
@@ -62,7 +74,7 @@ def query(
     with Client(url, token=token) if url else Collection.open(locate(collection), read_only=True) as there:
         if where is not None and isinstance(there, Collection):
             there.matching(where)  # says now, and once, what is wrong with it
-        how = {"k": k, "max_distance": radius, "where": where}
+        how = {"k": k, "max_distance": chosen_radius(radius, target, there, quiet), "where": where}
         for batch in batches(_queries(images, there), TOGETHER, _weight):
             several |= len(batch) > 1
             for asked, hits in _answers(there, batch, how, rank, quiet):

@@ -25,6 +25,9 @@ def train(
     labels: Annotated[
         bool, typer.Option("--labels", help="Learn from the labels too, with a member that does.")
     ] = False,
+    verdicts: Annotated[
+        bool, typer.Option("--verdicts", help="Learn from the collection's verdicts too: hashret verdict.")
+    ] = False,
     init: Annotated[
         Path | None, typer.Option("--init", metavar="MODEL_DIR", help="Begin with the weights of this model.")
     ] = None,
@@ -77,6 +80,7 @@ def train(
         steps=steps,
         seed=seed,
         labels=labels,
+        pairs=judged_pairs(place) if verdicts else None,
         init=None if init is None else Hasher.load(init),
         size=shape,
         limit=limit,
@@ -112,6 +116,17 @@ def fit(hasher: "Hasher", source: str, checkpoint: Path, quiet: bool, **settings
     lost = f", {told['unreadable']:,} unreadable" if told["unreadable"] else ""
     say(f"learned {hasher.bits}-bit codes with {hasher.model} from {of}{how}{lost}", quiet)
     return f"step {told['steps']:,} of {told['planned']:,}" if told.get("interrupted") else None
+
+
+def judged_pairs(place: Path) -> "list[tuple[Any, Any, bool]]":
+    """What was judged in the collection at `place`, of what can still be read; HashretError if that is nothing."""
+    from hashret.collection import Collection
+
+    with Collection.open(place, read_only=True) as there:
+        pairs = there.judged()
+    if not pairs:
+        raise HashretError(f"there are no verdicts in {place} to learn from: say some with hashret verdict")
+    return list(pairs)
 
 
 def refuse_items(place: Path) -> None:

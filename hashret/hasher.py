@@ -41,7 +41,7 @@ from hashret.models.heads import HEADS, Head, check_head
 from hashret.models.networks import folded
 from hashret.progress import Progress
 from hashret.sources import Labelled, in_order, open_source, sample
-from hashret.training import Training, device, split, tensor_bytes, to_input, train
+from hashret.training import Pairs, Training, device, split, tensor_bytes, to_input, train
 from hashret.vectors import AnyPreprocessing, describe, stored_preprocessing
 
 DEFAULT_MODEL = "contrastive"
@@ -91,6 +91,7 @@ class Hasher:
         epochs: int | None = None,
         seed: int = 0,
         labels: bool | Sequence[object] = False,
+        pairs: Iterable[tuple[Any, Any, bool]] | None = None,
         init: "Hasher | None" = None,
         size: tuple[int, int] | None = None,
         limit: int = 100_000,
@@ -108,11 +109,11 @@ class Hasher:
         none, and the network "mlp" and the likelihood "gaussian" unless the settings say otherwise. At most `limit`
         images, drawn with `seed`, are held in memory. `labels` lets a member that learns from labels read those of the
         images, or gives one for each image of the source, None for unknown; it refuses to go without, and the others
-        refuse it.
-        `init` is a hasher whose encoder, which must be alike, and decoder, as far as it is, are begun with. `rates`
-        (`batch`, `learning_rate`, `weight_decay`, `compiled`), `checkpoint` and `resume` are those of
-        `hashret.training.train`. Raises HashretError when the images are too few or lack labels that are needed, and
-        ValueError for impossible values.
+        refuse it. `pairs` are images that were judged two by two, and whether they are the same: the codes of those
+        that are come together, those of others go apart. `init` is a hasher whose encoder, which must be alike, and
+        decoder, as far as it is, are begun with. `rates` (`batch`, `learning_rate`, `weight_decay`, `compiled`),
+        `checkpoint` and `resume` are those of `hashret.training.train`. Raises HashretError when the images are too few
+        or lack labels that are needed, and ValueError for impossible values.
         """
         if sum(value is not None for value in (budget, steps, epochs)) > 1:
             raise ValueError("give one of budget, steps and epochs")
@@ -124,6 +125,10 @@ class Hasher:
         if labelled != (labels is not False):
             how = "from labels: add --labels" if labelled else "without labels: leave --labels out"
             raise HashretError(f"model {self.model!r} learns {how}")
+        judged = None if pairs is None else list(pairs)
+        if judged is not None and not (judged and MODELS[self.model].trainable):
+            why = f"model {self.model!r} has no network that they could train" if judged else "there are none"
+            raise HashretError(f"judged pairs cannot be learned from: {why}")
         opened = open_source(source, data_root=data_root, exclude=exclude)
         if not isinstance(labels, bool):
             opened = Labelled(opened, labels)
@@ -158,6 +163,7 @@ class Hasher:
                     member,
                     images,
                     np.array([classes.get(label or "", -1) for label in sampled.labels]) if labelled else None,
+                    pairs=None if judged is None else _pairs(preprocessing, judged),
                     steps=steps,
                     epochs=epochs,
                     budget=seconds,
@@ -190,6 +196,7 @@ class Hasher:
             "torch": torch.__version__,
         }
         self._training |= (_told(trained) if trained else {}) | ({"classes": list(classes)} if labelled else {})
+        self._training |= {"pairs": len(judged)} if judged is not None else {}
         if member.trainable:
             self._training["largest_error"] = float(self.errors(images[rows[:REMEMBERED]]).max())
         codes = self.encode_pixels(images)
@@ -453,6 +460,12 @@ def _classes(labels: list[str | None], root: str) -> dict[str, int]:
             f"images into a folder for each kind"
         )
     return {name: number for number, name in enumerate(names)}
+
+
+def _pairs(preprocessing: AnyPreprocessing, judged: list[tuple[Any, Any, bool]]) -> Pairs:
+    """Judged pairs as the training takes them."""
+    a, b = (np.stack([preprocessing(to_content(pair[side])).pixels for pair in judged]) for side in (0, 1))
+    return Pairs(a, b, np.array([same for _, _, same in judged], np.bool_))
 
 
 def _check_tensors(tensors: dict[str, Tensor], member: Member, bits: int) -> None:

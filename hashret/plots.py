@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from hashret.collection import Hit
 
 INK, QUIET, ACCENT, OTHER = "#1c2430", "#6b7684", "#2f6fdb", "#e07a3f"
+KINDS = ("#5aa39a", "#b287b8", "#c2a13a", "#8a97a6", "#c97b84")  # of several things that matter less
 Path_ = str | os.PathLike[str]
 Images = NDArray[np.uint8]  # (n, height, width, 1 | 3)
 
@@ -160,6 +162,37 @@ def distances(codes: Codes, labels: Sequence[str | None] | None, path: Path_) ->
         axes.step(np.arange(width + 1), share, where="mid", color=colour, linewidth=1.4, label=name)
     axes.legend(frameon=False, fontsize=9)
     _frame(axes, f"distances of pairs among {len(codes):,} codes of {width} bits", "bits", "share of pairs")
+    _save(figure, path)
+
+
+def radii(
+    precision: NDArray[np.float64],
+    recall: NDArray[np.float64],
+    by_kind: Mapping[str, NDArray[np.float64]],
+    path: Path_,
+    *,
+    radius: int | None,
+    title: str,
+) -> None:
+    """Write a picture of precision and recall over the radius, and of the recall of each kind of copies, if there are
+    several; `radius` is marked. It ends soon after all copies are found, or hardly anything shown is right."""
+    last = min(np.argmax(recall >= 0.999) if recall[-1] >= 0.999 else len(recall), len(recall) - 1)
+    useless = np.flatnonzero(precision < 0.02)
+    last = max(8, radius or 0, min(last, useless[0] if len(useless) else last)) + 2
+    x = np.arange(len(recall))[: last + 1]
+    figure = _figure(6.6, 3.9)
+    axes = figure.subplots()
+    for name, shares, colour in (("precision", precision, OTHER), ("recall", recall, ACCENT)):
+        axes.plot(x, shares[: len(x)], color=colour, linewidth=2.2, marker="o", markersize=3.5, label=name)
+    for (kind, found), colour in zip(by_kind.items() if len(by_kind) > 1 else (), cycle(KINDS)):
+        axes.plot(x, found[: len(x)], color=colour, linewidth=1.1, label=f"recall: {kind}", zorder=1)
+    if radius is not None:
+        axes.axvline(radius, color=INK, linewidth=0.9)
+        axes.annotate(f" -r auto: {radius}", (radius, 1.03), color=INK, fontsize=9, annotation_clip=False)
+    axes.set(ylim=(0, 1.1), xlim=(0, x[-1]), yticks=np.linspace(0, 1, 6))
+    axes.grid(axis="y", color=QUIET, alpha=0.2, linewidth=0.8)
+    axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=INK)
+    _frame(axes, title, "radius, bits", "share")
     _save(figure, path)
 
 

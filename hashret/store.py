@@ -429,6 +429,11 @@ class Store:
                 conn.executemany("DELETE FROM codes WHERE fingerprint = ? AND item_id = ?", [(f, i) for (f,) in models])
                 conn.execute("DELETE FROM items WHERE id = ?", (i,))
                 conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'remove', ?)", (generation, i))
+        if ids:  # ids are never used again, so no verdict may outlive its items
+            conn.execute(
+                "DELETE FROM verdicts WHERE NOT EXISTS (SELECT 1 FROM items WHERE id = item_a)"
+                " OR NOT EXISTS (SELECT 1 FROM items WHERE id = item_b)"
+            )
         return gone
 
     def roots(self, table: str = "paths") -> list[str]:
@@ -605,6 +610,61 @@ class Store:
         self.db.conn.execute("DELETE FROM changes WHERE generation <= ?", (up_to,))
         self.put_setting("changes_after", str(up_to))
 
+    # Copies and verdicts
+
+    def at(self, path: str) -> int | None:
+        """The item that a whole path leads to."""
+        for root in self.roots():
+            if path.startswith(root):
+                told = (_text(root), _text(path.removeprefix(root)))
+                row = self.db.conn.execute("SELECT item_id FROM paths WHERE root = ? AND name = ?", told).fetchone()
+                if row is not None:
+                    return int(row[0])
+        return None
+
+    def best_first(self, keep: str) -> NDArray[np.int64]:
+        """The ids of all items, of several copies the one to keep first: "largest" (in pixels, then in bytes),
+        "oldest" (by the date of the file), or else what lies under the folder `keep`, then the largest.
+
+        Raises HashretError if nothing lies there.
+        """
+        order, told = "width * height DESC, bytes DESC, id", dict[str, bytes | int]()
+        if keep == "oldest":  # contents without a file have the date at which they were added
+            of_files = "SELECT min(nullif(mtime_ns, 0)) FROM paths WHERE item_id = id"
+            order = f"coalesce(({of_files}), strftime('%s', added) * 1000000000), id"
+        elif keep != "largest":
+            folder = os.fsencode(keep.rstrip("/") + "/")
+            told = {"folder": folder, "length": len(folder)}
+            under = "SELECT 1 FROM paths WHERE substr(CAST(root || name AS BLOB), 1, :length) = :folder"
+            if self.db.conn.execute(f"{under} LIMIT 1", told).fetchone() is None:
+                raise HashretError(
+                    f"nothing indexed lies under {keep}: keep the largest, the oldest, or another folder"
+                )
+            order = f"EXISTS ({under} AND item_id = id) DESC, {order}"
+        rows = self.db.conn.execute(f"SELECT id FROM items ORDER BY {order}", told)
+        return np.fromiter((row[0] for row in rows), np.int64)
+
+    def oldest_path(self, item_id: int) -> str:
+        """Of the paths of an item that of the oldest file."""
+        sql = "SELECT root, name FROM paths WHERE item_id = ? ORDER BY mtime_ns, root, name LIMIT 1"
+        root, name = self.db.conn.execute(sql, (item_id,)).fetchone()
+        return _from_text(root) + _from_text(name)
+
+    def shared(self) -> NDArray[np.int64]:
+        """The ids of the items that several paths lead to."""
+        rows = self.db.conn.execute("SELECT item_id FROM paths GROUP BY item_id HAVING count(*) > 1")
+        return np.fromiter((row[0] for row in rows), np.int64)
+
+    def put_verdict(self, a: int, b: int, verdict: str) -> None:
+        """Remember what two items are to each other, inside `write`."""
+        told = (min(a, b), max(a, b), verdict, _now())
+        self.db.conn.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", told)
+
+    def verdicts(self, verdict: str) -> NDArray[np.int64]:
+        """The pairs of ids (n, 2) that were judged to be so, the lower id first, in ascending order."""
+        rows = self.db.conn.execute("SELECT item_a, item_b FROM verdicts WHERE verdict = ?", (verdict,)).fetchall()
+        return np.array(rows, np.int64).reshape(-1, 2)
+
     # Switching models
 
     def uncoded(self, root: str, name: str, fingerprint: str) -> tuple[int, str] | None:
@@ -631,6 +691,7 @@ class Store:
         self.db.conn.execute("DELETE FROM codes WHERE fingerprint <> ?", (fingerprint,))
         self.put_setting("fingerprint", fingerprint)
         self.put_setting("bits", str(bits))
+        self.db.conn.execute("DELETE FROM settings WHERE key = 'calibration'")  # distances were those of its codes
         self.forget_changes(generation)
 
 

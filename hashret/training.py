@@ -8,7 +8,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -46,9 +46,19 @@ class Training(NamedTuple):
     curve: list[dict[str, float]]  # "step", and the running mean of each term there, at about a hundred steps
 
 
+class Pairs(NamedTuple):
+    """Images that were judged two by two, and whether they are the same."""
+
+    a: Images  # (p, h, w, c)
+    b: Images
+    same: NDArray[np.bool_]  # (p,)
+
+
 class Batch(NamedTuple):
     x: Tensor  # (n, c, h, w), or (n, d)
     labels: Tensor | None  # (n,)
+    pairs: Tensor | None = None  # (2, p, c, h, w)
+    same: Tensor | None = None  # (p,)
 
 
 def device() -> torch.device:
@@ -74,6 +84,7 @@ def train(
     images: Images,
     labels: Labels | None = None,
     *,
+    pairs: Pairs | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     budget: float | None = None,
@@ -89,7 +100,8 @@ def train(
 ) -> Training:
     """Train `member` in place on uint8 images (n, h, w, c), or vectors (n, d), by AdamW under a cosine schedule.
 
-    `labels`, int64 (n,), are for members that learn from them. Say how long by one of `steps`, `epochs` or `budget`
+    `labels`, int64 (n,), are for members that learn from them. Of `pairs`, at most one for eight images of a batch is
+    drawn in each step, for `Member.pair_loss`. Say how long by one of `steps`, `epochs` or `budget`
     (seconds; a warm-up on a copy is timed, and fixes the number of steps). The rows that `split` holds out are only
     measured. All randomness of a step comes from (seed, step), so the same seed and steps give the same weights on the
     same machine, also when `resume` continues from `checkpoint`, which must be of the same images, seed, rates, member,
@@ -114,16 +126,22 @@ def train(
     batch = min(batch, len(rows))
     per_epoch = len(rows) // batch
     optimiser = torch.optim.AdamW(member.parameters(), learning_rate, weight_decay=weight_decay)
-    identity = _identity(member, settings, images, labels, seed=seed, batch=batch, rates=(learning_rate, weight_decay))
+    told = [array for array in (images, labels, *(pairs or ())) if array is not None]
+    identity = _identity(member, settings, told, seed=seed, batch=batch, rates=(learning_rate, weight_decay))
 
-    def draw(picked: NDArray[np.int64]) -> Batch:
+    def draw(picked: NDArray[np.int64], step: int | None = None) -> Batch:
         told = None if labels is None else torch.from_numpy(labels[picked]).to(where)
-        return Batch(to_input(images[picked], where), told)
+        x = to_input(images[picked], where)
+        if pairs is None or step is None:
+            return Batch(x, told)
+        drawn = np.random.default_rng((seed, step, 1)).permutation(len(pairs.same))[: max(1, batch // 8)]
+        both = torch.stack([to_input(side[drawn], where) for side in (pairs.a, pairs.b)])
+        return Batch(x, told, both, torch.from_numpy(pairs.same[drawn]).to(where))
 
     loss = torch.compile(_loss) if compiled else _loss
     entered = time.monotonic()
     torch.manual_seed(seed)
-    member.prepare(*draw(np.sort(rows[:PREPARED])))
+    member.prepare(*draw(np.sort(rows[:PREPARED]))[:2])
     start = 0
     asked_for = steps if steps is not None else epochs and epochs * per_epoch
     if resume and checkpoint is not None:
@@ -134,7 +152,7 @@ def train(
         planned = asked_for
     else:
         left = (budget or 120.0) - (time.monotonic() - entered)
-        planned = _steps_within(left, member, draw(rows[:batch]), learning_rate, weight_decay, loss)
+        planned = _steps_within(left, member, draw(rows[:batch], 0), learning_rate, weight_decay, loss)
 
     step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
     running: dict[str, Tensor] = {}
@@ -149,7 +167,7 @@ def train(
                     shuffled = np.random.default_rng((seed, epoch)).permutation(rows)
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate * _schedule(step, planned)
-                picked = draw(shuffled[i * batch : (i + 1) * batch])
+                picked = draw(shuffled[i * batch : (i + 1) * batch], step)
                 whole = False
                 member.begin(step, planned)
                 terms = _step(member, optimiser, picked, (seed << 32) + step, loss)
@@ -218,7 +236,10 @@ def _step(
 
 
 def _loss(member: Member, batch: Batch) -> Terms:
-    return member.loss(batch.x) if batch.labels is None else member.labelled_loss(batch.x, batch.labels)
+    terms = member.loss(batch.x) if batch.labels is None else member.labelled_loss(batch.x, batch.labels)
+    if batch.pairs is None or batch.same is None:
+        return terms
+    return terms | {"verdicts": member.pair_loss(batch.x, batch.pairs, batch.same)}
 
 
 def _schedule(step: int, planned: int) -> float:
@@ -270,14 +291,12 @@ def _measure(
     return {name: statistics.fmean(float(t[name]) for t in terms) for name in terms[0]}
 
 
-def _identity(
-    member: Member, settings: Mapping[str, Any] | None, images: Images, labels: Labels | None, **values: Any
-) -> str:
-    """What makes two trainings the same one: the architecture, all settings, the images and their labels."""
+def _identity(member: Member, settings: Mapping[str, Any] | None, arrays: Sequence[NDArray[Any]], **values: Any) -> str:
+    """What makes two trainings the same one: the architecture, all settings, the images and what is said of them."""
     shapes = {name: list(tensor.shape) for name, tensor in member.state_dict().items()}
-    told = json.dumps([type(member).__name__, dict(settings or {}), shapes, values, images.shape], sort_keys=True)
+    told = json.dumps([type(member).__name__, dict(settings or {}), shapes, values, arrays[0].shape], sort_keys=True)
     digest = hashlib.sha256(told.encode())
-    for array in (images, labels) if labels is not None else (images,):
+    for array in arrays:
         digest.update(hashlib.sha256(np.ascontiguousarray(array).data).digest())
     return digest.hexdigest()
 

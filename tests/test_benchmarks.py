@@ -1,8 +1,11 @@
-"""Each row of `benchmarks/family.py` runs from end to end, on small data and for a few steps."""
+"""The benchmarks of quality and of duplicates run from end to end, on small data and for a few steps."""
 
+import gzip
+import io
 import json
 import runpy
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
+
+from hashret.errors import HashretError
+from hashret.evaluation import mean_average_precision
+from hashret.hasher import Hasher
+from hashret.indexes.threads import get_threads
 
 FAMILY = Path(__file__).parent.parent / "benchmarks" / "family.py"
+QUALITY = FAMILY.with_name("quality.py")
 Row = Callable[..., dict[str, Any]]
+Rows = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
@@ -26,6 +37,17 @@ def row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return told
 
     return run
+
+
+def test_groups_of_duplicates_are_checked_and_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = str(FAMILY.with_name("dupes.py"))
+    options = ["--items", "9000", "--sample", "9", "--threads", str(get_threads()), "--json"]
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    runpy.run_path(script, run_name="__main__")
+    told = json.loads(capsys.readouterr().out)
+    assert [line["by"] for line in told["results"]] == ["connected", "star"] and told["naive_seconds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -73,30 +95,146 @@ def test_components_of_the_official_images_have_the_errors_that_are_known(row: R
     assert [line["ours"] for line in lines] == pytest.approx([32.65, 19.69, 13.87], abs=0.01)
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_vectors_are_found_by_their_codes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, given: bool
-) -> None:
-    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(600, 32)))
-    source = ["--vectors", str(tmp_path / "v.npy")] if given else ["--numbers", "32", "--limit", "600"]
-    script = FAMILY.with_name("vectors.py")
-    options = ["--bits", "16,32", "--queries", "50", "--steps", "3", "--models", "itq,contrastive", "--json"]
-    monkeypatch.setattr(sys, "argv", [str(script), *source, *options])
-    runpy.run_path(str(script), run_name="__main__")
-    told = json.loads(capsys.readouterr().out)
-    assert told["n"] == 550 and told["numbers"] == 32
-    methods = ["hashret itq", "hashret contrastive", "FAISS ITQ16,LSH", "FAISS PQ"]
-    methods += ["hashret itq", "hashret contrastive", "one bit a number", "FAISS ITQ32,LSH", "FAISS PQ"]
-    assert [row["method"] for row in told["rows"]] == methods
-    reached = {(row["method"], row["bits"]): row["recall"] or row["by_query"] for row in told["rows"]}
-    assert all(0 < share < 1 for share in reached.values())
-    assert reached["hashret itq", 32] > reached["hashret itq", 16]
+# quality.py
 
 
-def test_both_orders_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    script = FAMILY.with_name("ranking.py")
-    monkeypatch.setattr(sys, "argv", [str(script), "--models", "itq", "--bits", "16", "--queries", "60", "--json"])
-    runpy.run_path(str(script), run_name="__main__")
-    plain, sure = json.loads(capsys.readouterr().out)
-    assert (plain["rank"], sure["rank"]) == ("distance", "asymmetric")
-    assert sure["map@100"] > plain["map@100"] > 0.5 and sure["precision@10"] > plain["precision@10"]
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Rows:
+    """Measures rows as the command does, into a file of the test, and gives what it prints with --json."""
+
+    def run(*options: str) -> list[dict[str, Any]]:
+        command = [
+            str(QUALITY),
+            "--file",
+            str(tmp_path / "quality.json"),
+            "--page",
+            str(tmp_path / "page.md"),
+            *options,
+        ]
+        monkeypatch.setattr(sys, "argv", command)
+        capsys.readouterr()
+        runpy.run_path(str(QUALITY), run_name="__main__")
+        told: list[dict[str, Any]] = json.loads(capsys.readouterr().out) if "--json" in options else []
+        return told
+
+    return run
+
+
+def test_a_row_is_measured_once(rows: Rows, tmp_path: Path) -> None:
+    told = rows("--rows", "digits/*/64/*", "--steps", "3", "--json")
+    assert [row["model"] for row in told] == ["contrastive"] * 3 + ["lsh", "pca", "itq", "anchor-graph"]
+    assert [row["head"] for row in told[:3]] == ["sign", "itq", "anchor-graph"] and told[0]["steps"] == 3
+    digits = ((load_digits().images.astype(int) * 255 + 8) // 16).astype(np.uint8)
+    codes = Hasher("itq", 64).fit(digits[:1437]).encode(digits)
+    labels = load_digits().target
+    itq = told[5]
+    expected = mean_average_precision(codes[1437:], labels[1437:], codes[:1437], labels[:1437])
+    assert itq["measures"]["mAP@all"] == expected and itq["queries"] == 360 and itq["health"]["codes"] == 1437
+
+    file = tmp_path / "quality.json"
+    done = json.loads(file.read_text())
+    assert list(done.values()) == told and "digits/contrastive/sign/64/3steps/0" in done
+    again = done.pop("digits/contrastive/itq/64/3steps/0")
+    done["digits/lsh/lsh/64/none/0"]["measures"]["mAP@all"] = 0.125
+    file.write_text(json.dumps(done))
+    second = rows("--rows", "digits/*", "--steps", "3", "--json")
+    assert second[1]["measures"] == again["measures"] and second[1]["health"] == again["health"]
+    assert second[3]["measures"]["mAP@all"] == 0.125
+
+
+def test_the_list_says_what_is_done(rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
+    rows("--rows", "digits/lsh/*", "--json")
+    rows("--rows", "digits/*", "--rows", "cifar10/contrastive/sign/*", "--list")
+    assert capsys.readouterr().out.splitlines() == [
+        "not done  digits/contrastive/sign/64/20s/0",
+        "not done  digits/contrastive/itq/64/20s/0",
+        "not done  digits/contrastive/anchor-graph/64/20s/0",
+        "done      digits/lsh/lsh/64/none/0",
+        "not done  digits/pca/pca/64/none/0",
+        "not done  digits/itq/itq/64/none/0",
+        "not done  digits/anchor-graph/anchor-graph/64/none/0",
+        *(f"not done  cifar10/contrastive/sign/64/20m/{seed}" for seed in range(3)),
+        *(f"not done  cifar10/contrastive/sign/64/25m-gpu/{seed}" for seed in range(3)),
+    ]
+
+
+def test_the_page_is_written_from_the_rows(rows: Rows, tmp_path: Path) -> None:
+    (row,) = rows("--rows", "digits/itq/*", "--json")
+    done = {}
+    for seed, reached in enumerate((0.91, 0.92, 0.96)):
+        for head, behind in (("sign", 0.0), ("itq", 0.25), ("anchor-graph", 0.125)):
+            one = row | {
+                "data": "mnist",
+                "model": "contrastive",
+                "head": head,
+                "bits": 32,
+                "budget": "5m",
+                "seed": seed,
+            }
+            one |= {"measures": row["measures"] | {"mAP@all": reached - behind}}
+            if head == "sign" or not seed:
+                done["/".join(str(one[name]) for name in ("data", "model", "head", "bits", "budget", "seed"))] = one
+    (tmp_path / "quality.json").write_text(json.dumps(done))
+    rows("--write")
+    page = (tmp_path / "page.md").read_text()
+    assert "| 32 | contrastive | sign | 5m | 3 | 0.930 ± 0.025 |" in page
+    assert "| 32 | contrastive | itq | 5m | 1 | 0.660 |" in page
+    assert "- `itq`, mAP@all: 0.250 over 1\n" in page and "- `sign`, mAP@all: 0.000 over 1\n" in page
+    assert "- mnist, `itq`: itq/16/none (seed 0, seed 1, seed 2);" in page and "## mnist\n" in page
+    (lacking,) = (line for line in page.splitlines() if line.startswith("- mnist, `contrastive`: "))
+    assert "/32/5m" not in lacking and "sign/32/10m (seed 0, seed 1, seed 2)" in lacking and "## digits" not in page
+
+
+def put_images(folder: Path, sizes: list[tuple[str, int, int]], archive: str) -> None:
+    """An archive of images of blocks of colour, in files of these names, widths and heights."""
+    rng = np.random.default_rng(0)
+    (folder / archive).parent.mkdir(parents=True)
+    with tarfile.open(folder / archive, "w:gz") as tar:
+        for name, width, height in sizes:
+            blocks = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+            file = io.BytesIO()
+            blocks.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG")
+            told = tarfile.TarInfo(name)
+            told.size = len(file.getvalue())
+            tar.addfile(told, io.BytesIO(file.getvalue()))
+
+
+def test_local_files_are_measured(rows: Rows, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "mnist").mkdir(parents=True)
+    digits, labels = (load_digits().images * 15).astype(np.uint8), load_digits().target.astype(np.uint8)
+    for part, chosen in (("train", slice(0, 100)), ("t10k", slice(100, 130))):
+        for kind, array in ((f"{part}-images-idx3", digits[chosen]), (f"{part}-labels-idx1", labels[chosen])):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (data / f"mnist/{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    names = [f"{part}/{i % 4}/{i:04}.jpg" for part, n in (("train", 1000), ("test", 100)) for i in range(n)]
+    put_images(data, [(name, 32, 32) for name in names], "cifar10/cifar10-jpeg.tar.gz")
+    names = [f"photos/{i % 3}/{i:02}.jpg" for i in range(20)]
+    put_images(data, [(name, 90 + i, 80) for i, name in enumerate(names)], "photos/photos.tar.gz")
+
+    told = {row["data"]: row for row in rows("--data", str(data), "--rows", "[mcp]*/lsh/lsh/64/none/0", "--json")}
+    assert list(told) == ["mnist", "cifar10", "cifar10-1k-59k", "photos"]
+    assert [row["queries"] for row in told.values()] == [30, 100, 1000, 20]
+    assert [row["health"]["codes"] for row in told.values()] == [100, 1000, 100, 20]
+    assert [row["images"] for row in told.values()] == [100, 1000, 100, 20]
+    copies = told["photos"]["near_duplicates"]
+    assert list(copies) == ["crop", "resize", "JPEG 40", "brightness", "rotation", "all"]
+    assert copies["resize"] > 0.9 > copies["crop"] > 0.1 and copies["all"] == pytest.approx(
+        np.mean(list(copies.values()))
+    )
+    rows("--write")
+    page = (tmp_path / "page.md").read_text()
+    assert "| 64 | lsh (JPEG copy) | lsh | none | 1 |" in page and f"| {copies['resize']:.3f} |" in page
+
+
+def test_perceptual_hashes_are_beside_the_models(rows: Rows, tmp_path: Path) -> None:
+    pytest.importorskip("imagehash", reason="imagehash comes with the extra bench")
+    put_images(tmp_path, [(f"photos/{i % 3}/{i:02}.jpg", 90, 80) for i in range(20)], "photos/photos.tar.gz")
+    told = rows("--data", str(tmp_path), "--rows", "photos/?hash/*", "--json")
+    assert [row["model"] for row in told] == ["phash", "dhash"]
+    assert all(row["near_duplicates"]["JPEG 40"] == 1 and row["health"]["distinct_codes"] == 20 for row in told)
+
+
+def test_photos_must_be_files(rows: Rows) -> None:
+    with pytest.raises(HashretError, match="give --data DIR"):
+        rows("--rows", "photos/*")

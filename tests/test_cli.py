@@ -27,8 +27,8 @@ from hashret.hasher import Hasher
 
 MAIN = [sys.executable, "-c", "from hashret.cli import main; main()"]
 COMMANDS = [
-    *("train", "index", "query", "info", "reindex", "remove", "failures", "estimate", "export", "import", "doctor"),
-    *("serve", "demo"),
+    *("train", "index", "query", "eval", "dupes", "verdict", "calibrate", "info", "reindex", "remove", "failures"),
+    *("doctor", "estimate", "export", "import", "serve", "demo"),
 ]
 PHOTOS = 40
 
@@ -234,7 +234,8 @@ def test_info(place: Path, hashret: Command) -> None:
     assert ran.code == 0 and ran.err == ""
     assert f"collection  {place}/.hashret\nitems       40 under 40 paths; 0 files" in ran.out
     assert re.search(
-        r"\nhealth +\d+ distinct codes, \d+ items with the commonest; \d+ dead bits, balance 0\.\d\d\n", ran.out
+        r"\nhealth +\d+ distinct codes, \d+ items with the commonest; \d+ dead bits, rarer values \d+%\n",
+        ran.out,
     )
     assert re.search(r"\non disk +\d+\.\d MB, [\d,]+ bytes an item\n", ran.out)
 
@@ -548,6 +549,153 @@ def test_what_cannot_be_read_does_not_keep_the_rest(place: Path, hashret: Comman
     assert hashret("query", "broken.png", "--json").out == "[]\n"
 
 
+# Copies
+
+
+ODD_NAMES = ["-rf.png", "a\nrm -- kept.png", 'it\'s $(touch pwned) `x` "q".png', "🐈.png", "~.png"]
+
+
+@pytest.fixture
+def copies(place: Path, hashret: Command) -> Path:
+    """A folder of equal files with odd names, and one of another content with the same code; indexed."""
+    folder = place / "copies"
+    folder.mkdir()
+    for name in ODD_NAMES:
+        (folder / name).write_bytes(photos()["0/00.png"])
+    Image.open(place / "photos/0/00.png").save(folder / "other.bmp")
+    assert hashret("index", "copies", "-q").code == 0
+    return folder
+
+
+def test_dupes_are_printed_in_groups(place: Path, hashret: Command, copies: Path) -> None:
+    equal = sorted(f"{place}/{name}" for name in ("photos/0/00.png", *(f"copies/{name}" for name in ODD_NAMES)))
+    ran = hashret("dupes", "-r", 0, "--keep", "photos")
+    kept = f"{place}/photos/0/00.png"
+    equal.remove(kept)
+    paths = [kept, *equal, f"{copies}/other.bmp"]
+    assert ran.code == 0 and ran.out == "".join(f"   0  {path}\n" for path in paths)
+    assert ran.err == "1 group of 7 images within 0 bits: 6 could go\n"
+    told = json.loads(hashret("dupes", "-r", 0, "--keep", "photos", "--by", "star", "--json").out)
+    assert told.keys() == {"radius", "by", "keep", "groups"} and told["by"] == "star"
+    first, second = told["groups"][0]
+    assert first["paths"] == paths[:-1] and second["paths"] == paths[-1:] and first["distance"] == 0
+    several = hashret("dupes", "-r", 12, "--by", "star", "-q")
+    assert several.err == "" and "\n\n   0  " in several.out and several.out.endswith(".png\n")
+
+
+def test_the_script_removes_all_but_what_is_kept(place: Path, hashret: Command, copies: Path) -> None:
+    names = [*ODD_NAMES, os.fsdecode(b"\xff.png")]
+    (copies / names[-1]).write_bytes(photos()["0/00.png"])
+    assert hashret("index", "copies", "-q").code == 0
+    before = listing(place)
+    script = subprocess.run([*MAIN, "dupes", "-r", "0", "--keep", "photos", "--script"], capture_output=True).stdout
+    assert listing(place) == before and script.startswith(b"#!/bin/sh\n")
+    assert os.fsencode(f'\n# keep "{place}/photos/0/00.png"\n') in script
+    subprocess.run(["sh", "-eu"], input=script, check=True, cwd=copies)
+    assert before.keys() - listing(place).keys() == {f"copies/{name}" for name in (*names, "other.bmp")}
+    again = subprocess.run([*MAIN, "dupes", "-r", "0", "--script"], capture_output=True).stdout
+    assert b"\nrm " not in again  # the last copy is there, though it is not the one to keep
+
+
+def test_the_script_leaves_what_is_far(place: Path, hashret: Command) -> None:
+    with Collection.open(place / ".hashret") as there:
+        groups = there.dupes(12)
+    lines = hashret("dupes", "-r", 12, "--script").out.splitlines()
+    removed = {line.removeprefix("rm -- ") for line in lines if line.startswith("rm -- ")}
+    others = [(group.items[i].paths[0], d) for group in groups for i, d in enumerate(group.distances) if i]
+    far = {path for path, distance in others if distance > 12}
+    assert far and removed == {path for path, distance in others if distance <= 12}
+    assert all(any(line.startswith("# ") and path in line for line in lines) for path in far)
+    assert [line for line in lines if line.startswith("# keep ")] == [f'# keep "{g.items[0].paths[0]}"' for g in groups]
+
+
+def script(hashret: Command, *options: object) -> tuple[list[str], str]:
+    """What the script removes, and the whole of it."""
+    text = hashret("dupes", "-r", 0, "--script", *options).out
+    return [line.removeprefix("rm -- ") for line in text.splitlines() if line.startswith("rm ")], text
+
+
+def test_the_script_never_removes_the_last_copy(place: Path, hashret: Command, tmp_path: Path) -> None:
+    kept, other = place / "photos/0/00.png", place / "copies/00.png"
+    other.parent.mkdir()
+    other.symlink_to(kept)
+    assert hashret("index", "copies", "-q").code == 0
+    for folder in ("copies", "photos"):
+        removed, text = script(hashret, "--keep", folder)
+        assert removed == [] and "# the same file: " in text
+    other.unlink()
+    shutil.copy(kept, other)
+    assert script(hashret, "--keep", "photos")[0] == [str(other)]
+    kept.unlink()
+    removed, text = script(hashret, "--keep", "photos")
+    assert removed == [] and f'# keep "{other}"' in text and f'indexed: "{kept}"' in text
+    kept.write_bytes(b"something else")
+    assert script(hashret, "--keep", "photos")[0] == []
+    os.truncate(other, 1)
+    assert "# nothing to do: the one to keep is no file, or not the one that was indexed" in script(hashret)[1]
+
+
+def test_the_script_leaves_contents_without_files(place: Path, hashret: Command) -> None:
+    with Collection.open(place / ".hashret") as there:
+        there.add([np.asarray(Image.open("photos/0/00.png"))])
+    removed, text = script(hashret)
+    assert removed == [] and "# nothing to do: the one to keep is no file" in text  # it is the largest, in bytes
+    removed, text = script(hashret, "--keep", "photos")
+    assert removed == [] and "# no file, or not the one that was indexed: " in text
+
+
+def test_verdicts_are_remembered_and_exported(place: Path, hashret: Command) -> None:
+    first, second, third = sorted(photos())[:3]
+    assert hashret("verdict", f"photos/{first}", "id:2", "different") == (0, "", "")
+    assert hashret("verdict", f"photos/{third}", f"photos/{first}", "same").code == 0
+    assert hashret("verdict", "--export", "pairs.csv").err == "2 verdicts in pairs.csv\n"
+    paths = [f"{place}/photos/{name}" for name in (first, second, third)]
+    assert Path("pairs.csv").read_text().splitlines() == [
+        "path_a,path_b,verdict",
+        f"{paths[0]},{paths[1]},different",
+        f"{paths[0]},{paths[2]},same",
+    ]
+    asked = hashret("query", f"photos/{first}", "-k", PHOTOS, "--paths").out.splitlines()
+    assert len(asked) == PHOTOS - 1 and paths[1] not in asked
+    found = json.loads(hashret("dupes", "-r", 0, "--json").out)["groups"]
+    assert [{copy["id"] for copy in group} for group in found] == [{1, 3}]
+
+
+def test_calibrate_chooses_the_radius(place: Path, hashret: Command) -> None:
+    check_failed(
+        hashret("query", "id:1", "-r", "auto"), 1, "not known: run hashret calibrate, or give a number of bits"
+    )
+    check_failed(hashret("dupes", "-r", "auto"), 1, "run hashret calibrate")
+    ran = hashret("calibrate", "--target", 0.2, "--plot", "plot.png")
+    assert ran.out.startswith("radius  precision  recall\n") and Path("plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "measured with 200 copies (altered copies) among 40 items\n-r auto is " in ran.err
+    told = json.loads(hashret("calibrate", "--target", 0.2, "--json").out)
+    radius = told["radius"]
+    assert told["precision"][radius] >= 0.2 and len(told["recall"]) == 33 and told["items"] == 40
+    ran = hashret("query", "id:1", "-r", "auto", "--target", 0.2)
+    assert ran == (0, hashret("query", "id:1", "-r", radius).out, f"within {radius} bits, for a precision of 0.2\n")
+    assert hashret("dupes", "-r", "auto", "--target", 0.2, "--json").out == hashret("dupes", "-r", radius, "--json").out
+    for verdict, other in (("same", 2), ("different", 3)):
+        assert hashret("verdict", "id:1", f"id:{other}", verdict).code == 0
+    assert hashret("verdict", "--export", "pairs.csv", "-q").err == ""
+    judged = json.loads(hashret("calibrate", "pairs.csv", "--json").out)
+    assert judged == json.loads(hashret("calibrate", "--verdicts", "--json").out) | {"source": "pairs.csv"}
+    assert judged["items"] is None and sorted(set(judged["recall"])) == [0, 1]
+
+
+def test_a_training_learns_from_verdicts(place: Path, hashret: Command) -> None:
+    small = ["--model", "binary", "--steps", 3, "--bits", 16, "--set", "network=mlp", "--set", "width=4", "-o", "model"]
+    check_failed(hashret("train", "photos", "--verdicts", *small), 1, "there are no verdicts in .* to learn from")
+    assert hashret("verdict", "id:1", "id:2", "same").code == 0
+    assert hashret("train", "photos", "--verdicts", *small).code == 0
+    assert Hasher.load("model").training["pairs"] == 1
+    check_failed(
+        hashret("train", "photos", "--verdicts", "--model", "pca", "--bits", 16, "-o", "linear"),
+        1,
+        "judged pairs cannot be learned from: model 'pca' has no network that they could train",
+    )
+
+
 # Where the collection is
 
 
@@ -614,7 +762,28 @@ def test_the_collection_is_found_from_a_folder_below(
         ("query hex:12", 1, "hex:12: codes must have 32 bits, not 8"),
         ("query hex:xyz", 1, "'xyz' is not a code"),
         ("query id:1 -k 0", 2, "Invalid value for '-k'"),
-        ("query id:1 -r -1", 2, "Invalid value for '-r'"),
+        ("query id:1 -r -1", 2, "a distance is a whole number of bits, or auto, not '-1'"),
+        ("query id:1 -r ½", 2, "a distance is a whole number of bits, or auto, not '½'"),
+        ("query id:1 -r 3 --target 0.5", 2, "--target goes with -r auto"),
+        ("dupes -r -1", 2, "a distance is a whole number of bits, or auto, not '-1'"),
+        ("dupes --by size", 2, "by is 'connected' or 'star', not 'size'"),
+        (
+            "dupes --keep bigest",
+            1,
+            "nothing indexed lies under .*/bigest: keep the largest, the oldest, or another folder",
+        ),
+        ("dupes --json --script", 2, "give one of --json and --script"),
+        ("verdict id:1 id:2", 2, "give two images and same or different, or --export FILE"),
+        ("verdict id:1 id:2 similar", 2, "a verdict is 'same' or 'different', not 'similar'"),
+        ("verdict id:1 id:1 same", 1, "both are item 1, one content: a verdict is of two"),
+        ("verdict id:1 id:999 same", 1, "there is no item 999"),
+        ("verdict id:1 broken.png same", 1, "broken.png is not in the collection: hashret index its folder first"),
+        ("verdict id:1 id:2 same --export x.csv", 2, "give two images and same or different, or --export FILE"),
+        ("calibrate none.csv", 1, "none.csv cannot be read: No such file"),
+        ("calibrate notes/a.txt", 1, "notes/a.txt, line 1: a line is path_a,path_b,same or"),
+        ("calibrate --verdicts", 1, "verdicts: 0 pairs are the same and 0 different: judge some of both kinds"),
+        ("calibrate --target 2", 2, "Invalid value for '--target'"),
+        ("calibrate pairs.csv --verdicts", 2, "give one of PAIRS.csv and --verdicts"),
         ("query id:1 --json --paths", 2, "give one of --json, --jsonl and --paths"),
         ("query", 2, "Missing argument"),
         ("query id:1 -c empty", 1, "there is no collection at .*/empty: make one with hashret index SOURCE"),

@@ -31,8 +31,8 @@ from hashret import ingest, live
 from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingContents, locate
 from hashret.errors import HashretError
+from hashret.evaluation import health
 from hashret.hasher import Hasher
-from hashret.health import health
 from hashret.images import content_bytes
 
 Pixels = NDArray[np.uint8]

@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import permutations
 
 import numpy as np
@@ -5,10 +6,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import entropy
 from sklearn.metrics import average_precision_score
 
-from hashret.codes import hamming
-from hashret.evaluation import average_precision, mean_average_precision, precision, psnr, squared_error
+from hashret import evaluation
+from hashret.codes import Codes, hamming, pack, unpack
+from hashret.evaluation import (
+    Counts,
+    average_precision,
+    count_labels,
+    count_neighbours,
+    health,
+    mean_average_precision,
+    nearest,
+    precision,
+    precision_at,
+    precision_within,
+    psnr,
+    recall_at,
+    recall_within,
+    retrieval,
+    squared_error,
+)
 
 
 def some_codes(n: int, *, byte: bool, seed: int = 0) -> NDArray[np.uint8]:
@@ -21,7 +40,13 @@ def some_codes(n: int, *, byte: bool, seed: int = 0) -> NDArray[np.uint8]:
 def by_places(order: NDArray[np.bool_]) -> float:
     """Average precision as it is defined, of relevance in the order of the ranking."""
     places = np.flatnonzero(order) + 1
-    return float(np.mean([(n + 1) / place for n, place in enumerate(places)]))
+    return float(np.mean([(n + 1) / place for n, place in enumerate(places)])) if len(places) else 0.0
+
+
+def orders_of(distances: NDArray[np.int64], relevant: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """Relevance in every order of the ranking that the distances allow."""
+    orders = (list(order) for order in permutations(range(len(distances))))
+    return [relevant[order] for order in orders if (np.diff(distances[order]) >= 0).all()]
 
 
 def test_precision_is_the_share_of_relevant_neighbours() -> None:
@@ -36,19 +61,84 @@ def test_without_ties_it_is_the_average_precision_of_scikit_learn() -> None:
     assert average_precision(np.ones((50, 40)), relevant) == pytest.approx(expected)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7))
-def test_ties_are_the_mean_over_all_their_orders(ranked: list[tuple[int, bool]]) -> None:
+@pytest.mark.parametrize("first", [1, 7, 39, 40, 1000])
+def test_without_ties_a_list_is_cut_where_it_is_long_enough(first: int) -> None:
+    relevant = np.random.default_rng(1).random((50, 40)) < 0.2
+    relevant[:, -1] = True
+    items = np.ones((50, 40))
+    expected = [average_precision_score(row, -np.arange(len(row))) if row.any() else 0 for row in relevant[:, :first]]
+    assert average_precision(items, relevant, first) == pytest.approx(expected)
+    assert precision_at(items, relevant, first) == pytest.approx(relevant[:, :first].mean(1))
+    assert recall_at(items, relevant, first) == pytest.approx(relevant[:, :first].sum(1) / relevant.sum(1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6), st.integers(1, 7))
+def test_ties_are_the_mean_over_all_their_orders(ranked: list[tuple[int, bool]], k: int) -> None:
     distances = np.array([distance for distance, _ in ranked])
     relevant = np.array([right for _, right in ranked])
-    items, hits = np.bincount(distances, minlength=4), np.bincount(distances[relevant], minlength=4)
+    counts = [np.bincount(distances, minlength=4)], [np.bincount(distances[relevant], minlength=4)]
     if not relevant.any():
-        with pytest.raises(ValueError, match="1 queries have no relevant item"):
-            average_precision([items], [hits])
+        for first in (None, k):
+            with pytest.raises(ValueError, match="1 queries have no relevant item"):
+                average_precision(*counts, first)
         return
-    orders = [list(order) for order in permutations(range(len(ranked)))]
-    expected = np.mean([by_places(relevant[o]) for o in orders if (np.diff(distances[o]) >= 0).all()])
-    assert average_precision([items], [hits]) == pytest.approx(expected)
+    orders = orders_of(distances, relevant)
+    assert average_precision(*counts) == pytest.approx(np.mean([by_places(order) for order in orders]))
+    assert average_precision(*counts, k) == pytest.approx(np.mean([by_places(order[:k]) for order in orders]))
+    assert precision_at(*counts, k) == pytest.approx(np.mean([order[:k].mean() for order in orders]))
+    assert recall_at(*counts, k) == pytest.approx(np.mean([order[:k].sum() for order in orders]) / relevant.sum())
+    near = relevant[distances <= 1]
+    assert precision_within(*counts, 1) == (near.mean() if len(near) else 0)
+    assert recall_within(*counts, 1) == near.sum() / relevant.sum()
+
+
+def test_a_list_that_ends_among_thousands_of_ties_is_their_mean() -> None:
+    rng = np.random.default_rng(2)
+    relevant = np.repeat([True, False], [1500, 4500])
+    drawn = [by_places(rng.permutation(relevant)[:1000]) for _ in range(2000)]
+    assert average_precision([[6000]], [[1500]], 1000) == pytest.approx(np.mean(drawn), abs=5e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 24, 64, 72, 256])
+@pytest.mark.parametrize("own", [False, True])
+def test_counts_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch, bits: int, own: bool) -> None:
+    monkeypatch.setattr(evaluation, "TOGETHER", 7)
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(0, 256, (60, bits // 8), dtype=np.uint8)
+    codes[:, 1:] &= 3
+    labels = rng.choice(["a", "b", "c"], 60)
+    rows = np.arange(3, 20)
+    queries, wanted, left_out = codes[rows], labels[rows], rows if own else None
+    neighbours = rng.permuted(np.tile(np.arange(20, 60), (17, 1)), axis=1)[:, :5]
+    by_label = list(count_labels(queries, wanted, codes, labels, left_out))
+    by_rows = list(count_neighbours(queries, neighbours, codes, left_out))
+    assert [len(counts.items) for counts in by_label] == [7, 7, 3]
+    distances = hamming(queries, codes).astype(np.int64)
+    for i, row in enumerate(rows):
+        items = np.delete(distances[i], row) if own else distances[i]
+        same = np.delete(labels == labels[row], row) if own else labels == labels[row]
+        told = [Counts(*(part[i % 7] for part in counts[i // 7])) for counts in (by_label, by_rows)]
+        assert all((counts.items == np.bincount(items, minlength=bits + 1)).all() for counts in told)
+        assert (told[0].relevant == np.bincount(items[same], minlength=bits + 1)).all()
+        assert (told[1].relevant == np.bincount(distances[i, neighbours[i]], minlength=bits + 1)).all()
+
+
+def test_nothing_depends_on_the_order_of_the_database() -> None:
+    codes, queries = some_codes(3000, byte=True), some_codes(20, byte=True, seed=1)
+    labels, wanted = np.sort(np.arange(3000) % 5), np.arange(20) % 5
+    order = np.random.default_rng(0).permutation(3000)
+    measured = [
+        retrieval(count_labels(queries, wanted, codes[rows], labels[rows]))
+        for rows in (slice(None), order, order[::-1])
+    ]
+    assert measured[1] == pytest.approx(measured[0], rel=1e-12) and measured[2] == pytest.approx(measured[0], rel=1e-12)
+    assert measured[0]["mAP@all"] == mean_average_precision(queries, wanted, codes, labels)
+    assert measured[0]["mAP@1000"] == mean_average_precision(queries, wanted, codes, labels, 1000)
+    near = hamming(queries, codes) <= 2
+    right = (near & (labels == wanted[:, None])).sum(1)
+    assert measured[0]["precision within 2"] == pytest.approx((right / near.sum(1)).mean())
+    assert measured[0]["recall within 2"] == pytest.approx((right / 600).mean())
 
 
 @pytest.mark.parametrize("byte", [True, False])
@@ -75,8 +165,56 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         mean_average_precision(codes[:1], [7], codes, [0, 1, 2, 3, 4])
     with pytest.raises(ValueError, match="16 bits"):
         mean_average_precision(codes[:1, :1].copy(), [0], codes, [0] * 5)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="5 queries, but 5 and 1 labels"):
         mean_average_precision(codes, [0], codes, [0] * 5)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_nearest_vectors_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    monkeypatch.setattr(evaluation, "BLOCK", 8)
+    vectors = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
+    vectors[20:] = vectors[:10]  # so that each has a double
+    rows = np.arange(12)
+    distances = np.square(vectors[rows, None] - vectors[None].astype(float)).sum((2, 3, 4))
+    if own:
+        distances[rows, rows] = np.inf
+    for k in (1, 5, 29, 30):
+        found = nearest(vectors[rows], vectors, k, rows if own else None)
+        assert found.shape == (12, min(k, 30 - own))
+        assert not own or not (found == rows[:, None]).any()
+        assert all(len(set(row)) == len(row) for row in found)
+        expected = np.sort(distances, 1)[:, : found.shape[1]]
+        assert np.take_along_axis(distances, found, 1) == pytest.approx(expected)
+
+
+def correlated(n: int) -> Codes:
+    """Of 16 bits the first is constant, the second nearly, the third the opposite of the fourth, others by chance."""
+    bits = np.random.default_rng(0).random((n, 16)) < 0.3
+    bits[:, 0] = True
+    bits[:, 1] = np.arange(n) < n // 200
+    bits[:, 2] = ~bits[:, 3]
+    return pack(bits)
+
+
+def test_health_is_what_a_plain_count_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BLOCK", 300)
+    codes = correlated(2000)
+    told = health(codes)
+    buckets = np.array(list(Counter(code.tobytes() for code in codes).values()))
+    assert (told.codes, told.distinct_codes, told.largest_bucket) == (2000, len(buckets), buckets.max())
+    assert told.entropy == pytest.approx(entropy(buckets, base=2))
+    assert (told.constant_bits, told.dead_bits) == (1, 2)
+    share = unpack(codes).mean(0)
+    assert told.balance == pytest.approx(np.minimum(share, 1 - share).mean())
+    correlations = np.asarray(np.corrcoef(unpack(codes)[:, 1:].T))[np.triu_indices(15, 1)]
+    assert told.correlation == pytest.approx(np.abs(correlations).mean())
+    assert told.largest_correlation == pytest.approx(1)
+
+
+def test_codes_that_say_nothing_have_no_health() -> None:
+    assert set(health(np.zeros((0, 2), np.uint8))) == {0}
+    told = health(np.zeros((5, 2), np.uint8))
+    assert told == (5, 1, 5, 0, 16, 16, 0, 0, 0)
 
 
 def test_errors_of_images_are_means_over_images() -> None:

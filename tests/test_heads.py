@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from scipy.linalg import orthogonal_procrustes  # type: ignore[import-untyped]
+from scipy.linalg import orthogonal_procrustes
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA

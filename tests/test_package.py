@@ -48,7 +48,6 @@ ROOMS = {
     "hashret/metadata.py": {"errors"},
     "hashret/filters.py": {"errors", "metadata"},
     "hashret/store.py": {"errors", "codes", "files", "filters"},
-    "hashret/health.py": {"codes", "indexes"},
     "hashret/transfer.py": {"errors", "codes", "files", "ingest", "metadata", "store"},
     "hashret/evaluation.py": {"codes"},
     "hashret/contents.py": {"errors", "images", "sources"},

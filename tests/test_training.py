@@ -13,11 +13,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hashret import training
+from hashret.codes import unpack
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
 from hashret.progress import Progress
-from hashret.training import Training, split, train
+from hashret.training import Pairs, Training, split, to_input, train
 
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
 DIGITS = (load_digits().images[:300, ..., None] * 15.9375).astype(np.uint8)  # (300, 8, 8, 1)
@@ -223,18 +224,22 @@ def test_held_out_losses_are_those_of_the_trained_member() -> None:
     assert len(split(1_000_000, 0)[1]) == 5000
 
 
-def test_labels_are_never_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name, member in MODELS.items() if not member.labelled])
+def test_labels_are_never_read_unless_asked_for(tmp_path: Path, name: str) -> None:
     def idx(array: Any) -> bytes:
         return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + bytes(array.tobytes())
 
     source = tmp_path / "digits-images-idx3-ubyte"
     source.write_bytes(idx(DIGITS[..., 0]))
-    fingerprints = set()
-    for labels in (None, np.zeros(300, np.uint8), np.arange(300).astype(np.uint8)):
+    known = load_digits().target[:300].astype(np.uint8)
+    tensors = []
+    for labels in (known, np.random.default_rng(0).permutation(known), None):
+        (tmp_path / "digits-labels-idx1-ubyte").unlink(missing_ok=True)
         if labels is not None:
             (tmp_path / "digits-labels-idx1-ubyte").write_bytes(idx(labels))
-        fingerprints.add(Hasher("contrastive", 16, network="mlp", width=1).fit(source, steps=3).fingerprint)
-    assert len(fingerprints) == 1
+        hasher = Hasher(name, 16, **smallest(name)).fit(source, steps=3)
+        tensors.append((hasher.fingerprint, {key: tensor.tolist() for key, tensor in hasher._tensors().items()}))
+    assert tensors[0] == tensors[1] == tensors[2]
 
 
 # Ctrl-C, and going on
@@ -549,3 +554,70 @@ def test_progress_names_every_term_of_the_loss() -> None:
     assert [(told.stage, told.done, told.total) for told in reports] == [("training", i, 12) for i in range(1, 13)]
     assert all(told.terms.keys() == {"reconstruction", "kl"} for told in reports)
     assert done.terms == reports[-1].terms
+
+
+# Judged pairs
+
+
+def judged(n: int = 20) -> Pairs:
+    """Pairs of digits that are said to be the same, and others that are said to be different."""
+    return Pairs(DIGITS[:n], DIGITS[n : 2 * n], np.arange(n) % 2 == 0)
+
+
+def test_a_pair_costs_a_nat_for_each_bit_that_is_wrong() -> None:
+    member = build("ae")
+    x, a, b = (to_input(part, torch.device("cpu")) for part in (DIGITS[100:200], *judged()[:2]))
+    same = torch.from_numpy(judged().same)
+    values = member.outputs(torch.cat([x, a, b])).detach().numpy()
+    bits = values > values.mean(0)
+    differing = (bits[100:120] != bits[120:]).sum(1)
+    expected = np.where(judged().same, differing, np.maximum(0, 8 - differing)).mean()
+    assert member.pair_loss(x, torch.stack([a, b]), same).item() == pytest.approx(expected)
+    assert expected > 1
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_pairs_are_learned_from_and_repeat(name: str) -> None:
+    once = learned(name, pairs=judged())
+    assert learned(name, pairs=judged()) == once != learned(name)
+    assert learned(name, pairs=judged()._replace(same=~judged().same)) != once
+
+
+@pytest.mark.parametrize("name", ["ae", "binary"])
+def test_pairs_that_are_the_same_come_together_and_others_go_apart(name: str) -> None:
+    def wrong_bits(**how: Any) -> tuple[float, float]:
+        hasher = Hasher(name, 16, **smallest(name) | {"width": 4}).fit(DIGITS, steps=150, **how)
+        a, b = (unpack(hasher.encode(side)) for side in judged()[:2])
+        return tuple((a != b).sum(1)[judged().same == same].mean() for same in (True, False))
+
+    told = [(a, b, bool(same)) for a, b, same in zip(*judged(), strict=True)]
+    (same, different), (same_before, different_before) = wrong_bits(pairs=told), wrong_bits()
+    assert same < 0.6 * same_before and different >= max(6.0, different_before)
+
+
+def test_a_training_resumes_with_the_same_pairs_alone(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+
+    def stop(told: Progress) -> None:
+        if told.stage == "training" and told.done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "REPORT_EVERY", -1.0)
+        patch.setattr(training, "SAVE_EVERY", -1.0)
+        member = build()
+        assert learn(member, pairs=judged(), checkpoint=path, progress=stop).interrupted
+    with pytest.raises(HashretError, match="is of another training"):
+        learn(build(), checkpoint=path, resume=True)
+    with pytest.raises(HashretError, match="is of another training"):
+        learn(build(), pairs=judged(10), checkpoint=path, resume=True)
+    member = build()
+    learn(member, pairs=judged(), checkpoint=path, resume=True)
+    assert weights(member) == learned(pairs=judged())
+
+
+def test_pairs_that_nothing_can_be_learned_from_are_refused() -> None:
+    with pytest.raises(HashretError, match="judged pairs cannot be learned from: there are none"):
+        Hasher("binary", 16).fit(DIGITS, steps=1, pairs=[])
+    with pytest.raises(HashretError, match="model 'itq' has no network that they could train"):
+        Hasher("itq", 16).fit(DIGITS, pairs=[(DIGITS[0], DIGITS[1], True)])

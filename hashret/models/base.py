@@ -5,6 +5,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hashret.errors import HashretError
 from hashret.models.backbones import PREFIX, backbone
@@ -95,6 +96,19 @@ class Member(nn.Module):
     def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What `loss` is for a member that learns from labels: int64 (n,), -1 for an image without one."""
         return self.loss(x)
+
+    def pair_loss(self, x: Tensor, pairs: Tensor, same: Tensor) -> Tensor:
+        """What pairs that were judged cost, beside images `x` of all kinds: `pairs` (2, p, c, h, w), `same` bool (p,).
+
+        Of the mean pair: as many nats as there are bits that differ between images that are the same, and as the bits
+        that differ between others are short of half of all. Bits are signs of the outputs centred and scaled over all
+        these images, so that it matters little how a head cuts them. Pulling together, and pushing apart as far as a
+        margin, is the loss of Liu, Wang, Shan and Chen, "Deep Supervised Hashing for Fast Image Retrieval", CVPR 2016.
+        """
+        z = self.outputs(torch.cat([x, *pairs])).float()
+        a, b = straight_through_sign((z - z.mean(0)) / (z.std(0) + 1e-6))[len(x) :].chunk(2)
+        differing = (1 - a * b).sum(1) / 2
+        return torch.where(same, differing, F.relu(self.latent / 2 - differing)).mean()
 
     def prepare(self, x: Tensor, labels: Tensor | None) -> None:
         """What has to be found out before training, or before it goes on, from some of the images."""

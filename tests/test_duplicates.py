@@ -1,0 +1,132 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hashret import duplicates
+from hashret.codes import Codes, hamming
+from hashret.duplicates import connected, groups, stars
+
+Pairs = NDArray[np.int64]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Codes near a few centres, many of them equal, with verdicts on some pairs, and an order of preference."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, width, centres = draw(st.integers(1, 40)), draw(st.sampled_from([1, 2, 8, 9])), draw(st.integers(1, 8))
+    flips = np.packbits(rng.random((n, 8 * width)) < draw(st.sampled_from([0.0, 0.01, 0.1])), axis=1)
+    codes = rng.integers(0, 256, (centres, width), np.uint8)[rng.integers(0, centres, n)] ^ flips
+    pairs = np.array([pair for pair in rng.integers(0, n, (8, 2)).tolist() if pair[0] != pair[1]], np.int64)
+    pairs = np.unique(np.sort(pairs.reshape(-1, 2), axis=1), axis=0)
+    verdicts = rng.integers(0, draw(st.integers(2, 3)), len(pairs))
+    return {
+        "codes": codes,
+        "radius": draw(st.integers(0, 12)),
+        "same": pairs[verdicts == 0],
+        "different": pairs[verdicts == 1],
+        "rank": rng.permutation(n),
+    }
+
+
+def linked(codes: Codes, radius: int, same: Pairs, different: Pairs) -> NDArray[np.bool_]:
+    """Who is a copy of whom, (n, n), by comparing all with all."""
+    near = hamming(codes, codes) <= radius
+    for pairs, value in ((different, False), (same, True)):
+        near[tuple(pairs.T)] = near[tuple(pairs[:, ::-1].T)] = value
+    return np.asarray(near)
+
+
+def partition(numbers: NDArray[Any]) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(numbers == number).tolist()) for number in np.unique(numbers)}
+
+
+def chains(near: NDArray[np.bool_]) -> set[frozenset[int]]:
+    left, found = set(range(len(near))), set()
+    while left:
+        reached, before = {min(left)}, set[int]()
+        while reached != before:
+            before, reached = reached, reached | set(np.flatnonzero(near[sorted(reached)].any(axis=0)).tolist())
+        found.add(frozenset(reached))
+        left -= reached
+    return found
+
+
+def best_copies(near: NDArray[np.bool_], rank: NDArray[np.int64]) -> set[frozenset[int]]:
+    left, found = set(range(len(near))), set()
+    for best in np.argsort(rank).tolist():
+        if best in left:
+            taken = {i for i in left if near[best, i]}
+            found.add(frozenset(taken))
+            left -= taken
+    return found
+
+
+@pytest.fixture(params=[(64, 1 << 14, 1 << 23), (1, 3, 0)], ids=["large", "small"], autouse=True, scope="module")
+def batches(request: pytest.FixtureRequest) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(("FIRST", "MOST", "HELD"), request.param, strict=True):
+            patch.setattr(duplicates, name, value)
+        yield
+
+
+@given(cases())
+@settings(deadline=None)
+def test_chains_are_those_of_brute_force(case: dict[str, Any]) -> None:
+    verdicts = {verdict: case[verdict] for verdict in ("same", "different")}
+    found = connected(case["codes"], case["radius"], **verdicts)
+    assert partition(found) == chains(linked(case["codes"], case["radius"], **verdicts))
+
+
+@given(cases())
+@settings(deadline=None)
+def test_stars_are_those_of_brute_force(case: dict[str, Any]) -> None:
+    verdicts = {verdict: case[verdict] for verdict in ("same", "different")}
+    found = stars(case["codes"], case["radius"], case["rank"], **verdicts)
+    assert partition(found) == best_copies(linked(case["codes"], case["radius"], **verdicts), case["rank"])
+
+
+@given(cases())
+@settings(deadline=None)
+def test_groups_are_of_several_and_begin_with_the_best(case: dict[str, Any]) -> None:
+    numbers = stars(case["codes"], case["radius"], case["rank"])
+    found = groups(numbers, case["rank"])
+    assert {frozenset(rows.tolist()) for rows in found} == {rows for rows in partition(numbers) if len(rows) > 1}
+    for rows in found:
+        assert case["rank"][rows].tolist() == sorted(case["rank"][rows])
+        assert (hamming(case["codes"][rows[:1]], case["codes"][rows]) <= case["radius"]).all()
+
+
+def test_a_hundred_thousand_equal_codes_are_one_group() -> None:
+    codes = np.zeros((100_000, 8), np.uint8)
+    codes[-1] = 255
+    pair = np.array([[0, 99_999]])
+    rank = np.arange(len(codes))
+    for alone, joined in (
+        (connected(codes, 3), connected(codes, 3, same=pair)),
+        (stars(codes, 3, rank), stars(codes, 3, rank, same=pair)),
+    ):
+        assert sorted(np.unique(alone, return_counts=True)[1].tolist()) == [1, 99_999]
+        assert np.unique(joined).size == 1
+
+
+def test_a_verdict_is_of_two_items_and_not_of_their_codes() -> None:
+    codes = np.zeros((4, 2), np.uint8)
+    different = np.array([[0, 1]])
+    assert partition(connected(codes, 0, different=different)) == {frozenset(range(4))}  # through 2 and 3
+    assert partition(connected(codes[:2], 0, different=different)) == {frozenset([0]), frozenset([1])}
+    assert partition(stars(codes, 0, np.arange(4), different=different)) == {frozenset([0, 2, 3]), frozenset([1])}
+
+
+def test_nothing_has_no_groups() -> None:
+    none = np.empty((0, 4), np.uint8)
+    assert groups(connected(none, 3), np.arange(0)) == groups(stars(none, 3, np.arange(0)), np.arange(0)) == []
+
+
+@pytest.mark.parametrize("radius", [-1, 1.5])
+def test_impossible_distances_are_refused(radius: Any) -> None:
+    with pytest.raises(ValueError, match="max_distance must be an integer of at least 0"):
+        connected(np.zeros((2, 4), np.uint8), radius)
