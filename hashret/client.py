@@ -11,6 +11,7 @@ from PIL import Image
 from hashret import errors
 from hashret.codes import Codes, check_codes, from_hex, to_hex
 from hashret.collection import Hit
+from hashret.copies import Group
 from hashret.errors import HashretError
 from hashret.images import content_bytes, to_content
 from hashret.service import MOST_HITS, MOST_K, MOST_QUERIES
@@ -134,6 +135,19 @@ class Client:
             told = {"metadata": texts[some.start : some.stop]}
             ids += self._ask("POST", "/v1/items", files=files[some.start : some.stop], data=told)["ids"]
         return ids
+
+    def dupes(self, max_distance: int = 3, *, by: str = "connected", keep: str = "largest") -> list[Group]:
+        """What `Collection.dupes` gives; HashretError where that is more than a service gives: a thousand groups of a
+        thousand items."""
+        options = {"max_distance": max_distance, "by": by, "keep": keep, "limit": 1000}
+        told = self._ask("GET", "/v1/dupes", params=options)
+        if told["more"] or any(group["size"] > len(group["items"]) for group in told["groups"]):
+            raise HashretError("there are more duplicates than a service tells: run hashret dupes where it runs")
+        return [Group([Item(**item) for item in group["items"]], group["distances"]) for group in told["groups"]]
+
+    def verdict(self, a: int, b: int, verdict: str) -> None:
+        """Remember that two items, by their ids, are the "same" or "different", as `Collection.verdict` does."""
+        self._ask("POST", "/v1/verdicts", json={"a": a, "b": b, "verdict": verdict})
 
     def remove(self, ids: Iterable[int]) -> int:
         """Forget items; how many of them were there."""

@@ -84,6 +84,16 @@ def test_a_collection_is_looked_at(client: Client, collection: Collection) -> No
     assert {**collection.info(), "read_only": False}.keys() == client.info().keys()
 
 
+def test_copies_are_grouped_and_judged(client: Client, collection: Collection) -> None:
+    for options in ({}, {"by": "star", "keep": "oldest"}):
+        assert client.dupes(9, **options) == collection.dupes(9, **options)
+    client.verdict(2, 5, "different")
+    assert collection.verdicts() == [(2, 5, "different")]
+    assert client.query_item(2, 20) == collection.query_item(2, 20)
+    with pytest.raises(NotFound):
+        client.verdict(2, 999, "same")
+
+
 def test_images_are_added_and_removed(client: Client, collection: Collection) -> None:
     before = len(collection)
     images = [pixels(i) for i in range(1000, 1300)]

@@ -201,6 +201,35 @@ def test_an_image_is_added(page: Any, collection: Collection, tmp_path: Path) ->
     assert ids(page) == [hit.id for hit in collection.query_item(COUNT + 1, 30)]
 
 
+def test_a_result_is_judged_no_match(page: Any, collection: Collection) -> None:
+    page.locator("article").first.locator(".picture").click()
+    expect(page.locator("#title")).to_contain_text("neighbours")
+    near = collection.query_item(1, 1)[0].id
+    card = page.locator("article").first
+    card.get_by_role("button", name="Not a match").click()
+    expect(card).to_have_class("gone")
+    assert collection.verdicts() == [(1, near, "different")]
+    page.reload()
+    expect(page.locator("#title")).to_contain_text("neighbours")
+    assert ids(page) == [hit.id for hit in collection.query_item(1, 30)] and near not in ids(page)
+
+
+def test_duplicates_are_shown_in_groups(page: Any, collection: Collection) -> None:
+    page.get_by_role("link", name="Duplicates").click()
+    expect(page.locator("#title")).to_contain_text("groups of duplicates within 3 bits")
+    expected = collection.dupes(3)
+    assert page.locator(".group").count() == len(expected)
+    assert ids(page) == [item.id for group in expected for item in group.items]
+
+
+def test_neighbours_are_filtered(page: Any, collection: Collection) -> None:
+    page.locator("article").first.locator(".picture").click()
+    page.locator("#where").fill("name < '05'")
+    page.locator("#where").press("Enter")
+    expect(page.locator("article")).to_have_count(4)
+    assert ids(page) == [hit.id for hit in collection.query_item(1, 30, where="name < '05'")]
+
+
 def test_an_error_is_shown_and_goes_away(page: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"none")

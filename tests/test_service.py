@@ -263,6 +263,30 @@ def test_another_model_is_a_conflict(own: Collection, serve: Serve) -> None:
         assert http.get("/v1/info").json()["fingerprint"] == own.fingerprint
 
 
+# Copies
+
+
+def test_copies_are_grouped_and_judged(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        radius = own.query_item(1, 1)[0].distance
+        expected = own.dupes(radius)
+        assert expected
+        answer = http.get("/v1/dupes", params={"max_distance": radius}).json()
+        assert [[item["id"] for item in group["items"]] for group in answer["groups"]] == [
+            [item.id for item in group.items] for group in expected
+        ]
+        assert answer["groups"][0]["distances"] == expected[0].distances and not answer["more"]
+        assert http.get("/v1/dupes", params={"max_distance": radius, "limit": 1}).json()["more"] == (len(expected) > 1)
+        near = own.query_item(1, 1)[0].id
+        asked = {"a": 1, "b": near, "verdict": "different"}
+        assert http.post("/v1/verdicts", json=asked).json() == asked
+        assert near not in {hit["id"] for hit in http.post("/v1/query", json={"id": 1}).json()["hits"]}
+        refused(http.post("/v1/verdicts", json=asked | {"b": 999}), 404, "no item 999")
+        refused(http.post("/v1/verdicts", json=asked | {"b": 1}), 422, "one content")
+        refused(http.post("/v1/verdicts", json=asked | {"verdict": "maybe"}), 422, "verdict")
+        refused(http.get("/v1/dupes?by=luck"), 422, "by")
+
+
 # Pictures
 
 
@@ -577,6 +601,8 @@ def test_every_answer_is_as_the_openapi_document_says(http: Any) -> None:
         "/v1/items",
         "/v1/items/{item_id}",
         "/v1/items/{item_id}/image",
+        "/v1/dupes",
+        "/v1/verdicts",
         "/v1/info",
         "/healthz",
         "/readyz",

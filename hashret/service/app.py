@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from hmac import compare_digest
 from importlib import resources
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import anyio.to_thread
 from fastapi import FastAPI, Path, Query, Request
@@ -23,10 +23,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 import hashret
-from hashret.codes import to_hex
+from hashret.codes import MAX_BITS, to_hex
 from hashret.collection import Collection
 from hashret.errors import HashretError
-from hashret.service import MOST_HITS, MOST_QUERIES, messages
+from hashret.service import MOST_HITS, MOST_K, MOST_QUERIES, messages
 from hashret.service.guard import COOKIE, Guard, cookie_of, is_loopback
 from hashret.service.messages import parse_json, to_json, validate
 from hashret.service.metrics import Metrics
@@ -94,6 +94,7 @@ def create_app(
     app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # to nobody
     _add_queries(app, work)
     _add_items(app, work)
+    _add_copies(app, work)
     _add_health(app, work, metrics)
     _add_page(app, token)
     return app
@@ -229,6 +230,48 @@ def _add_items(app: FastAPI, work: Work) -> None:
     ) -> Response:
         data, media_type = await work.reads.ask(partial(work.picture, item_id, size))
         return Response(data, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _add_copies(app: FastAPI, work: Work) -> None:
+    @app.get(
+        "/v1/dupes", summary="Groups of near-duplicates", responses={200: {"model": messages.Groups}, **documented(422)}
+    )
+    async def dupes(
+        max_distance: Annotated[int, Query(ge=0, le=MAX_BITS, description="Of two neighbours, in bits.")] = 3,
+        by: Annotated[
+            Literal["connected", "star"], Query(description="Chains, or all near the kept one.")
+        ] = "connected",
+        keep: Annotated[Literal["largest", "oldest"], Query(description="Which comes first.")] = "largest",
+        limit: Annotated[int, Query(ge=1, le=1000, description="How many groups.")] = 200,
+    ) -> Response:
+        groups = await work.groupings.ask(partial(work.collection.dupes, max_distance, by=by, keep=keep))
+        documents = [
+            {
+                "size": len(group.items),
+                "items": [item._asdict() for item in group.items[:MOST_K]],
+                "distances": group.distances[:MOST_K],
+            }
+            for group in groups[:limit]
+        ]
+        return to_json({"groups": documents, "more": len(groups) > limit})
+
+    @app.post(
+        "/v1/verdicts",
+        summary="Judge a pair of items; queries and duplicates heed it",
+        responses={200: {"model": messages.Verdict}, **documented(404, 422)},
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": messages.Verdict.model_json_schema()}},
+            }
+        },
+    )
+    async def judge(request: Request) -> Response:
+        told = validate(messages.Verdict, parse_json(await request.body()))
+        if told.a == told.b:
+            raise Problem(422, f"both are item {told.a}, one content: a verdict is of two", "ValueError")
+        await work.changes.ask(partial(work.collection.verdict, told.a, told.b, told.verdict))
+        return to_json(told.model_dump())
 
 
 def _add_health(app: FastAPI, work: Work, metrics: Metrics) -> None:

@@ -142,6 +142,29 @@ class Items(_Model):
     next: int | None
 
 
+class Group(_Model):
+    """Copies of one image, the one to keep first: at most a thousand of the `size` that there are."""
+
+    size: int
+    items: list[Item]
+    distances: Annotated[list[int], Field(description="From the first, in bits.")]
+
+
+class Groups(_Model):
+    """Groups of copies, and whether there are more."""
+
+    groups: list[Group]
+    more: bool
+
+
+class Verdict(_Model):
+    """That two items are the same, or different, whatever their codes say."""
+
+    a: Id
+    b: Id
+    verdict: Literal["same", "different"]
+
+
 class Info(BaseModel):
     """What the collection holds."""
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hashret.codes import Codes, to_hex
 from hashret.collection import Collection, Hit
+from hashret.copies import Group
 from hashret.errors import HashretError, NotFound, TooLarge
 from hashret.images import decode
 from hashret.service import MOST_QUERIES
@@ -70,6 +71,7 @@ class Work:
         self.filtered_queries = Gather("filtered queries", self._answer, metrics, most=MOST_QUERIES, waiting=256)
         self.images = Gather("images", self._encode, metrics, most=MOST_QUERIES, waiting=1024)
         self.additions = Gather("additions", self._add, metrics, most=16, waiting=64)
+        self.groupings = Gather[Callable[[], list[Group]], list[Group]]("groupings", _call, metrics, waiting=8)
         self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)
         self.reads = Gather[Callable[[], Any], Any]("reads", _call, metrics, threads=4, waiting=512)
 
@@ -84,7 +86,8 @@ class Work:
             self.trouble = str(error)
 
     def close(self) -> None:
-        gathers = self.queries, self.filtered_queries, self.images, self.additions, self.changes, self.reads
+        searches = self.queries, self.filtered_queries, self.images, self.groupings
+        gathers: tuple[Gather[Any, Any], ...] = *searches, self.additions, self.changes, self.reads
         for gather in gathers:
             gather.close()
 

@@ -74,7 +74,9 @@ function drawBits(canvas, a, b) {
   canvas.title = differing.length ? `Bits that differ: ${differing.join(", ")}` : "No bit differs";
 }
 
-function makeCard(item, { distance = null, code = null, base = null, against = null } = {}) {
+const inBits = (distance) => (distance === 1 ? "1 bit" : `${distance} bits`);
+
+function makeCard(item, { note = null, code = null, base = null, against = null } = {}) {
   const card = $("card").content.firstElementChild.cloneNode(true);
   const name = item.path ?? item.paths?.[0] ?? `item ${item.id}`;
   const image = card.querySelector("img");
@@ -86,11 +88,10 @@ function makeCard(item, { distance = null, code = null, base = null, against = n
   card.title = [name, item.label && `label ${item.label}`, item.metadata && JSON.stringify(item.metadata)]
     .filter(Boolean).join("\n");
   const line = card.querySelector(".distance");
-  if (distance === null) line.remove();
-  else {
-    line.firstElementChild.textContent = distance === 1 ? "1 bit" : `${distance} bits`;
-    if (code && base) drawBits(line.querySelector("canvas"), code, base);
-  }
+  line.firstElementChild.textContent = note;
+  if (code && base) drawBits(line.querySelector("canvas"), code, base);
+  else line.querySelector("canvas").remove();
+  line.hidden = note === null;
   const similar = () => { location.hash = `id=${item.id}`; };
   card.querySelector(".picture").onclick = card.querySelector(".similar").onclick = similar;
   const different = card.querySelector(".different");
@@ -120,7 +121,7 @@ function show() {
   const within = answer.hits.filter((hit) => hit.distance <= radius);
   const shown = within.slice(0, k);
   $("results").replaceChildren(...shown.map((hit) =>
-    makeCard(hit, { distance: hit.distance, code: hit.code, base: answer.code, against: query.id ?? null })));
+    makeCard(hit, { note: inBits(hit.distance), code: hit.code, base: answer.code, against: query.id ?? null })));
   const more = within.length < answer.hits.length ? "" : answer.hits.length === MOST ? " or more" : "";
   const near = answer.hits[0] ? `: the nearest is ${answer.hits[0].distance} bits away` : "";
   say(`${shown.length} of ${within.length}${more} neighbours within ${radius} bits`,
@@ -186,9 +187,9 @@ function dupes(radius) {
       const section = document.createElement("section");
       section.className = "group";
       const title = document.createElement("h3");
-      title.textContent = `${group.items.length} images, the first is kept`;
+      title.textContent = group.size === 1 ? "1 image at several paths" : `${group.size} images`;
       const row = document.createElement("div");
-      row.append(...group.items.map((item, i) => makeCard(item, { against: i ? group.items[0].id : null })));
+      row.append(...group.items.map((item, i) => makeCard(item, { note: i ? inBits(group.distances[i]) : "Keep", against: i ? group.items[0].id : null })));
       section.append(title, row);
       return section;
     });
