@@ -10,7 +10,7 @@ connections that stay open; its own share of a core is printed, so that one sees
 - latency: queries by code at half of the rate found, evenly spaced; p50 and p99 from when each was due
 - memory: of the server, before and after --requests queries by code
 - writer: another process indexes 10,000 images meanwhile
-- overload: four times as many connections as a service answers at a time
+- overload: eight times as many connections as a service answers at a time
 """
 
 import argparse
@@ -289,7 +289,7 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
         if "writer" in parts:
             figures |= beside_writer(folder, port, by_code, asked)
         if "overload" in parts:
-            load = drive(port, by_image, 4 * 1024, asked.seconds)
+            load = drive(port, by_image, 8 * 512, asked.seconds)
             figures["overload: answers"] = str(load.statuses)
             figures["overload: refusals, p99, ms"] = percentile(load.refused, 0.99) if load.refused else 0.0
             figures["after overload: statuses"] = str(drive(port, by_code, 8, 1.0).statuses)

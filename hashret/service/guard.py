@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 MOST_BYTES = 64 * 2**20  # of one request
 MOST_HELD = 512 * 2**20  # of all requests that are being answered
-MOST_RUNNING = 1024  # requests at a time
+MOST_RUNNING = 512  # requests at a time
 OPEN = {"/healthz", "/readyz"}  # to all, whatever else is being done
 READING = {"/v1/query", "/v1/encode", "/v1/reconstruct"}  # by POST
 

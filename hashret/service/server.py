@@ -57,9 +57,15 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; raises HashretError if that cannot be had. Port 0 is any that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is named, and answers would wait 40 ms each with it.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError, UnicodeError) as error:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+        return listening
+    except (OSError, UnicodeError) as error:
+        listening.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise HashretError(f"{host} port {port} cannot be listened on ({reason}): choose another --port") from None
 
