@@ -26,6 +26,7 @@ from hashret.cli.info import info
 from hashret.cli.model import denoise, model, plot, reconstruct, sample, upscale
 from hashret.cli.query import query
 from hashret.cli.remove import remove
+from hashret.cli.serve import serve
 from hashret.cli.train import train
 from hashret.cli.transfer import export, import_
 from hashret.errors import HashretError
@@ -88,6 +89,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "estimate": estimate,
     "export": export,
     "import": import_,
+    "serve": serve,
     "demo": demo,
 }
 

@@ -12,6 +12,7 @@ import typer
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
+    from hashret.client import Client
     from hashret.collection import Collection
     from hashret.progress import Progress
 
@@ -108,9 +109,10 @@ def usage(option: str) -> Iterator[None]:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
-def chosen_radius(text: str | None, target: float | None, collection: "Collection", quiet: bool) -> int | None:
+def chosen_radius(text: str | None, target: float | None, collection: "Collection | Client", quiet: bool) -> int | None:
     """The radius that -r asks for; for "auto" that of the calibration."""
     from hashret.calibration import TARGET
+    from hashret.client import Client
 
     if text != "auto":
         if target is not None:
@@ -118,6 +120,8 @@ def chosen_radius(text: str | None, target: float | None, collection: "Collectio
         if text is not None and not (text.isascii() and text.isdecimal()):
             raise typer.BadParameter(f"a distance is a whole number of bits, or auto, not {text!r}", param_hint="-r")
         return None if text is None else int(text)
+    if isinstance(collection, Client):
+        raise typer.BadParameter("with --url, -r takes a number of bits", param_hint="-r")
     wanted = TARGET if target is None else target
     radius = collection.radius(wanted)
     say(f"within {radius} bits, for a precision of {wanted:g}", quiet)

@@ -24,6 +24,7 @@ from hashret.cli.common import (
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
+    from hashret.client import Client
     from hashret.collection import Collection, Hit
 
 TOGETHER = 256  # queries answered in one search
@@ -52,9 +53,13 @@ def query(
     as_json: Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON document a query, a line each.")] = False,
     paths: Annotated[bool, typer.Option("--paths", help="Only the paths.")] = False,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="Ask the service there.")] = None,
     quiet: Quiet = False,
 ) -> int:
     """Print the images most similar to each IMAGE: distance in bits, and path."""
+    import os
+
+    from hashret.client import Client
     from hashret.collection import Collection, locate
     from hashret.ingest import batches
     from hashret.ranking import check_rank
@@ -65,8 +70,9 @@ def query(
         raise typer.BadParameter("give one of --json, --jsonl and --paths")
     k = 10 if k is None and radius is None else k
     documents, failed, several = [], False, len(images) > 1
-    with Collection.open(locate(collection), read_only=True) as there:
-        if where is not None:
+    token = os.environ.get("HASHRET_TOKEN")
+    with Client(url, token=token) if url else Collection.open(locate(collection), read_only=True) as there:
+        if where is not None and isinstance(there, Collection):
             there.matching(where)  # says now, and once, what is wrong with it
         how = {"k": k, "max_distance": chosen_radius(radius, target, there, quiet), "where": where}
         for batch in batches(_queries(images, there), TOGETHER, _weight):
@@ -90,7 +96,7 @@ def query(
     return 1 if failed else 0
 
 
-def _queries(texts: list[str], collection: "Collection") -> Iterator[_Query]:
+def _queries(texts: list[str], collection: "Collection | Client") -> Iterator[_Query]:
     """What is asked for, one after the other; what cannot be read is a query too, so that the others are answered."""
     from hashret.images import MAX_BYTES, SUFFIXES, read_file
 
@@ -148,7 +154,7 @@ def _code(text: str, bits: int) -> Any:
 
 
 def _answers(
-    collection: "Collection", batch: list[_Query], how: dict[str, Any], rank: str, quiet: bool
+    collection: "Collection | Client", batch: list[_Query], how: dict[str, Any], rank: str, quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
     """Each query with its hits, or with what is wrong with it."""
     for kind, group in groupby(batch, lambda asked: asked.kind):
@@ -173,21 +179,24 @@ def _answers(
 
 
 def _image_answers(
-    collection: "Collection", queries: list[_Query], how: dict[str, Any], quiet: bool
+    collection: "Collection | Client", queries: list[_Query], how: dict[str, Any], quiet: bool
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
+    from hashret.collection import Collection
+
     images = [asked.value for asked in queries]
-    hasher = collection.hasher
     try:
         yield from zip(queries, collection.query_batch(images, **how), strict=True)
-        if not quiet:
-            _warn([asked.text for asked, so in zip(queries, hasher.unusual(images), strict=True) if so])
+        if not quiet and isinstance(collection, Collection):
+            _warn([asked.text for asked, so in zip(queries, collection.hasher.unusual(images), strict=True) if so])
     except HashretError as error:
         if len(queries) > 1:  # one of them is broken: find it by asking one at a time
             for asked in queries:
                 yield from _image_answers(collection, [asked], how, quiet)
             return
         try:
-            hasher.encode(images)
+            if not isinstance(collection, Collection):
+                raise error
+            collection.hasher.encode(images)
         except HashretError:
             yield queries[0], str(error)
         else:  # it is the collection that is broken

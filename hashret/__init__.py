@@ -9,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hashret.client import Client
     from hashret.collection import Collection, Hit
     from hashret.errors import HashretError
     from hashret.hasher import Hasher
 
 __version__ = "0.1.0"
-__all__ = ["Collection", "Hasher", "HashretError", "Hit", "__version__"]
+__all__ = ["Client", "Collection", "Hasher", "HashretError", "Hit", "__version__"]
 
 _HOMES = {
+    "Client": "hashret.client",
     "Collection": "hashret.collection",
     "Hasher": "hashret.hasher",
     "HashretError": "hashret.errors",

@@ -25,8 +25,9 @@ from hashret.arrays import DATA_SETS
 from hashret.calibration import TARGET, Calibration, from_pairs
 from hashret.codes import Codes, check_codes
 from hashret.config import read_config
+from hashret.contents import Contents
 from hashret.copies import VERDICTS, Group, calibrate_by_altering, find_groups
-from hashret.errors import HashretError
+from hashret.errors import HashretError, NotFound
 from hashret.evaluation import health
 from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
@@ -46,6 +47,7 @@ from hashret.vectors import AnyPreprocessing
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
+KNOWN_ITEMS = 20_000  # that are kept in memory for the next query
 HEALTH_CODES = 1_000_000  # that `info` looks at
 
 
@@ -120,8 +122,10 @@ class Collection:
         except ValueError as error:
             raise damaged(self._store.path, str(error)) from None
         self._index = LiveIndex(self.path / "index", self._store)
+        self._contents = Contents(self.path)
         self._lock = threading.Lock()
         self._hasher: Hasher | None = None
+        self._known: tuple[str, dict[int, Item]] = ("", {})  # the generation that these items are of
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], hasher: "Hasher", index: str = "bitflip") -> Self:
@@ -174,6 +178,11 @@ class Collection:
     def bits(self) -> int:
         """The width of a code."""
         return int(self._settings()["bits"])
+
+    @property
+    def generation(self) -> int:
+        """How many times the collection has been written to."""
+        return int(self._settings()["generation"])
 
     @property
     def hasher(self) -> "Hasher":
@@ -570,13 +579,13 @@ class Collection:
     def query_item(
         self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[Hit]:
-        """What `query` gives for the image of an item, leaving out the item itself; HashretError if there is none."""
+        """What `query` gives for the image of an item, leaving out the item itself; NotFound if there is none."""
         while True:
             with self._store.read() as settings:
                 left_out = {item_id, *_apart_from(item_id, self._store.verdicts("different"))}
                 ids, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), [item_id])
             if not len(ids):
-                raise HashretError(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
+                raise NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
             more = None if k is None else check_count(k, 1, "k") + len(left_out)
             hits = self._answer(codes, more, max_distance, settings["fingerprint"], where)
             if hits is not None:  # as in query_batch
@@ -597,12 +606,41 @@ class Collection:
                 return found
 
     def get(self, item_id: int) -> Item:
-        """The item with this id; raises HashretError if there is none."""
+        """The item with this id; raises NotFound if there is none."""
         with self._store.read():
             items = self._store.items([item_id])
         if item_id not in items:
-            raise HashretError(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
+            raise NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
         return self._absolute(items[item_id])
+
+    def items(self, after: int = 0, limit: int = 100) -> list[Item]:
+        """The items whose ids follow `after`, in order of their ids, at most `limit`."""
+        with self._store.read():
+            ids = self._store.ids(after, limit)
+            found = self._store.items(ids)
+        return [self._absolute(found[i]) for i in ids]
+
+    def codes(self, ids: Sequence[int]) -> Codes:
+        """The codes, uint8 (n, bits // 8), of the items with these ids; raises NotFound if one is missing."""
+        with self._store.read() as settings:
+            found, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), ids)
+        rows = {int(item_id): row for row, item_id in enumerate(found)}
+        missing = [i for i in ids if i not in rows]
+        if missing:
+            raise NotFound(f"there is no item {missing[0]}: hashret query IMAGE --json shows the ids")
+        return codes[[rows[i] for i in ids]]
+
+    def content(self, item_id: int) -> ImageContent:
+        """The image of an item as it was indexed, the bytes of a file or a uint8 array; raises NotFound if the item, or
+        its image, is not there any more."""
+        digest = self.get(item_id).sha256
+        with self._store.read() as settings:
+            places = self._store.places([item_id])
+        for place in places:
+            content = self._contents.read(place.root, place.name, digest, settings.get("data_root"))
+            if content is not None:
+                return content
+        raise NotFound(f"the image of item {item_id} is not where it was: put the file back, or index it again")
 
     def failures(self) -> list[Failure]:
         """The paths that could not be read, why, and when that was found."""
@@ -869,11 +907,7 @@ class Collection:
         return contents, [_apart_from(known.get(digest, -1), pairs) for digest in digests]
 
     def _hits(self, found: list[Near], scores: list[list[float]] | None = None) -> list[list[Hit]]:
-        wanted = _ids(found)
-        items = self._store.items(wanted)
-        if len(items) < len(wanted):
-            raise HashretError(f"{self._store.path} is damaged: hashret doctor says what can be saved")
-        whole = {i: self._absolute(item) for i, item in items.items()}
+        whole = self._known_items(_ids(found))
         hits = [
             [
                 Hit(int(d), int(i), next(iter(whole[i].paths), None), whole[i].paths, whole[i].label, whole[i].metadata)
@@ -887,6 +921,20 @@ class Collection:
             [hit._replace(score=score) for hit, score in zip(row, row_scores, strict=True)]
             for row, row_scores in zip(hits, scores, strict=True)
         ]
+
+    def _known_items(self, ids: list[int]) -> dict[int, Item]:
+        """At least these items, with whole paths: from memory, if they were asked for since the last change."""
+        generation = self._store.settings()["generation"]
+        known = self._known
+        if known[0] != generation or len(known[1]) > KNOWN_ITEMS:
+            known = self._known = generation, {}
+        missing = [i for i in ids if i not in known[1]]
+        if missing:
+            items = self._store.items(missing)
+            if len(items) < len(missing):
+                raise HashretError(f"{self._store.path} is damaged: hashret doctor says what can be saved")
+            known[1].update((i, self._absolute(item)) for i, item in items.items())
+        return known[1]
 
     def _absolute(self, item: Item) -> Item:
         """The item with paths that start from the file system's root."""
@@ -990,7 +1038,7 @@ def _prepare(preprocessing: AnyPreprocessing, image: Any) -> tuple[ImageContent,
         return content, preprocessing(content)
     except HashretError as error:
         where = os.fspath(image) if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
-        raise HashretError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _size(file: Path) -> int:

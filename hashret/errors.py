@@ -1,8 +1,16 @@
-"""The one exception for what a user can mend, and what it says of others."""
+"""The exceptions of hashret, and what it says of others."""
 
 
 class HashretError(Exception):
     """Something the user can mend; its text is one line that says what to do next."""
+
+
+class NotFound(HashretError):
+    """Nothing goes by that id, or its image is no longer where it was."""
+
+
+class TooLarge(HashretError):
+    """An image of more bytes or pixels than are read."""
 
 
 def one_line(error: BaseException) -> str:

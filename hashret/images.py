@@ -31,7 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin  # noqa: F401  isort: skip
 from PIL import Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
-from hashret.errors import HashretError, one_line
+from hashret.errors import HashretError, TooLarge, one_line
 
 try:
     from PIL import AvifImagePlugin
@@ -133,7 +133,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe that would never end
             raise HashretError("cannot be read: not a regular file")
         if status.st_size > MAX_BYTES:
-            raise HashretError(_too_large(status.st_size))
+            raise TooLarge(_too_large(status.st_size))
         return Path(path).read_bytes()
     except OSError as error:
         raise HashretError(f"cannot be read: {error.strerror or error}") from error
@@ -323,7 +323,7 @@ def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise HashretError(_too_many(width * height))
+        raise TooLarge(_too_many(width * height))
 
 
 def _too_many(pixels: int) -> str:
@@ -376,7 +376,7 @@ def _read_npy(data: bytes) -> Inputs:
 def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
     """An upright image in mode L or RGB, perhaps reduced, and the width and height of the original."""
     if len(data) > MAX_BYTES:
-        raise HashretError(_too_large(len(data)))
+        raise TooLarge(_too_large(len(data)))
     try:
         with _quiet():
             image: Image.Image = Image.open(_Watched(data), formats=_FORMATS)
@@ -394,6 +394,8 @@ def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.I
             return _upright(image), *((height, width) if turned else (width, height))
     except HashretError:
         raise
+    except Image.DecompressionBombError as error:  # more than twice Pillow's own limit; its text has the number
+        raise TooLarge(_too_many(int(re.findall(r"\d+", str(error))[0]))) from None
     except MemoryError:  # which is said of the computer as it is now, not of the file
         raise HashretError("cannot be read: not enough memory") from OSError(errno.ENOMEM, "not enough memory")
     except Exception as error:  # Pillow raises a dozen kinds, down to ZeroDivisionError, for files that are broken
@@ -486,8 +488,6 @@ def _reason(data: bytes, error: Exception) -> str:
         return "no image: an empty file"
     if isinstance(error, UnidentifiedImageError):
         return f"broken {kind}: its header is not one" if kind else f"no image: no format begins with {data[:8]!r}"
-    if isinstance(error, Image.DecompressionBombError):  # more than twice Pillow's own limit; its text has the number
-        return _too_many(int(re.findall(r"\d+", str(error))[0]))
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return f"truncated {kind or 'image'}"
     return f"broken {kind or 'image'}: {one_line(error)}"

@@ -83,6 +83,13 @@ class Source:
     def __iter__(self) -> Iterator[Record]:
         raise NotImplementedError
 
+    def find(self, name: str) -> Record | None:
+        """The record of this name, already read if it must be; None if there is none."""
+        for record in self:
+            if record.name == name:
+                return record._replace(read=partial(bytes, record.read())) if self.streaming else record
+        return None
+
 
 def open_source(
     source: str | os.PathLike[str] | NDArray[Any],
@@ -211,7 +218,14 @@ class _Zip(Source):
     def __iter__(self) -> Iterator[Record]:
         self.ignored = self._passed_over
         for name, info in self._members.items():
-            yield Record(name, info.file_size, self._mtime_ns, _label(name), partial(self._read, info))
+            yield self._record(name, info)
+
+    def find(self, name: str) -> Record | None:
+        info = self._members.get(name)
+        return None if info is None else self._record(name, info)
+
+    def _record(self, name: str, info: zipfile.ZipInfo) -> Record:
+        return Record(name, info.file_size, self._mtime_ns, _label(name), partial(self._read, info))
 
     def _read(self, info: zipfile.ZipInfo) -> bytes:
         _check_member(info.file_size)
@@ -313,9 +327,20 @@ class _Rows(Source):
         number = 0
         for block in self._array.blocks():
             for row in block:
-                label = None if self._array.labels is None else self._array.labels[number]
-                yield Record(str(number), row.nbytes, self._mtime_ns, label, row.view)  # view(): the row itself
+                yield self._record(number, row)
                 number += 1
+
+    def find(self, name: str) -> Record | None:
+        number = wanted = int(name)
+        for block in self._array.blocks():  # by whole blocks: a record for each row before it would cost far more
+            if number < len(block):
+                return self._record(wanted, block[number])
+            number -= len(block)
+        return None
+
+    def _record(self, number: int, row: NDArray[np.uint8]) -> Record:
+        label = None if self._array.labels is None else self._array.labels[number]
+        return Record(str(number), row.nbytes, self._mtime_ns, label, row.view)  # view(): the row itself
 
 
 class Labelled(Source):

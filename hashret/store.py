@@ -522,6 +522,11 @@ class Store:
 
     # Items and codes
 
+    def ids(self, after: int, limit: int) -> list[int]:
+        """The ids that follow `after`, in order, at most `limit`."""
+        sql = "SELECT id FROM items WHERE id > ? ORDER BY id LIMIT ?"
+        return [row[0] for row in self.db.conn.execute(sql, (after, limit))]
+
     @_makes_sense
     def highest(self) -> int:
         """The highest id that was ever given to an item."""

@@ -1,6 +1,9 @@
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +28,30 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data is not here (../shared/data beside the project)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """Serves a collection on loopback, as `create_app` takes it, while the module is tested; gives the address."""
+    from hashret.collection import Collection
+    from hashret.service.app import create_app
+    from hashret.service.server import Server, listen
+
+    @contextmanager
+    def serving(collection: Collection, **options: Any) -> Iterator[str]:
+        begun = threading.Event()
+        listening = listen("127.0.0.1", 0)
+        server = Server(create_app(collection, **options), begun.set)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            assert begun.wait(30)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            listening.close()
+        assert not thread.is_alive()
+
+    with ExitStack() as stack:
+        yield lambda collection, **options: stack.enter_context(serving(collection, **options))

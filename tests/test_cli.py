@@ -28,7 +28,7 @@ from hashret.hasher import Hasher
 MAIN = [sys.executable, "-c", "from hashret.cli import main; main()"]
 COMMANDS = [
     *("train", "index", "query", "eval", "dupes", "verdict", "calibrate", "info", "reindex", "remove", "failures"),
-    *("doctor", "estimate", "export", "import", "demo"),
+    *("doctor", "estimate", "export", "import", "serve", "demo"),
 ]
 PHOTOS = 40
 

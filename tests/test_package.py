@@ -26,6 +26,9 @@ FORBIDDEN = {
     "hashret.training": HEAVY - {"torch"},
     "hashret.store": {"torch", "torchvision", "faiss", "numba", "sklearn", "PIL"},
     "hashret.collection": {"torch", "torchvision", "sklearn", "matplotlib", "typer"},
+    "hashret.contents": HEAVY - {"PIL"},
+    "hashret.client": {"torch", "torchvision", "sklearn", "matplotlib", "typer", "fastapi", "httpx"},
+    "hashret.service.app": {"torch", "torchvision", "sklearn", "matplotlib", "typer", "uvicorn"},
     "hashret.evaluation": HEAVY,
     "hashret.plots": {"matplotlib", "torch", "sqlite3"},
 }
@@ -47,6 +50,9 @@ ROOMS = {
     "hashret/store.py": {"errors", "codes", "files", "filters"},
     "hashret/transfer.py": {"errors", "codes", "files", "ingest", "metadata", "store"},
     "hashret/evaluation.py": {"codes"},
+    "hashret/contents.py": {"errors", "images", "sources"},
+    "hashret/client.py": {"errors", "codes", "images", "store", "copies", "collection", "service"},
+    "hashret/service": {"errors", "codes", "images", "copies", "collection", "generating", "service"},
 }
 
 
@@ -61,6 +67,8 @@ def python(code: str, *arguments: str, **environment: str) -> str:
 
 @pytest.mark.parametrize("module", FORBIDDEN)
 def test_a_room_loads_no_more_than_it_may(module: str) -> None:
+    if module.startswith("hashret.service"):
+        pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
     loaded = set(python(f"import sys, {module}; print(*sys.modules)").split())
     assert module in loaded and not FORBIDDEN[module] & loaded
     assert not {"cli", "indexes", "tests"} & loaded
@@ -148,7 +156,8 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     (described,) = {file.parts[0] for file in files} - {"hashret"}
     assert described.endswith(".dist-info")
     inside = {file for file in files if file.parts[0] == "hashret"}
-    expected = {Path("hashret/py.typed")}
+    page = {Path("hashret/service/page") / name for name in ("index.html", "page.css", "page.js", "icon.svg")}
+    expected = {Path("hashret/py.typed"), *page}
     for room, target in (("hashret", ""), ("cli", "cli"), ("indexes", "indexes")):
         for file in (ROOT / room).rglob("*.py"):
             path = file.relative_to(ROOT / room)

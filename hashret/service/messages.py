@@ -1,0 +1,215 @@
+"""What requests and answers look like: pydantic models, from which the OpenAPI document is made too."""
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import Response
+
+from hashret.codes import MAX_BITS
+from hashret.errors import one_line
+from hashret.service import MOST_K, MOST_QUERIES
+from hashret.service.problems import Problem
+
+Code = Annotated[str, Field(pattern="^([0-9a-fA-F]{2})+$", max_length=256, description="In hex.")]
+Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
+K = Annotated[int, Field(ge=1, le=MOST_K, description="How many: default 10, or 1,000 with max_distance.")]
+MaxDistance = Annotated[int, Field(ge=0, le=MAX_BITS, description="Only within this Hamming distance.")]
+Where = Annotated[
+    str, Field(max_length=10_000, description="Only items for which this SQLite expression holds: label = 'cat'.")
+]
+Fingerprint = Annotated[str, Field(description="The model that codes are of: 409 if it is not the collection's.")]
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Options(_Model):
+    """What every query may say: in a JSON body, as fields of a form, or in the address."""
+
+    k: K | None = None
+    max_distance: MaxDistance | None = None
+    where: Where | None = None
+    codes: Annotated[bool, Field(description="Whether to give the codes of queries and hits.")] = False
+
+    @property
+    def most(self) -> int:
+        """How many hits a query may have."""
+        return self.k or (10 if self.max_distance is None else MOST_K)
+
+
+class ImageOptions(Options):
+    """What queries by images may say as well."""
+
+    rank: Annotated[Literal["distance", "asymmetric"], Field(description="What hits are ordered by.")] = "distance"
+
+
+class ByCode(Options):
+    """A query by a code."""
+
+    code: Code
+    fingerprint: Fingerprint | None = None
+
+
+class ByCodes(Options):
+    """Queries by codes."""
+
+    code: Annotated[list[Code], Field(min_length=1, max_length=MOST_QUERIES)]
+    fingerprint: Fingerprint | None = None
+
+
+class ById(Options):
+    """A query by an item, which is left out of its own answer."""
+
+    id: Id
+
+
+class OneItem(_Model):
+    """An item."""
+
+    id: Id
+
+
+class Hit(_Model):
+    """A similar image."""
+
+    rank: int
+    distance: int
+    id: int
+    path: str | None
+    label: str | None
+    paths: list[str]
+    metadata: dict[str, Any] | None
+    score: Annotated[float | None, Field(description="What hits are ordered by, with rank asymmetric.")] = None
+    code: str | None = None
+
+
+class Answer(_Model):
+    """The hits of one query, nearest first."""
+
+    query: Annotated[str | None, Field(description="The file's name, hex:CODE, or id:N.")]
+    k: int
+    hits: list[Hit]
+    code: str | None = None
+
+
+class Encoded(_Model):
+    """Codes of images, and which model they are of."""
+
+    fingerprint: str
+    bits: int
+    codes: list[str]
+
+
+class Added(_Model):
+    """The item of each image."""
+
+    ids: list[int]
+
+
+class Removed(_Model):
+    """How many items were there."""
+
+    removed: int
+
+
+class Item(_Model):
+    """One content and where it lies."""
+
+    id: int
+    sha256: str
+    width: int
+    height: int
+    bytes: int
+    added: str
+    metadata: dict[str, Any] | None
+    paths: list[str]
+    label: str | None
+
+
+class CodedItem(Item):
+    """An item, and its code."""
+
+    code: str
+
+
+class Items(_Model):
+    """A page of items; `next` is the cursor of the page that follows, null after the last."""
+
+    items: list[Item]
+    next: int | None
+
+
+class Group(_Model):
+    """Copies of one image, the one to keep first: at most a thousand of the `size` that there are."""
+
+    size: int
+    items: list[Item]
+    distances: Annotated[list[int], Field(description="From the first, in bits.")]
+
+
+class Groups(_Model):
+    """Groups of copies, and whether there are more."""
+
+    groups: list[Group]
+    more: bool
+
+
+class Verdict(_Model):
+    """That two items are the same, or different, whatever their codes say."""
+
+    a: Id
+    b: Id
+    verdict: Literal["same", "different"]
+
+
+class Info(BaseModel):
+    """What the collection holds."""
+
+    model_config = ConfigDict(extra="allow")
+
+    items: int
+    paths: int
+    model: str
+    bits: int
+    fingerprint: str
+    generation: int
+    read_only: bool
+
+
+class Health(_Model):
+    """That all is well."""
+
+    status: str
+
+
+def validate(model: type[M], value: Any, *, text: bool = False) -> M:
+    """The value as a model; raises Problem 422 with what is wrong. With `text` its members are all given as text."""
+    try:
+        return model.model_validate_strings(value) if text else model.model_validate(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the request"
+        raise Problem(422, f"{where}: {first['msg']}", "ValueError") from None
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text; raises Problem 400 if it is none."""
+    try:
+        value = json.loads(data, parse_constant=_no_constant)
+        if b"\\u" in data:  # of text that cannot be written there may be more
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # a UnicodeError is a ValueError
+        raise Problem(400, f"no JSON: {one_line(error)}", "ValueError") from None
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def to_json(value: Any, status: int = 200) -> Response:
+    """A response; paths that are not UTF-8 go as the lone surrogates that stand for them in Python."""
+    return Response(json.dumps(value, separators=(",", ":")), status, media_type="application/json")

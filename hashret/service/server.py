@@ -1,0 +1,78 @@
+"""uvicorn around the service, with an eye on connections that do nothing."""
+
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from hashret.errors import HashretError
+
+IDLE_SECONDS = 15.0  # without a request, or within the head of one
+UPLOAD_SECONDS = 60.0  # for the body of one
+REQUEST_SECONDS = 300.0  # for a request and its answer
+
+
+class Server(uvicorn.Server):
+    """A server that tells when it has begun, and closes connections that hold a place and do nothing with it."""
+
+    def __init__(self, app: FastAPI, begun: Callable[[], None]) -> None:
+        quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
+        super().__init__(
+            uvicorn.Config(
+                app, proxy_headers=False, ws="none", timeout_keep_alive=30, timeout_graceful_shutdown=60, **quiet
+            )
+        )
+        self._begun = begun
+        self._since: dict[Any, tuple[object, float]] = {}  # what each connection is at, and since when
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._begun()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            self._close_idle(time.monotonic())
+        return await super().on_tick(counter)
+
+    def _close_idle(self, now: float) -> None:
+        last, self._since = self._since, {}
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            cycle = connection.cycle
+            running = cycle is not None and not cycle.response_complete
+            before, since = last.get(connection, (None, now))
+            since = since if before == (cycle, running) else now
+            self._since[connection] = (cycle, running), since
+            most = (UPLOAD_SECONDS if cycle.more_body else REQUEST_SECONDS) if running else IDLE_SECONDS
+            if now - since > most:
+                connection.transport.abort()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; raises HashretError if that cannot be had. Port 0 is any that is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise HashretError(f"{host} port {port} cannot be listened on ({reason}): choose another --port") from None
+
+
+def serve(app: FastAPI, listening: socket.socket, begun: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each connection is a file
+    # uvicorn raises the signal that ended it once more, when it is done.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        Server(app, begun).run([listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,270 @@
+"""What is done for requests, in threads that `Gather` keeps: searching, encoding, adding, and drawing pictures."""
+
+import io
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashret.codes import Codes, to_hex
+from hashret.collection import Collection, Hit
+from hashret.copies import Group
+from hashret.errors import HashretError, NotFound, TooLarge
+from hashret.images import decode
+from hashret.service import MOST_QUERIES
+from hashret.service.gather import Gather
+from hashret.service.metrics import Metrics
+from hashret.service.problems import Problem
+
+T = TypeVar("T")
+R = TypeVar("R")
+SMALL = 128  # pictures of at most so many pixels a side go as PNG, which keeps each pixel
+PICTURE_BYTES = 64 * 2**20  # of pictures that are kept ready
+
+
+class Wanted(NamedTuple):
+    """What is wanted of a query."""
+
+    k: int
+    max_distance: int | None
+    where: str | None
+    rank: str
+    codes: bool
+
+
+class Question(NamedTuple):
+    """A query: an image's bytes, a code's, or an item's id, and the model that a code is said to be of."""
+
+    name: str | None
+    value: bytes | int
+    is_code: bool
+    wanted: Wanted
+    fingerprint: str | None = None
+
+
+class Addition(NamedTuple):
+    """Images to be added, each with its metadata."""
+
+    images: list[bytes]
+    metadata: list[dict[str, Any] | None]
+
+
+class Work:
+    """The collection, as requests use it."""
+
+    def __init__(self, collection: Collection, metrics: Metrics) -> None:
+        self.collection = collection
+        self.ready = threading.Event()
+        self.trouble: str | None = None  # what keeps it from getting ready
+        self._info: tuple[int, dict[str, Any]] = (-1, {})
+        self._pictures: OrderedDict[tuple[str, int], tuple[bytes, str]] = OrderedDict()
+        self._pictures_lock = threading.Lock()
+        self.queries = Gather("queries", self._answer, metrics, most=MOST_QUERIES, waiting=4096)
+        # A filter may take a second, which no other query shall wait for.
+        self.filtered_queries = Gather("filtered queries", self._answer, metrics, most=MOST_QUERIES, waiting=256)
+        self.images = Gather("images", self._encode, metrics, most=MOST_QUERIES, waiting=1024)
+        self.additions = Gather("additions", self._add, metrics, most=16, waiting=64)
+        self.groupings = Gather[Callable[[], list[Group]], list[Group]]("groupings", _call, metrics, waiting=8)
+        self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)
+        self.reads = Gather[Callable[[], Any], Any]("reads", _call, metrics, threads=4, waiting=512)
+
+    def warm_up(self) -> None:
+        """Load the model and the index, or keep in `trouble` why that cannot be done."""
+        try:
+            hasher = self.collection.hasher
+            blank = np.zeros((1, *hasher.preprocessing.shape), hasher.preprocessing.dtype)
+            self.collection.query_codes(hasher.encode_pixels(blank), 1)
+            self.ready.set()
+        except HashretError as error:
+            self.trouble = str(error)
+
+    def close(self) -> None:
+        searches = self.queries, self.filtered_queries, self.images, self.groupings
+        gathers: tuple[Gather[Any, Any], ...] = *searches, self.additions, self.changes, self.reads
+        for gather in gathers:
+            gather.close()
+
+    def info(self) -> dict[str, Any]:
+        """What `Collection.info` says, which takes a while, as of the present generation."""
+        there = self.collection
+        generation, told = self._info
+        if generation != there.generation:
+            told = there.info() | {"read_only": there.read_only}
+            self._info = told["generation"], told
+        return told
+
+    def picture(self, item_id: int, size: int) -> tuple[bytes, str]:
+        """An item's image with no side longer than `size`, as the bytes of a file, and its media type."""
+        key = self.collection.get(item_id).sha256, size
+        with self._pictures_lock:
+            if key in self._pictures:
+                self._pictures.move_to_end(key)
+                return self._pictures[key]
+        content = self.collection.content(item_id)
+        try:
+            made = draw(decode(content, (size // 2, size // 2)).pixels, size)
+        except HashretError as error:
+            raise _refusal(error) from None
+        with self._pictures_lock:
+            self._pictures[key] = made
+            while sum(len(data) for data, _ in self._pictures.values()) > PICTURE_BYTES:
+                self._pictures.popitem(last=False)
+        return made
+
+    def remembered(self, image: bytes | int) -> tuple[bytes, str]:
+        """The image that the model remembers an image, or an item, by, as `picture` gives."""
+        from hashret.generating import reconstruct
+
+        hasher = self.collection.hasher
+        content = self.collection.content(image) if isinstance(image, int) else image
+        try:
+            pixels = hasher.preprocessing(content).pixels
+            return draw(reconstruct(hasher, pixels[None])[0], max(pixels.shape))
+        except HashretError as error:
+            raise _refusal(error) from None
+
+    # What the gathers call
+
+    def _answer(self, questions: list[Question]) -> list[bytes | Exception]:
+        """The answer to each, as JSON."""
+        answers: list[bytes | Exception] = [b""] * len(questions)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, (_, value, is_code, wanted, fingerprint) in enumerate(questions):
+            kind = len(value) if is_code and isinstance(value, bytes) else type(value)
+            groups.setdefault((kind, wanted, fingerprint), []).append(i)
+        for (_, wanted, _), rows in groups.items():
+            found = _each(self._search, [questions[i] for i in rows])
+            for i, hits in zip(rows, found, strict=True):
+                answers[i] = hits if isinstance(hits, Exception) else self._document(questions[i], hits, wanted)
+        return answers
+
+    def _search(self, questions: list[Question]) -> list[list[Hit]]:
+        """The hits of questions of one kind."""
+        first, there = questions[0], self.collection
+        k, max_distance, where, rank, _ = first.wanted
+        if where is not None:
+            try:
+                there.matching(where)
+            except HashretError as error:
+                raise Problem(422, str(error)) from None
+        if isinstance(first.value, int):
+            return [there.query_item(int(asked.value), k, max_distance, where=where) for asked in questions]
+        values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
+        if not first.is_code:
+            with self._blaming(questions, values):
+                return there.query_batch(values, k, max_distance, where=where, rank=rank)
+        codes: Codes = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
+        self._check(first.fingerprint)
+        try:
+            found = there.query_codes(codes, k, max_distance, where=where)
+        except ValueError as error:  # codes of another width
+            raise Problem(422, str(error), "ValueError") from None
+        self._check(first.fingerprint)  # so that no other model came in between
+        return found
+
+    def _check(self, fingerprint: str | None) -> None:
+        if fingerprint is not None and fingerprint != (ours := self.collection.fingerprint):
+            text = f"the code is of model {fingerprint[:64]}, and the collection uses {ours}: encode again"
+            raise Problem(409, text)
+
+    def _document(self, asked: Question, hits: list[Hit], wanted: Wanted) -> bytes | Exception:
+        told: dict[str, Any] = {"query": asked.name, "k": wanted.k, "hits": []}
+        documents: list[dict[str, Any]] = [
+            {
+                "rank": rank,
+                "distance": hit.distance,
+                "id": hit.id,
+                "path": hit.path,
+                "label": hit.label,
+                "paths": hit.paths,
+                "metadata": hit.metadata,
+            }
+            for rank, hit in enumerate(hits, 1)
+        ]
+        if wanted.rank != "distance":
+            documents = [document | {"score": hit.score} for document, hit in zip(documents, hits, strict=True)]
+        if wanted.codes:
+            try:
+                told["code"] = self._code(asked)
+                codes = to_hex(self.collection.codes([hit.id for hit in hits]))
+                documents = [document | {"code": code} for document, code in zip(documents, codes, strict=True)]
+            except HashretError as error:  # an item was removed meanwhile
+                return error
+        return json.dumps(told | {"hits": documents}, separators=(",", ":")).encode()
+
+    def _code(self, asked: Question) -> str:
+        """The code of what was asked for, in hex."""
+        if isinstance(asked.value, int):
+            return to_hex(self.collection.codes([asked.value]))[0]
+        return asked.value.hex() if asked.is_code else to_hex(self.collection.hasher.encode([asked.value]))[0]
+
+    def _encode(self, images: list[bytes]) -> list[tuple[str, bytes] | Exception]:
+        """The model's fingerprint and the code of each image."""
+        hasher = self.collection.hasher
+
+        def encode(some: list[bytes]) -> list[tuple[str, bytes]]:
+            with self._blaming(some, some):
+                return [(hasher.fingerprint, code.tobytes()) for code in hasher.encode(some)]
+
+        return _each(encode, images)
+
+    def _add(self, requests: list[Addition]) -> list[list[int] | Exception]:
+        """The items of each request's images, of which all are added or none."""
+
+        def add(some: list[Addition]) -> list[list[int]]:
+            images = [image for request in some for image in request.images]
+            with self._blaming(some, images):
+                ids = iter(self.collection.add(images, [told for request in some for told in request.metadata]))
+            return [list(islice(ids, len(request.images))) for request in some]
+
+        return _each(add, requests)
+
+    @contextmanager
+    def _blaming(self, asked: list[T], contents: list[bytes]) -> Iterator[None]:
+        """Tell errors that are the fault of an image, which cannot be decoded, once it is clear who asked."""
+        prepare = self.collection.hasher.preprocessing
+        try:
+            yield
+        except HashretError as error:
+            for content in contents if len(asked) == 1 else []:
+                try:
+                    prepare(content)
+                except HashretError as broken:
+                    raise _refusal(broken) from None
+            raise error from None
+
+
+def draw(pixels: NDArray[np.uint8], size: int) -> tuple[bytes, str]:
+    """Pixels (h, w, 1 | 3) as a file with no side longer than `size`, and its media type."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3)
+    file = io.BytesIO()
+    if max(image.size) <= SMALL:
+        image.save(file, "PNG")
+        return file.getvalue(), "image/png"
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue(), "image/jpeg"
+
+
+def _each(work: Callable[[list[T]], Sequence[R]], items: list[T]) -> list[R | Exception]:
+    """What `work` gives for all items; where it fails, for each half, so that what is broken fails alone."""
+    try:
+        return list(work(items))
+    except (HashretError, Problem) as error:
+        half = len(items) // 2
+        return [*_each(work, items[:half]), *_each(work, items[half:])] if half else [error]
+
+
+def _refusal(error: HashretError) -> Exception:
+    return error if isinstance(error, NotFound | TooLarge) else Problem(422, str(error))
+
+
+def _call(calls: list[Callable[[], Any]]) -> list[Any]:
+    return [call() for call in calls]

@@ -1,0 +1,344 @@
+"""What is done to a service that stands open: it refuses, stays alive, and its collection stays as it was.
+
+The numbers are small by default; HASHRET_SOAK=1 makes them those of an attacker.
+"""
+
+import io
+import os
+import random
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashret.collection import Collection
+from hashret.hasher import Hasher
+
+httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
+pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+
+from hashret.service import server as server_module  # noqa: E402  # after it is known that it can be imported
+
+SOAK = "HASHRET_SOAK" in os.environ
+TOKEN = "correct horse"
+
+
+def pixels(i: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]:
+    folder = tmp_path_factory.mktemp("attacked")
+    (folder / "photos").mkdir()
+    for i in range(10):
+        Image.fromarray(pixels(i)).save(folder / "photos" / f"{i}.png")
+    hasher = Hasher("lsh", 16).fit(np.stack([pixels(i) for i in range(50)]))
+    with Collection.create(folder / "c", hasher) as made:
+        made.index(folder / "photos")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def address(collection: Collection, serve: Callable[..., str]) -> str:
+    return serve(collection, token=TOKEN)
+
+
+@pytest.fixture(autouse=True)
+def unharmed(collection: Collection, address: str) -> Iterator[None]:
+    """After each attack the service is alive, answers as before, and nothing has changed."""
+    before = collection.generation, collection.items(), collection.query_item(1)
+    yield
+    assert (collection.generation, collection.items(), collection.query_item(1)) == before
+    assert httpx.get(f"{address}/healthz", timeout=10).status_code == 200
+    hits = httpx.post(f"{address}/v1/query", json={"id": 1}, timeout=10).json()["hits"]
+    assert [hit["id"] for hit in hits] == [hit.id for hit in before[2]]
+
+
+def connect(address: str) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether the service closes the connection while we wait."""
+    try:
+        while connection.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+HEAD = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/query HTTP/1.1\r\nHost: loc",
+        HEAD + b"Content-Length: 1000\r\n\r\nhalf of it",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhalf",
+    ],
+    ids=["nothing", "half a head", "half a body", "half a chunk"],
+)
+def test_what_is_never_sent_whole_is_not_waited_for(address: str, sent: bytes, monkeypatch: Any) -> None:
+    monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "UPLOAD_SECONDS", 0.5)
+    with connect(address) as connection:
+        connection.sendall(sent)
+        assert closed(connection)
+
+
+def test_uploads_that_trickle_in_are_cut_off(address: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(server_module, "UPLOAD_SECONDS", 0.5)
+    with connect(address) as connection:
+        connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - began < 20:
+                connection.sendall(b"x")
+                time.sleep(0.1)
+        assert time.monotonic() - began < 10
+
+
+def test_uploads_that_are_broken_off_leave_nothing(address: str) -> None:
+    for size in (0, 1, 999) * (50 if SOAK else 3):
+        with connect(address) as connection:
+            head = HEAD.replace(b"query", b"items") + f"Authorization: Bearer {TOKEN}\r\n".encode()
+            connection.sendall(head + b"Content-Length: 1000\r\n\r\n" + bytes(size))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\0" * 1000,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        HEAD + b"Content-Length: -1\r\n\r\n",
+        HEAD + b"Content-Length: 99999999999999999999999999\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nxxxxxx",
+    ],
+)
+def test_what_is_no_http_is_refused(address: str, sent: bytes) -> None:
+    answer = b""
+    with connect(address) as connection, suppress(OSError):  # it may hang up before it has heard all
+        connection.sendall(sent)
+        answer = connection.recv(1000)
+    assert not answer or answer.split()[1] in (b"400", b"404", b"413", b"422", b"431"), answer
+
+
+def test_thousands_of_open_connections_do_no_harm(collection: Collection, tmp_path: Path) -> None:
+    """In a process of its own, as they count against its files and ours."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    count = min(10_000 if SOAK else 500, hard - 500)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    command = [
+        sys.executable,
+        "-c",
+        "from hashret.cli import main; main()",
+        "serve",
+        "-c",
+        str(collection.path),
+        "--port",
+        "0",
+    ]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, ExitStack() as opened:
+            assert process.stderr is not None
+            own = process.stderr.readline().split()[-1].rstrip("/")
+            for i in range(count):
+                connection = opened.enter_context(connect(own))
+                connection.sendall(HEAD[: i % len(HEAD)])
+            for _ in range(20):
+                assert httpx.post(f"{own}/v1/query", json={"id": 1}, timeout=20).status_code == 200
+            process.terminate()
+            assert process.wait(60) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def png_of(width: int, height: int, data: bytes) -> bytes:
+    """A PNG that says that it is of this size, whatever its data are."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def gif_of(width: int, height: int) -> bytes:
+    return (
+        b"GIF89a"
+        + struct.pack("<HH", width, height)
+        + b"\x80\0\0"
+        + b"\0" * 6
+        + b",\0\0\0\0"
+        + struct.pack("<HHB", width, height, 0)
+        + b"\2\0;"
+    )
+
+
+@pytest.mark.parametrize("path", ["/v1/query", "/v1/encode", "/v1/items", "/v1/reconstruct"])
+@pytest.mark.parametrize(
+    ("bomb", "status"),
+    [
+        (png_of(2**31 - 1, 2**31 - 1, b""), 413),
+        (png_of(60_000, 60_000, zlib.compress(bytes(10**6))), 413),
+        (png_of(9_000, 9_000, zlib.compress(bytes(10**6))), 422),
+        (png_of(0, 0, b""), 422),
+        (gif_of(65_535, 65_535), 413),
+        (
+            b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (999999999, 999999999), }".ljust(
+                128
+            ),
+            422,
+        ),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1, 8), }".ljust(200), 422),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 422),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422),
+    ],
+    ids=["png", "large png", "short png", "empty png", "gif", "npy", "pickle", "postscript", "svg"],
+)
+def test_bombs_do_not_go_off(address: str, path: str, bomb: bytes, status: int) -> None:
+    headers = {"content-type": "image/png", "authorization": f"Bearer {TOKEN}"}
+    response = httpx.post(address + path, content=bomb, headers=headers)
+    assert response.status_code == status, response.text
+
+
+def test_damaged_images_are_refused_or_read(address: str, collection: Collection) -> None:
+    whole = (collection.path.parent / "photos" / "0.png").read_bytes()
+    files = {"png": whole}
+    for kind in ("JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+        file = io.BytesIO()
+        Image.fromarray(pixels(0)).save(file, kind)
+        files[kind] = file.getvalue()
+    rng = random.Random(0)
+    with httpx.Client(base_url=address) as http:
+        for _ in range(5000 if SOAK else 100):
+            data = bytearray(rng.choice(list(files.values())))
+            for _ in range(rng.randint(1, 10)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            response = http.post(
+                "/v1/query", content=bytes(data[: rng.randint(1, len(data))]), headers={"content-type": "image/png"}
+            )
+            assert response.status_code in (200, 413, 422), response.text
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "..%2f..%2f..%2fetc%2fpasswd",
+        "%2e%2e/%2e%2e/etc/passwd",
+        "1%00.png",
+        "1/../../../etc/passwd",
+        "-1",
+        "1e3",
+        "0x1",
+        "１",
+        "9" * 400,
+        "1;ls",
+        "1' OR '1'='1",
+        "%ff%fe",
+    ],
+)
+def test_the_image_route_knows_only_ids(address: str, trick: str) -> None:
+    for path in (f"/v1/items/{trick}/image", f"/v1/items/{trick}", f"/v1/items/1/image?size={trick}", f"/{trick}"):
+        with connect(address) as connection:
+            line = f"GET {path.replace(' ', '%20')} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            connection.sendall(line.encode())
+            answer = connection.makefile("rb").read()
+        assert b"root:" not in answer and answer.split()[1] in (b"400", b"404", b"422"), answer[:200]
+
+
+def test_text_that_is_not_utf_8_is_refused_or_kept_as_it_is(address: str) -> None:
+    with httpx.Client(base_url=address) as http:
+        bad = b"\xff\xfe\xc3("
+        json_headers = {"content-type": "application/json"}
+        for content in (
+            bad,
+            b'{"code": "' + bad + b'"}',
+            b'{"' + bad + b'": 1}',
+            b'{"code": "\\ud800"}',
+            b"[" * 100_000,
+        ):
+            assert http.post("/v1/query", content=content, headers=json_headers).status_code in (400, 422)
+        form = b'--x\r\nContent-Disposition: form-data; name="' + bad + b'"\r\n\r\n' + bad + b"\r\n--x--\r\n"
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        assert http.post("/v1/query", content=form, headers=headers).status_code in (400, 422)
+        assert http.post("/v1/query?k=%ff%fe", content=b"x", headers={"content-type": "image/png"}).status_code == 422
+        named = form.replace(b'name="' + bad, b'name="file"; filename="' + bad)
+        assert http.post("/v1/query", content=named, headers=headers).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "Bearer",
+        "Bearer wrong",
+        "Bearer correct hors",
+        f"Bearer {TOKEN}x",
+        f"Basic {TOKEN}",
+        TOKEN,
+        "Bearer \xff",
+    ],
+)
+def test_wrong_tokens_are_refused(address: str, given: str) -> None:
+    headers = {"authorization": given.encode("latin-1")}
+    assert httpx.delete(f"{address}/v1/items/1", headers=headers).status_code == 401
+    cookies = {"cookie": f"hashret={given}".encode("latin-1")}
+    assert httpx.delete(f"{address}/v1/items/1", headers=cookies).status_code == 401
+
+
+def test_batches_beyond_all_measure_are_refused(address: str) -> None:
+    with httpx.Client(base_url=address, timeout=60) as http:
+        assert http.post("/v1/query", json={"code": ["0000"] * 100_000}).status_code == 422
+        form = (
+            b"".join(b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' for _ in range(5000))
+            + b"--x--\r\n"
+        )
+        assert (
+            http.post(
+                "/v1/query", content=form, headers={"content-type": "multipart/form-data; boundary=x"}
+            ).status_code
+            == 422
+        )
+        long = form.replace(b"\r\n1\r\n", b"\r\n" + b"1" * 100_000 + b"\r\n", 1)
+        assert (
+            http.post(
+                "/v1/query", content=long, headers={"content-type": "multipart/form-data; boundary=x"}
+            ).status_code
+            == 400
+        )
+
+
+def test_whatever_fits_the_openapi_document_or_not_gives_no_error_of_ours(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", f"--checks={checks}"]
+    command += [f"--max-examples={200 if SOAK else 5}", "--seed=1", "--no-color", "--mode=all"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

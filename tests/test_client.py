@@ -1,0 +1,158 @@
+"""`Client` gives what the collection gives that is served."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashret import Client, Collection, Hasher
+from hashret.cli.app import run
+from hashret.errors import HashretError, NotFound, TooLarge
+
+pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
+pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+
+
+def pixels(i: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("client")
+    (folder / "photos").mkdir()
+    for i in range(20):
+        Image.fromarray(pixels(i)).save(folder / "photos" / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def collection(folder: Path) -> Iterator[Collection]:
+    hasher = Hasher("lsh", 32).fit(np.stack([pixels(i) for i in range(50)]))
+    with Collection.create(folder / "c", hasher) as made:
+        made.index(folder / "photos")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(collection: Collection, serve: Callable[..., str]) -> Iterator[Client]:
+    with Client(serve(collection, token="secret"), token="secret") as made:
+        yield made
+
+
+@pytest.fixture
+def images(folder: Path) -> list[object]:
+    """An image in each form that is taken."""
+    path = folder / "photos" / "03.png"
+    return [path, str(path), path.read_bytes(), Image.open(path), pixels(3), pixels(40)]
+
+
+def test_every_query_gives_what_the_collection_gives(
+    client: Client, collection: Collection, images: list[object]
+) -> None:
+    for image in images:
+        assert client.query(image, 3) == collection.query(image, 3)
+    assert client.query_item(3, where="name < '05'") == collection.query_item(3, where="name < '05'") != []
+    assert client.query(images[0], where="name < '05'") == collection.query(images[0], where="name < '05'")
+    assert client.query(images[0], 3, rank="asymmetric") == collection.query(images[0], 3, rank="asymmetric")
+    for k, radius in ((4, None), (None, 12), (3, 9)):
+        assert client.query_batch(images, k, radius) == collection.query_batch(images, k, radius)
+        codes = collection.codes([1, 2, 3])
+        assert client.query_codes(codes, k, radius) == collection.query_codes(codes, k, radius)
+        assert client.query_item(7, k, radius) == collection.query_item(7, k, radius)
+    assert client.query_batch([]) == client.query_codes(collection.codes([])) == []
+
+
+def test_batches_of_any_size_are_cut_up(client: Client, collection: Collection) -> None:
+    many = np.stack([pixels(i) for i in range(300)])
+    codes = client.encode(many)
+    assert np.array_equal(codes, collection.hasher.encode(many))
+    assert client.query_batch(many, 2) == collection.query_batch(many, 2)
+    assert client.query_codes(codes, 200) == collection.query_codes(codes, 200)
+    assert client.encode([]).shape == (0, 4)
+
+
+def test_a_collection_is_looked_at(client: Client, collection: Collection) -> None:
+    assert len(client) == len(collection)
+    assert (client.bits, client.fingerprint) == (collection.bits, collection.fingerprint)
+    assert client.get(5) == collection.get(5) and client.items(3, 4) == collection.items(3, 4)
+    assert {**collection.info(), "read_only": False}.keys() == client.info().keys()
+
+
+def test_copies_are_grouped_and_judged(client: Client, collection: Collection) -> None:
+    for options in ({}, {"by": "star", "keep": "oldest"}):
+        assert client.dupes(9, **options) == collection.dupes(9, **options)
+    client.verdict(2, 5, "different")
+    assert collection.verdicts() == [(2, 5, "different")]
+    assert client.query_item(2, 20) == collection.query_item(2, 20)
+    with pytest.raises(NotFound):
+        client.verdict(2, 999, "same")
+
+
+def test_images_are_added_and_removed(client: Client, collection: Collection) -> None:
+    before = len(collection)
+    images = [pixels(i) for i in range(1000, 1300)]
+    ids = client.add(images, [{"i": i} if i % 2 else None for i in range(300)])
+    assert ids == client.add(images) == collection.add(images)  # they are there by now
+    assert collection.get(ids[299]).metadata == {"i": 299} and collection.get(ids[298]).metadata is None
+    assert client.query(images[7], 1)[0].id == ids[7]
+    assert client.remove(ids[:3]) == 3 and client.remove(ids[:1]) == 0
+    collection.remove(ids)
+    assert len(client) == before
+    with pytest.raises(ValueError, match="2 images need as many metadata, not 1"):
+        client.add(images[:2], [None])
+
+
+def test_errors_are_those_of_the_collection(client: Client, collection: Collection, folder: Path) -> None:
+    for there in (client, collection):
+        for item in (there.get, there.query_item):
+            with pytest.raises(NotFound, match="there is no item 999"):
+                item(999)
+        with pytest.raises(ValueError, match="32 bits, not 8"):
+            there.query_codes(np.zeros((1, 1), np.uint8))
+        with pytest.raises(ValueError, match="give k, max_distance, or both"):
+            there.query(pixels(0), None)
+        with pytest.raises(ValueError):
+            there.query(pixels(0), 0)
+        with pytest.raises(HashretError, match="no image"):
+            there.query(b"nothing")
+        with pytest.raises(HashretError, match="cannot be read: No such file"):
+            there.query(folder / "nothing.png")
+        bomb = io.BytesIO()
+        Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+        with pytest.raises(TooLarge, match="400 megapixels"):
+            there.query(bomb.getvalue())
+
+
+def test_a_service_that_cannot_be_asked_is_said(client: Client, collection: Collection) -> None:
+    with Client("http://127.0.0.1:9") as nobody, pytest.raises(HashretError, match="cannot be reached"):
+        nobody.info()
+    with pytest.raises(HashretError, match="no address"):
+        Client("http://a:b")
+    with Client(client.url) as stranger, pytest.raises(HashretError, match="needs the token"):
+        stranger.remove([1])
+    assert len(collection) == len(client)
+
+
+def test_the_command_asks_a_service(
+    client: Client, collection: Collection, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for asked in (
+        ["id:3"],
+        ["hex:00ff00ff", "id:4"],
+        [str(folder / "photos")],
+        [str(folder / "photos" / "07.png"), "id:99"],
+    ):
+        outputs = []
+        for where in (["--url", client.url], ["-c", str(collection.path)]):
+            code = run(["query", *asked, *where, "-k", "3", "--json"])
+            told = capsys.readouterr()
+            outputs.append((code, json.loads(told.out), told.err))
+        assert outputs[0] == outputs[1]
+    assert run(["query", "id:1", "--url", "http://127.0.0.1:9"]) == 1
+    assert "hashret serve" in capsys.readouterr().err

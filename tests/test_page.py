@@ -1,0 +1,272 @@
+"""The page, in a real browser."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashret.collection import Collection
+from hashret.hasher import Hasher
+
+pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
+
+COUNT = 40
+
+
+def pixels(i: int) -> NDArray[np.uint8]:
+    """Image i: a few large blocks, so that a person can tell them apart."""
+    blocks = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.kron(blocks, np.ones((8, 8, 1), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def hasher() -> Hasher:
+    return Hasher("ae", 16, network="mlp").fit(np.stack([pixels(i) for i in range(COUNT)]), steps=3)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def collection(tmp_path: Path, hasher: Hasher) -> Iterator[Collection]:
+    (tmp_path / "photos").mkdir()
+    for i in range(COUNT):
+        Image.fromarray(pixels(i)).save(tmp_path / "photos" / f"{i:02d}.png")
+    with Collection.create(tmp_path / "c", hasher) as made:
+        made.index(tmp_path / "photos")
+        yield made
+
+
+@pytest.fixture
+def address(collection: Collection, serve: Callable[..., str]) -> str:
+    return serve(collection)
+
+
+@pytest.fixture(params=[1200])
+def page(request: Any, browser: Any, address: str) -> Iterator[Any]:
+    """The page of the collection; when the test is over, the browser has had no complaints and asked nobody else."""
+    context = browser.new_context(viewport={"width": request.param, "height": 900})
+    page = context.new_page()
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.complaints, page.asked = complaints, asked
+    page.goto(address)
+    expect(page.locator("article").first).to_be_visible()
+    yield page
+    assert not complaints
+    assert all(url.startswith((f"{address}/", "blob:", "data:")) for url in asked)
+    context.close()
+
+
+def ids(page: Any) -> list[int]:
+    """The items that are shown, in order."""
+    return [int(card.get_attribute("data-id")) for card in page.locator("article").all()]
+
+
+def slide(page: Any, name: str, value: int) -> None:
+    page.locator(f"#{name}").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value
+    )
+
+
+def upload(page: Any, path: Path) -> None:
+    page.set_input_files("#file", path)
+    expect(page.locator("#title")).to_contain_text("neighbours")
+
+
+def new_image(folder: Path, i: int = 99) -> Path:
+    path = folder / f"query{i}.png"
+    Image.fromarray(pixels(i)).save(path)
+    return path
+
+
+def test_the_images_of_the_collection_are_shown_first(page: Any, collection: Collection) -> None:
+    assert ids(page) == [item.id for item in collection.items()]
+    expect(page.locator("#counts")).to_have_text("40 images, 16-bit codes by ae")
+    loaded = "() => [...document.images].filter((image) => image.src).every((image) => image.naturalWidth)"
+    page.locator("article").last.scroll_into_view_if_needed()
+    page.wait_for_function(loaded)
+
+
+def test_an_image_is_searched_for(page: Any, collection: Collection, tmp_path: Path) -> None:
+    path = new_image(tmp_path)
+    upload(page, path)
+    hits = collection.query(path, 30)
+    assert ids(page) == [hit.id for hit in hits]
+    distances = [int(text.split()[0]) for text in page.locator(".distance strong").all_inner_texts()]
+    assert distances == [hit.distance for hit in hits]
+    codes = [
+        int.from_bytes(code.tobytes()) for code in (*collection.hasher.encode([path]), *collection.codes([hits[5].id]))
+    ]
+    differing = [i for i in range(16) if (codes[0] ^ codes[1]) >> (15 - i) & 1]
+    assert page.locator("canvas").nth(5).get_attribute("title") == f"Bits that differ: {', '.join(map(str, differing))}"
+    expect(page.locator("#caption")).to_have_text(path.name)
+
+
+def test_the_sliders_answer_without_asking(page: Any, collection: Collection, tmp_path: Path) -> None:
+    path = new_image(tmp_path)
+    upload(page, path)
+    before = len([url for url in page.asked if "/v1/query" in url])
+    slide(page, "k", 7)
+    assert ids(page) == [hit.id for hit in collection.query(path, 7)]
+    slide(page, "k", 200)
+    slide(page, "radius", 5)
+    within = [hit.id for hit in collection.query(path, None, 5)]
+    assert ids(page) == within and len(within) < COUNT
+    slide(page, "radius", 0)
+    if not collection.query(path, None, 0):
+        expect(page.locator("#empty")).to_contain_text("Nothing within 0 bits: the nearest is")
+    assert len([url for url in page.asked if "/v1/query" in url]) == before
+
+
+def test_similar_images_of_a_result_are_found_and_back_goes_back(page: Any, collection: Collection) -> None:
+    page.locator("article").nth(4).locator(".picture").click()
+    expect(page.locator("#title")).to_contain_text("neighbours")
+    assert ids(page) == [hit.id for hit in collection.query_item(5, 30)]
+    expect(page.locator("#caption")).to_have_text(collection.get(5).paths[0])
+    page.locator("article").first.get_by_role("button", name="Similar").click()
+    second = collection.query_item(5, 1)[0].id
+    expect(page.locator("#caption")).to_have_text(collection.get(second).paths[0])
+    page.go_back()
+    expect(page.locator("#caption")).to_have_text(collection.get(5).paths[0])
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#title")).to_have_text("All images")
+
+
+@pytest.mark.parametrize("how", ["paste", "drop"])
+def test_an_image_is_pasted_or_dropped(page: Any, collection: Collection, tmp_path: Path, how: str) -> None:
+    path = new_image(tmp_path)
+    page.evaluate(
+        """([how, bytes]) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "given.png", { type: "image/png" }));
+          const event = how === "paste" ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true })
+            : new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+          document.body.dispatchEvent(event);
+        }""",
+        [how, list(path.read_bytes())],
+    )
+    expect(page.locator("#title")).to_contain_text("neighbours")
+    assert ids(page) == [hit.id for hit in collection.query(path, 30)]
+
+
+def test_all_can_be_done_by_keys(page: Any, collection: Collection) -> None:
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator("#caption")).to_have_text(collection.get(2).paths[0])
+    expect(page.locator("#title")).to_contain_text("neighbours")
+    assert ids(page) == [hit.id for hit in collection.query_item(2, 30)]
+    page.keyboard.press("/")
+    expect(page.locator("#where")).to_be_focused()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    expect(page.locator("#title")).to_have_text("All images")
+
+
+def test_what_the_model_remembers_stands_beside_the_image(page: Any, tmp_path: Path) -> None:
+    upload(page, new_image(tmp_path))
+    page.get_by_role("button", name="What the model remembers").click()
+    page.wait_for_function("() => document.getElementById('remembered').naturalWidth === 32")
+
+
+def test_an_image_is_added(page: Any, collection: Collection, tmp_path: Path) -> None:
+    path = new_image(tmp_path)
+    upload(page, path)
+    page.get_by_role("button", name="Add to the collection").click()
+    expect(page.locator("#counts")).to_contain_text("41 images")
+    expect(page.locator("#caption")).to_contain_text("blobs")
+    assert collection.query(path, 1)[0].distance == 0
+    assert ids(page) == [hit.id for hit in collection.query_item(COUNT + 1, 30)]
+
+
+def test_a_result_is_judged_no_match(page: Any, collection: Collection) -> None:
+    page.locator("article").first.locator(".picture").click()
+    expect(page.locator("#title")).to_contain_text("neighbours")
+    near = collection.query_item(1, 1)[0].id
+    card = page.locator("article").first
+    card.get_by_role("button", name="Not a match").click()
+    expect(card).to_have_class("gone")
+    assert collection.verdicts() == [(1, near, "different")]
+    page.reload()
+    expect(page.locator("#title")).to_contain_text("neighbours")
+    assert ids(page) == [hit.id for hit in collection.query_item(1, 30)] and near not in ids(page)
+
+
+def test_duplicates_are_shown_in_groups(page: Any, collection: Collection) -> None:
+    page.get_by_role("link", name="Duplicates").click()
+    expect(page.locator("#title")).to_contain_text("groups of duplicates within 3 bits")
+    expected = collection.dupes(3)
+    assert page.locator(".group").count() == len(expected)
+    assert ids(page) == [item.id for group in expected for item in group.items]
+
+
+def test_neighbours_are_filtered(page: Any, collection: Collection) -> None:
+    page.locator("article").first.locator(".picture").click()
+    page.locator("#where").fill("name < '05'")
+    page.locator("#where").press("Enter")
+    expect(page.locator("article")).to_have_count(4)
+    assert ids(page) == [hit.id for hit in collection.query_item(1, 30, where="name < '05'")]
+
+
+def test_an_error_is_shown_and_goes_away(page: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"none")
+    page.set_input_files("#file", broken)
+    expect(page.get_by_role("alert")).to_contain_text("no image: no format begins with")
+    assert len(page.complaints) == 1 and "422" in page.complaints[0]  # which Chromium itself says of the answer
+    page.complaints.clear()
+    upload(page, new_image(tmp_path))
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+@pytest.mark.parametrize("page", [400, 1600], indirect=True)
+def test_nothing_sticks_out(page: Any, tmp_path: Path) -> None:
+    width = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(width) == 0
+    upload(page, new_image(tmp_path))
+    assert page.evaluate(width) == 0
+
+
+def test_an_empty_collection_says_what_to_do(browser: Any, hasher: Hasher, tmp_path: Path, serve: Any) -> None:
+    with Collection.create(tmp_path / "empty", hasher) as collection:
+        page = browser.new_page()
+        page.goto(serve(collection))
+        expect(page.locator("#empty")).to_contain_text("hashret index SOURCE")
+        page.close()
+
+
+def test_the_token_is_asked_for_and_kept(browser: Any, collection: Collection, serve: Any, tmp_path: Path) -> None:
+    address = serve(collection, token="secret")
+    page = browser.new_page()
+    page.goto(address)
+    upload(page, new_image(tmp_path))
+    page.get_by_role("button", name="Add to the collection").click()
+    page.get_by_label("Token").fill("secret")
+    page.get_by_role("button", name="Go on").click()
+    page.wait_for_url(re.compile(f"^{address}/$"))
+    upload(page, new_image(tmp_path))
+    page.get_by_role("button", name="Add to the collection").click()
+    expect(page.locator("#counts")).to_contain_text("41 images")
+    page.close()

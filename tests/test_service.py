@@ -1,0 +1,664 @@
+"""The service, on a real server and over real connections."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashret.codes import to_hex
+from hashret.collection import Collection, Hit
+from hashret.hasher import Hasher
+
+httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
+pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+
+from hashret.service import guard as guard_module  # noqa: E402  # after it is known that it can be imported
+from hashret.service.app import create_app  # noqa: E402
+from hashret.service.server import Server, listen  # noqa: E402
+
+Serve = Callable[..., str]
+TOKEN = "correct horse"
+
+
+def pixels(i: int) -> NDArray[np.uint8]:
+    """Image i, unlike all others."""
+    return np.random.default_rng(i).integers(0, 256, (12, 10), dtype=np.uint8)
+
+
+def png(i: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels(i)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def hasher() -> Hasher:
+    return Hasher("lsh", 32).fit(np.stack([pixels(i) for i in range(100)]))
+
+
+def make(folder: Path, hasher: Hasher, count: int = 30) -> Collection:
+    """A collection of images in the folders 0, 1 and 2."""
+    for i in range(count):
+        file = folder / "photos" / str(i % 3) / f"{i:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(i))
+    collection = Collection.create(folder / "c", hasher)
+    collection.index(folder / "photos")
+    return collection
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory, hasher: Hasher) -> Iterator[Collection]:
+    """A collection that no test changes."""
+    with make(tmp_path_factory.mktemp("served"), hasher) as made:
+        made.add([png(500)], [{"price": 3, "who": "Ada"}])
+        yield made
+
+
+@pytest.fixture(scope="module")
+def http(collection: Collection, serve: Serve) -> Iterator[Any]:
+    with httpx.Client(base_url=serve(collection), timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def own(tmp_path: Path, hasher: Hasher) -> Iterator[Collection]:
+    """A collection for the test alone."""
+    with make(tmp_path, hasher) as made:
+        yield made
+
+
+def told(hits: list[Hit]) -> list[dict[str, Any]]:
+    """Hits as the service tells them."""
+    documents = [{"rank": rank, **hit._asdict()} for rank, hit in enumerate(hits, 1)]
+    return [{name: value for name, value in one.items() if (name, value) != ("score", None)} for one in documents]
+
+
+def refused(response: Any, status: int, *words: str) -> None:
+    """The response is a problem, whole and true."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status and problem["type"] == "about:blank" and problem["title"]
+    assert "\n" not in problem["detail"] and all(word in problem["detail"] for word in words), problem
+
+
+# Queries
+
+
+def test_every_form_of_a_query_gives_what_the_collection_gives(collection: Collection, http: Any) -> None:
+    image, code = png(77), to_hex(collection.hasher.encode([png(77)]))[0]
+    hits = told(collection.query(image, 4))
+    for response in (
+        http.post("/v1/query?k=4", content=image, headers={"content-type": "image/png"}),
+        http.post("/v1/query?k=4", files={"file": ("a.png", image)}),
+        http.post("/v1/query?k=9", files={"file": ("a.png", image)}, data={"k": "4"}),
+        http.post("/v1/query", json={"code": code, "k": 4}),
+    ):
+        assert response.status_code == 200 and response.headers["content-type"] == "application/json"
+        assert response.json()["k"] == 4 and response.json()["hits"] == hits
+    assert http.post("/v1/query", json={"code": code}).json()["query"] == f"hex:{code}"
+    by_id = http.post("/v1/query", json={"id": 5, "k": 3}).json()
+    assert by_id == {"query": "id:5", "k": 3, "hits": told(collection.query_item(5, 3))}
+
+
+def test_k_and_max_distance_choose(collection: Collection, http: Any) -> None:
+    code = to_hex(collection.codes([1]))[0]
+    assert len(http.post("/v1/query", json={"code": code}).json()["hits"]) == 10
+    for asked in ({"max_distance": 11}, {"max_distance": 11, "k": 2}, {"k": 1000}):
+        hits = collection.query_codes(collection.codes([1]), asked.get("k"), asked.get("max_distance"))[0]
+        assert http.post("/v1/query", json={"code": code, **asked}).json()["hits"] == told(hits)
+
+
+def test_a_batch_is_answered_in_its_order(collection: Collection, http: Any) -> None:
+    images = [png(i) for i in (3, 200, 5)]
+    files = [("file", (f"{i}.png", image)) for i, image in enumerate(images)]
+    expected = [told(hits) for hits in collection.query_batch(images, 2)]
+    answers = http.post("/v1/query?k=2", files=files).json()
+    assert [answer["query"] for answer in answers] == ["0.png", "1.png", "2.png"]
+    assert [answer["hits"] for answer in answers] == expected
+    answers = http.post("/v1/query", json={"code": to_hex(collection.hasher.encode(images)), "k": 2}).json()
+    assert [answer["hits"] for answer in answers] == expected
+
+
+def test_a_filter_chooses_and_may_do_nothing_else(collection: Collection, http: Any) -> None:
+    where = "label = '1' AND width < 800"
+    hits = collection.query_item(5, 4, where=where)
+    assert {hit.label for hit in hits} == {"1"}
+    for asked in ({"json": {"id": 5, "k": 4, "where": where}},):
+        assert http.post("/v1/query", **asked).json()["hits"] == told(hits)
+    (priced,) = http.post("/v1/query?where=price=3", files={"file": png(1)}).json()["hits"]
+    assert priced["metadata"] == {"price": 3, "who": "Ada"}
+    for wrong in ("label =", "1); DROP TABLE items; --", "load_extension('x')", "x" * 10_001):
+        refused(http.post("/v1/query", json={"id": 1, "where": wrong}), 422)
+
+
+def test_images_may_be_ordered_by_certainty(collection: Collection, http: Any) -> None:
+    hits = collection.query(png(91), 5, rank="asymmetric")
+    answer = http.post("/v1/query", files={"file": png(91)}, data={"k": "5", "rank": "asymmetric"}).json()
+    assert answer["hits"] == told(hits) and answer["hits"][0]["score"] is not None
+    refused(http.post("/v1/query", json={"id": 1, "rank": "asymmetric"}), 422, "rank")
+
+
+def test_codes_come_with_the_hits_when_asked_for(collection: Collection, http: Any) -> None:
+    for asked in ({"content": png(88)}, {"files": {"file": png(88)}}):
+        answer = http.post(
+            "/v1/query?codes=true", headers={"content-type": "image/png"} if "content" in asked else {}, **asked
+        )
+        answer = answer.json()
+        assert answer["code"] == to_hex(collection.hasher.encode([png(88)]))[0]
+        assert [hit["code"] for hit in answer["hits"]] == to_hex(
+            collection.codes([hit["id"] for hit in answer["hits"]])
+        )
+        a, b = int(answer["code"], 16), int(answer["hits"][3]["code"], 16)
+        assert (a ^ b).bit_count() == answer["hits"][3]["distance"]
+    assert http.post("/v1/query", json={"id": 3, "codes": True}).json()["code"] == to_hex(collection.codes([3]))[0]
+
+
+def test_queries_at_the_same_time_are_answered_together_and_each_its_own(collection: Collection, http: Any) -> None:
+    codes = collection.hasher.encode([png(i) for i in range(300, 500)])
+    expected = collection.query_codes(codes, 3)
+
+    def ask(i: int) -> Any:
+        if i % 50 == 7:  # a broken one among them fails alone
+            return http.post("/v1/query", content=b"none", headers={"content-type": "image/png"}).status_code
+        if i % 2:
+            return http.post("/v1/query?k=3", content=png(300 + i), headers={"content-type": "image/png"}).json()[
+                "hits"
+            ]
+        return http.post("/v1/query", json={"code": to_hex(codes[i : i + 1])[0], "k": 3}).json()["hits"]
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(ask, range(200)))
+    assert answers == [422 if i % 50 == 7 else told(hits) for i, hits in enumerate(expected)]
+    sizes = [line for line in http.get("/metrics").text.splitlines() if line.startswith("hashret_batch_size")]
+    count, total = (
+        next(float(line.split()[-1]) for line in sizes if f'{what}{{stage="queries"}}' in line)
+        for what in ("count", "sum")
+    )
+    assert count < total  # some were
+
+
+def test_images_are_encoded(collection: Collection, http: Any) -> None:
+    images = [png(i) for i in range(3)]
+    answer = http.post("/v1/encode", files=[("file", image) for image in images]).json()
+    assert answer["codes"] == to_hex(collection.hasher.encode(images))
+    assert (answer["fingerprint"], answer["bits"]) == (collection.fingerprint, 32)
+
+
+def test_what_the_model_remembers_is_a_picture(tmp_path: Path, serve: Serve) -> None:
+    hasher = Hasher("ae", 16, network="mlp").fit(np.stack([pixels(i) for i in range(20)]), steps=2)
+    with make(tmp_path, hasher, 3) as there, httpx.Client(base_url=serve(there)) as http:
+        for asked in ({"json": {"id": 1}}, {"files": {"file": png(0)}}):
+            response = http.post("/v1/reconstruct", **asked)
+            assert response.headers["content-type"] == "image/png"
+            assert Image.open(io.BytesIO(response.content)).size == (10, 12)
+        refused(http.post("/v1/reconstruct", json={"id": 99}), 404, "no item 99")
+
+
+def test_a_model_without_a_network_remembers_nothing(http: Any) -> None:
+    refused(http.post("/v1/reconstruct", json={"id": 1}), 422, "has no network")
+
+
+# Items
+
+
+def test_items_are_added_looked_at_listed_and_removed(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        files = [("file", ("a.png", png(600))), ("file", ("b.png", png(601)))]
+        metadata = [json.dumps({"price": 3}), "null"]
+        (first, second) = http.post("/v1/items", files=files, data={"metadata": metadata}).json()["ids"]
+        assert http.post("/v1/items", files=files[:1]).json() == {"ids": [first]}  # which is there
+        assert own.get(first).metadata == {"price": 3} and own.get(second).metadata is None
+        item = http.get(f"/v1/items/{first}").json()
+        code = to_hex(own.codes([first]))[0]
+        assert item == own.get(first)._asdict() | {"code": code}
+        assert http.post("/v1/query", json={"code": code, "k": 1}).json()["hits"][0]["id"] == first
+        cursor, seen = 0, []
+        while cursor is not None:
+            page = http.get("/v1/items", params={"cursor": cursor, "limit": 7}).json()
+            seen += page["items"]
+            cursor = page["next"]
+        assert [one["id"] for one in seen] == list(range(1, 33)) and seen[2] == own.get(3)._asdict()
+        assert http.delete(f"/v1/items/{second}").json() == {"removed": 1}
+        assert http.delete(f"/v1/items/{second}").json() == {"removed": 0}
+        refused(http.get(f"/v1/items/{second}"), 404, f"no item {second}")
+        assert len(own) == 31
+
+
+def test_a_collection_that_changes_elsewhere_is_seen(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http, Collection.open(own.path) as other:
+        (added,) = other.add([png(700)])
+        asked = {"content": png(700), "headers": {"content-type": "image/png"}}
+        assert http.post("/v1/query?k=1", **asked).json()["hits"][0]["id"] == added
+        other.remove([added])
+        assert http.post("/v1/query?k=1", **asked).json()["hits"][0]["id"] != added
+
+
+def test_another_model_is_a_conflict(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        before = own.fingerprint
+        asked = {"code": to_hex(own.codes([1]))[0], "fingerprint": before}
+        assert http.post("/v1/query", json=asked).status_code == 200
+        own.reindex(Hasher("pca", 32).fit(np.stack([pixels(i) for i in range(100)])))
+        refused(http.post("/v1/query", json=asked), 409, before, own.fingerprint)
+        assert http.get("/v1/info").json()["fingerprint"] == own.fingerprint
+
+
+# Copies
+
+
+def test_copies_are_grouped_and_judged(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        radius = own.query_item(1, 1)[0].distance
+        expected = own.dupes(radius)
+        assert expected
+        answer = http.get("/v1/dupes", params={"max_distance": radius}).json()
+        assert [[item["id"] for item in group["items"]] for group in answer["groups"]] == [
+            [item.id for item in group.items] for group in expected
+        ]
+        assert answer["groups"][0]["distances"] == expected[0].distances and not answer["more"]
+        assert http.get("/v1/dupes", params={"max_distance": radius, "limit": 1}).json()["more"] == (len(expected) > 1)
+        near = own.query_item(1, 1)[0].id
+        asked = {"a": 1, "b": near, "verdict": "different"}
+        assert http.post("/v1/verdicts", json=asked).json() == asked
+        assert near not in {hit["id"] for hit in http.post("/v1/query", json={"id": 1}).json()["hits"]}
+        refused(http.post("/v1/verdicts", json=asked | {"b": 999}), 404, "no item 999")
+        refused(http.post("/v1/verdicts", json=asked | {"b": 1}), 422, "one content")
+        refused(http.post("/v1/verdicts", json=asked | {"verdict": "maybe"}), 422, "verdict")
+        refused(http.get("/v1/dupes?by=luck"), 422, "by")
+
+
+# Pictures
+
+
+def size_of(response: Any) -> tuple[int, int]:
+    assert response.status_code == 200, response.text
+    return Image.open(io.BytesIO(response.content)).size
+
+
+def test_a_picture_is_scaled(tmp_path: Path, hasher: Hasher, serve: Serve) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.kron(pixels(0), np.ones((40, 40), np.uint8))).save(tmp_path / "photos" / "large.png")
+    with make(tmp_path, hasher, 1) as there, httpx.Client(base_url=serve(there)) as http:
+        large = next(item.id for item in there.items() if "large" in item.paths[0])
+        assert size_of(http.get(f"/v1/items/{large}/image?size=300")) == (250, 300)
+        assert http.get(f"/v1/items/{large}/image").headers["content-type"] == "image/jpeg"
+        assert size_of(http.get(f"/v1/items/{large}/image?size=16")) == (13, 16)
+        small = http.get(f"/v1/items/{3 - large}/image?size=300")  # never larger than it is
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(small.content))), pixels(0))
+
+
+def test_pictures_come_from_every_kind_of_source(tmp_path: Path, hasher: Hasher, serve: Serve) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x/0.png", png(1000))
+        archive.writestr("x/1.png", png(1001))
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for i in (1002, 1003):
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(png(i))
+            tar.addfile(member, io.BytesIO(png(i)))
+    np.save(tmp_path / "a.npy", np.stack([pixels(i) for i in range(1004, 1010)]))
+    with Collection.create(tmp_path / "c", hasher) as there, httpx.Client(base_url=serve(there)) as http:
+        for name in ("a.zip", "a.tar.gz", "a.npy"):
+            there.index(tmp_path / name)
+        there.add([pixels(1010), png(1011)])
+        for item_id, i in zip(range(1, 13), range(1000, 1012), strict=True):
+            picture = http.get(f"/v1/items/{item_id}/image").content
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(picture))), pixels(i)), there.get(item_id)
+
+
+def test_only_what_was_indexed_is_shown(own: Collection, tmp_path: Path, serve: Serve) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(900))
+    first, second, third, fourth = (Path(own.get(i).paths[0]) for i in (1, 2, 3, 4))
+    first.write_bytes(png(900))  # another content
+    second.unlink()
+    second.symlink_to(secret)  # out of the folder
+    copy = tmp_path / "copy.png"
+    third.rename(copy)
+    third.symlink_to(copy)  # out of it, though it is the same content
+    fourth.unlink()
+    os.mkfifo(fourth)
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        for i in (1, 2, 3, 4):
+            refused(http.get(f"/v1/items/{i}/image"), 404, "is not where it was")
+        assert size_of(http.get("/v1/items/5/image")) == (10, 12)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "words"),
+    [
+        (400, {"content": b"{", "headers": {"content-type": "application/json"}}, "no JSON"),
+        (400, {"content": b'{"code": "\xff"}', "headers": {"content-type": "application/json"}}, "no JSON"),
+        (400, {"content": b"nothing", "headers": {"content-type": "multipart/form-data; boundary=x"}}, "multipart"),
+        (400, {"content": b"", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
+        (415, {"content": b"<a/>", "headers": {"content-type": "application/xml"}}, "image/*"),
+        (415, {"content": b""}, "image/*"),
+        (422, {"content": b"no image", "headers": {"content-type": "image/png"}}, "no image"),
+        (422, {"content": b"", "headers": {"content-type": "image/png"}}, "empty file"),
+        (422, {"content": png(0)[:-30], "headers": {"content-type": "image/png"}}, "PNG"),
+        (422, {"files": {"other": png(0)}}, "'file'"),
+        (422, {"files": {"file": png(0)}, "data": {"k": "0"}}, "k: "),
+        (422, {"files": {"file": png(0)}, "data": {"size": "3"}}, "size: "),
+        (422, {"files": {"file": png(0)}, "data": {"metadata": "{}"}}, "metadata"),
+        (422, {"files": [("file", png(i)) for i in (0,) * 257]}, "256"),
+        (422, {"json": []}, "object"),
+        (422, {"json": {}}, "code"),
+        (422, {"json": {"code": "12345"}}, "code"),
+        (422, {"json": {"code": "zz"}}, "code"),
+        (422, {"json": {"code": "00"}}, "32 bits, not 8"),
+        (422, {"json": {"code": ["00000000", "00"]}}, "32 bits, not 8"),
+        (422, {"json": {"code": []}}, "code"),
+        (422, {"json": {"code": ["00000000"] * 257}}, "code"),
+        (422, {"json": {"code": ["00000000"] * 256, "k": 101}}, "at most 100"),
+        (422, {"json": {"code": "00000000", "id": 1}}, "code"),
+        (422, {"json": {"code": "00000000", "k": 1001}}, "k: "),
+        (422, {"json": {"code": "00000000", "k": "3"}}, "k: "),
+        (422, {"json": {"code": "00000000", "max_distance": -1}}, "max_distance: "),
+        (422, {"json": {"id": 2**64}}, "id: "),
+        (404, {"json": {"id": 2**62}}, "no item"),
+    ],
+)
+def test_a_query_that_cannot_be_answered_says_why(http: Any, status: int, asked: Any, words: str) -> None:
+    refused(http.post("/v1/query", **asked), status, words)
+
+
+def test_too_much_is_refused(http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    headers = {"content-type": "image/png"}
+    response = http.post("/v1/query", content=bomb.getvalue(), headers=headers)
+    refused(response, 413, "400 megapixels")
+    monkeypatch.setattr(guard_module, "MOST_BYTES", 2**20)
+    for content in (bytes(2**20 + 1), (bytes(2**19) for _ in range(3))):  # the second does not say how much
+        refused(http.post("/v1/query", content=content, headers=headers), 413, "MiB")
+    assert http.post("/v1/query", content=png(0), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/items/x", 422),
+        ("GET", "/v1/items/0", 422),
+        ("GET", f"/v1/items/{2**63}", 422),
+        ("GET", "/v1/items/../../etc/passwd", 404),
+        ("GET", "/v1/items/1/image?size=9999", 422),
+        ("GET", "/v1/items/1/image?size=../../etc/passwd", 422),
+        ("GET", "/v1/items?cursor=-1", 422),
+        ("GET", "/v1/items?limit=1001", 422),
+        ("PUT", "/v1/items", 405),
+        ("GET", "/page/../app.py", 404),
+    ],
+)
+def test_other_routes_are_refused_as_problems(http: Any, method: str, path: str, status: int) -> None:
+    refused(http.request(method, path), status)
+
+
+@pytest.mark.parametrize("metadata", [["{}"], ["{}", "3"], ["{}", "{"]])
+def test_metadata_are_objects_for_each_image(http: Any, metadata: list[str]) -> None:
+    response = http.post("/v1/items", files=[("file", png(0)), ("file", png(1))], data={"metadata": metadata})
+    assert response.status_code in (400, 422) and response.json()["detail"]
+
+
+def test_nothing_is_added_of_what_is_broken(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        refused(http.post("/v1/items", files={"file": png(800)[:60]}), 422)
+    assert len(own) == 30
+
+
+# Who may ask
+
+
+def test_writes_need_the_token(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own, token=TOKEN)) as http:
+        bearer = {"authorization": f"Bearer {TOKEN}"}
+        assert http.post("/v1/query", json={"id": 1}).status_code == 200
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": f"Basic {TOKEN}"},
+            {"cookie": "hashret=x"},
+        ):
+            refused(http.delete("/v1/items/1", headers=headers), 401, "token")
+            refused(http.post("/v1/items", files={"file": png(1)}, headers=headers), 401, "token")
+        assert http.delete("/v1/items/1", headers=bearer).json() == {"removed": 1}
+        refused(http.get("/?token=wrong"), 401, "not the token")
+        response = http.get("/", params={"token": TOKEN})  # as the page does
+        assert response.status_code == 303 and TOKEN not in response.headers["set-cookie"]
+        assert "HttpOnly" in response.headers["set-cookie"] and "SameSite=strict" in response.headers["set-cookie"]
+        assert http.delete("/v1/items/2").json() == {"removed": 1}  # by the cookie
+
+
+def test_off_loopback_everything_but_health_needs_the_token(collection: Collection, serve: Serve) -> None:
+    with pytest.raises(ValueError, match="needs a token"):
+        create_app(collection, host="0.0.0.0")
+    with httpx.Client(base_url=serve(collection, host="0.0.0.0", token=TOKEN)) as http:
+        for path in (
+            "/",
+            "/v1/info",
+            "/v1/items/1",
+            "/v1/items/1/image",
+            "/metrics",
+            "/openapi.json",
+            "/page.js",
+            "/no",
+        ):
+            refused(http.get(path), 401, "token")
+        refused(http.post("/v1/query", json={"id": 1}), 401, "token")
+        assert http.get("/healthz").status_code == http.get("/readyz").status_code == 200
+        assert http.get("/v1/info", headers={"authorization": f"bearer {TOKEN}"}).status_code == 200
+
+
+def test_a_read_only_service_changes_nothing(own: Collection, serve: Serve) -> None:
+    with Collection.open(own.path, read_only=True) as there, httpx.Client(base_url=serve(there)) as http:
+        refused(http.delete("/v1/items/1"), 403, "read-only")
+        refused(http.post("/v1/items", files={"file": png(1)}), 403, "read-only")
+        assert http.get("/v1/info").json()["read_only"]
+        assert http.post("/v1/query", json={"id": 1}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", ""]
+)
+def test_no_page_reaches_the_service_by_a_name_of_its_own(http: Any, host: str) -> None:
+    refused(http.get("/v1/info", headers={"host": host}), 400, "localhost")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:8000"])
+def test_local_names_are_answered(http: Any, host: str) -> None:
+    assert http.get("/v1/info", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1"])
+def test_no_page_of_another_origin_may_ask(http: Any, origin: str) -> None:
+    refused(http.post("/v1/query", json={"id": 1}, headers={"origin": origin}), 403, "origin")
+    refused(http.post("/v1/items", files={"file": png(1)}, headers={"origin": origin}), 403, "origin")
+    response = http.options("/v1/items", headers={"origin": origin, "access-control-request-method": "POST"})
+    assert response.status_code == 403 and "access-control-allow-origin" not in response.headers
+
+
+def test_an_origin_that_is_named_may_ask(collection: Collection, serve: Serve) -> None:
+    origin = "https://photos.example"
+    with httpx.Client(base_url=serve(collection, origins=[origin], token=TOKEN)) as http:
+        asked = {"origin": origin, "access-control-request-method": "DELETE"}
+        allowed = http.options("/v1/items/1", headers=asked)
+        assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == origin
+        response = http.post("/v1/query", json={"id": 1}, headers={"origin": origin, "host": "photos.example"})
+        assert response.status_code == 200 and response.headers["access-control-allow-origin"] == origin
+        refused(http.delete("/v1/items/1", headers={"origin": origin}), 401)
+        refused(http.get("/v1/info", headers={"origin": "https://evil.example"}), 403)
+
+
+# Health, figures, and the end
+
+
+def test_health_and_figures(http: Any, collection: Collection) -> None:
+    assert http.get("/healthz").json() == {"status": "alive"}
+    assert http.get("/readyz").json() == {"status": "ready"}
+    text = http.get("/metrics").text
+    assert f"hashret_items {len(collection)}.0" in text and "hashret_generation" in text
+    assert 'hashret_requests_total{method="GET",route="/healthz",status="200"}' in text
+    assert 'hashret_request_seconds_count{route="/v1/items/{item_id}"}' not in text or "/v1/items/1" not in text
+
+
+def test_a_service_that_cannot_load_its_model_says_so(own: Collection, serve: Serve) -> None:
+    weights = own.path / "models" / own.fingerprint / "model.safetensors"
+    weights.unlink()  # it may be mapped
+    weights.write_bytes(b"")
+    with Collection.open(own.path) as there, httpx.Client(base_url=serve(there)) as http:
+        assert http.get("/healthz").status_code == 200
+        deadline = time.monotonic() + 20
+        while "damaged" not in http.get("/readyz").json()["detail"]:
+            assert time.monotonic() < deadline
+        refused(http.get("/readyz"), 503, "damaged", "restore it")
+        refused(http.post("/v1/query", content=png(0), headers={"content-type": "image/png"}), 503, "damaged")
+
+
+def test_too_many_requests_at_once_are_told_to_wait(collection: Collection, serve: Serve, monkeypatch: Any) -> None:
+    monkeypatch.setattr(guard_module, "MOST_RUNNING", 4)
+    address = serve(collection)
+
+    def ask(i: int) -> int:
+        response = httpx.post(f"{address}/v1/query", content=png(i), headers={"content-type": "image/png"}, timeout=60)
+        if response.status_code == 503:
+            refused(response, 503, "too many requests")
+            assert response.headers["retry-after"] == "1"
+        return int(response.status_code)
+
+    with ThreadPoolExecutor(32) as pool:
+        statuses = list(pool.map(ask, range(64)))
+    assert set(statuses) == {200, 503}
+    assert ask(0) == 200
+
+
+def test_the_address_is_told_to_be_taken(capsys: pytest.CaptureFixture[str], own: Collection) -> None:
+    from hashret.cli.app import run
+
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert run(["serve", "-c", str(own.path), "--port", str(port)]) == 1
+    assert f"port {port} cannot be listened on" in capsys.readouterr().err
+
+
+def test_sigterm_finishes_what_was_asked(own: Collection) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from hashret.cli import main; main()",
+        "serve",
+        "-c",
+        str(own.path),
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = process.stderr.readline().split()[-1]
+        assert address.startswith("http://127.0.0.1:")
+        with httpx.Client(base_url=address, timeout=60) as http:
+            files = [("file", png(2000 + i)) for i in range(200)]
+            statuses = []
+            adding = threading.Thread(target=lambda: statuses.append(http.post("/v1/items", files=files).status_code))
+            adding.start()
+            while "hashret_requests" not in httpx.get(f"{address}metrics").text:
+                pass
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            adding.join()
+        assert process.wait(30) == 0 and process.stderr.read() == ""
+    assert statuses in ([200], [503]) and len(own) == (230 if statuses == [200] else 30)
+
+
+def test_every_answer_is_as_the_openapi_document_says(http: Any) -> None:
+    document = http.get("/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/v1/query",
+        "/v1/encode",
+        "/v1/reconstruct",
+        "/v1/items",
+        "/v1/items/{item_id}",
+        "/v1/items/{item_id}/image",
+        "/v1/dupes",
+        "/v1/verdicts",
+        "/v1/info",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+    for path, methods in document["paths"].items():
+        for told in methods.values():
+            assert told["summary"], path
+            for status, response in told["responses"].items():
+                kind = "application/problem+json"
+                assert (int(status) >= 400) == (kind in response["content"]), (path, status)
+
+
+def test_a_connection_that_says_nothing_is_closed(collection: Collection) -> None:
+    server = Server(create_app(collection), lambda: None)
+
+    class Connection:
+        cycle: Any = None
+        transport: Any = None
+        closed = False
+
+        def abort(self) -> None:
+            self.closed = True
+
+    connection = Connection()
+    connection.transport = connection
+    server.server_state.connections.add(connection)  # type: ignore[arg-type]
+    server._close_idle(0.0)
+    server._close_idle(10.0)
+    assert not connection.closed
+    server._close_idle(16.0)
+    assert connection.closed
+
+
+def test_the_examples_of_the_documentation_run(own: Collection, serve: Serve, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    page = (Path(__file__).parent.parent / "docs" / "service.md").read_text()
+    for name, i in (("cat.png", 50), ("dog.png", 51)):
+        (tmp_path / name).write_bytes(png(i))
+    address = serve(own, token=TOKEN)
+    hashret = f"{sys.executable} -c 'from hashret.cli import main; main()'"
+    commands = re.findall(r"^\$ (.*)$", page, re.MULTILINE)
+    assert len(commands) == 7
+    for command in commands:
+        command = command.replace("http://127.0.0.1:8000", address).replace("curl ", "curl -fsS ")
+        done = subprocess.run(
+            re.sub("^hashret", hashret, command),
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"HASHRET_TOKEN": TOKEN},
+        )
+        assert done.returncode == 0 and (done.stdout or "-o" in command), (command, done.stderr)
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with contextlib.chdir(tmp_path), contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(example.replace("http://127.0.0.1:8000", address), {})
+    assert len(printed.getvalue().splitlines()) == 10
