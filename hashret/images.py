@@ -154,6 +154,11 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
         raise HashretError(f"broken .npy: {one_line(error)}") from None
 
 
+def as_batch(images: Any) -> Any:
+    """The images of a batch, which a path, a PIL image or bytes is by itself."""
+    return [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else images
+
+
 def content_bytes(content: Content) -> bytes:
     """The bytes that stand for a content: a file's own, and for an array those of a `.npy` file (format 1.0).
 

@@ -14,11 +14,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hashret.collection import locked
 from hashret.errors import HashretError
 from hashret.files import put_in_place, sync
 from hashret.hasher import Hasher
 from hashret.indexes import INDEXES
+from hashret.opened import locked
 from hashret.store import BLOBS, Store
 
 _MOST_LOOKS = 100_000  # at what is damaged, in search of rows between

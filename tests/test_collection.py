@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret import collection as collection_module
-from hashret import ingest, live
+from hashret import ingest, live, searching
 from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingContents, locate
 from hashret.errors import HashretError
@@ -1384,7 +1384,7 @@ def test_an_index_that_moves_on_during_a_search_is_noticed(
     """Another thread brings the index that both search to the next generation, between question and answer."""
     (old,) = collection.add([digits()[0]])
     query = hasher().encode(digits()[:1])
-    real = collection_module._search
+    real = searching._search
     steps: list[Callable[[], Any]] = [lambda: collection.remove([old]), lambda: collection.add([digits()[1]])]
 
     def slow(*arguments: Any) -> Any:
@@ -1395,7 +1395,7 @@ def test_an_index_that_moves_on_during_a_search_is_noticed(
             other.join()
         return real(*arguments)
 
-    monkeypatch.setattr(collection_module, "_search", slow)
+    monkeypatch.setattr(searching, "_search", slow)
     (hits,) = collection.query_codes(query)
     assert steps == [] and pairs(hits) == brute(*stored(collection), query, None, None)
     assert [hit.id for hit in hits] == [old + 1]
