@@ -159,6 +159,12 @@ def test_a_bomb_of_many_members_is_unpacked_a_few_at_a_time(
         assert peak < 6 * len(zeros)
 
 
+def test_a_member_without_a_name_is_none(tmp_path: Path, collection: Collection) -> None:
+    path = write_zip(tmp_path / "a.zip", ("x.png", png(0)), ("a.png", png(1)))
+    path.write_bytes(path.read_bytes().replace(b"x.png", b"\0.png"))  # where zipfile ends a name
+    assert collection.index(path).added == 1
+
+
 def test_archives_in_archives_are_not_opened(tmp_path: Path, collection: Collection) -> None:
     inner = write_zip(tmp_path / "inner.zip", ("a.png", png(0))).read_bytes()
     report = collection.index(
