@@ -45,7 +45,7 @@ Content = bytes | Inputs
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**30
-DECODE_SECONDS = 30.0  # that a file may take, and one more for each megabyte: far more than any honest one does
+DECODE_SECONDS = 30.0  # that a file may take, and two more for each megabyte: far more than any honest one does
 
 # Pillow also reads formats that run a program or fit nearly any bytes (EPS, TGA, …); these are all we open.
 _FORMATS = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", *(["AVIF"] if _AVIF else [])]
@@ -415,7 +415,7 @@ class _Watched(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._most = DECODE_SECONDS + len(data) / 2**20
+        self._most = DECODE_SECONDS + len(data) / 2**19
         self._end = time.thread_time() + self._most
 
     def read(self, size: int | None = -1, /) -> bytes:
