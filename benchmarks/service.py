@@ -5,8 +5,8 @@
 Server and load generator are a process each. The generator sends bytes that were made before over --connections
 connections that stay open; its own share of a core is printed, so that one sees who waits for whom. Parts:
 
-- rates: closed loops, all targets in turn, medians of the rounds: the empty route, queries by code (codes of items with
-  three bits flipped), queries by image (PNG); in process, `Collection.query_batch` of 256 and of one such image
+- rates: closed loops, targets in turn, medians of the rounds: the empty route, queries by code (those of items with
+  three bits flipped), by image (PNG), one or 64 a request; in process, `Collection.query_batch` of 256 and of one
 - latency: queries by code at half of the rate found, evenly spaced; p50 and p99 from when each was due
 - memory: of the server, before and after --requests queries by code
 - writer: another process indexes 10,000 images meanwhile
@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ from hashret.sources import open_source
 
 PARTS = ("rates", "latency", "memory", "writer", "overload")
 QUERIES = 4000  # different ones
+TOGETHER = 64  # images in a request that has several
 
 
 class Load(NamedTuple):
@@ -258,7 +259,7 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
         row[rng.choice(len(row), 3, replace=False)] ^= 1
     codes = np.packbits(bits, axis=1)
     by_code = [request("/v1/query", json.dumps({"code": code, "k": 10}).encode()) for code in to_hex(codes)]
-    images = pngs([decode(collection.content(i)).pixels for i in ids])
+    images = pngs([decode(record.read()).pixels for record in islice(open_source(asked.data), QUERIES)])
     by_image = [request("/v1/query", image, "image/png") for image in images]
     random.Random(0).shuffle(by_image)
     figures: dict[str, Any] = {"items": len(collection), "connections": asked.connections}
@@ -296,6 +297,11 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
     return figures
 
 
+def together(load: Load) -> Load:
+    """The same by images instead of by requests."""
+    return load._replace(rate=load.rate * TOGETHER)
+
+
 def check(port: int, by_code: bytes, by_image: list[bytes], images: list[bytes], collection: Collection) -> None:
     """Answers are those of the collection, before anything is timed."""
     import http.client
@@ -321,7 +327,13 @@ def rates(
         "empty route": lambda: drive(empty, [request("/")], asked.connections, asked.seconds),
         "by code": lambda: drive(port, by_code, asked.connections, asked.seconds),
         "by image": lambda: drive(port, by_image, asked.connections, asked.seconds),
+        f"by {TOGETHER} images": lambda: together(drive(port, by_images, 4, asked.seconds)),
     }
+    form = b"".join(
+        b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + image + b"\r\n"
+        for image in images[:TOGETHER]
+    )
+    by_images = [request("/v1/query", form + b"--x--\r\n", "multipart/form-data; boundary=x")]
     found: dict[str, list[float]] = {}
     busy: dict[str, float] = {}
     for target in targets.values():
@@ -340,9 +352,10 @@ def rates(
     figures |= {f"{name}: generator's share of a core": value for name, value in busy.items()}
     figures["by code / empty route"] = medians["by code"] / medians["empty route"]
     for batch in (256, 1):
-        figures[f"by image / in process, {batch} at a time"] = (
-            medians["by image"] / medians[f"in process, {batch} images at a time"]
-        )
+        for name in ("by image", f"by {TOGETHER} images"):
+            figures[f"{name} / in process, {batch} at a time"] = (
+                medians[name] / medians[f"in process, {batch} images at a time"]
+            )
     return figures
 
 

@@ -189,7 +189,9 @@ function dupes(radius) {
       const title = document.createElement("h3");
       title.textContent = group.size === 1 ? "1 image at several paths" : `${group.size} images`;
       const row = document.createElement("div");
-      row.append(...group.items.map((item, i) => makeCard(item, { note: i ? inBits(group.distances[i]) : "Keep", against: i ? group.items[0].id : null })));
+      row.append(...group.items.map((item, i) => makeCard(item, i
+        ? { note: inBits(group.distances[i]), against: group.items[0].id }
+        : { note: "Keep" })));
       section.append(title, row);
       return section;
     });
