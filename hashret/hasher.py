@@ -400,8 +400,8 @@ def _each(images: Any) -> Iterable[Any]:
     images = as_batch(images)
     if isinstance(images, np.ndarray) and numbers_of(images.shape, images.dtype) is None and images.ndim not in (3, 4):
         raise ValueError(
-            f"an array of images has shape (n, h, w) or (n, h, w, c), and one of vectors is of floats (n, d), not "
-            f"{images.dtype} of {images.shape}"
+            f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}, and one of vectors has "
+            f"floats (n, d)"
         )
     if not isinstance(images, Iterable):
         raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")
