@@ -32,7 +32,7 @@ from hashret.opened import locked
 from hashret.progress import Progress
 from hashret.searching import Hit as Hit
 from hashret.sources import Source, in_order, open_source
-from hashret.store import BLOBS, Content, Failure, Place, Seen, Store
+from hashret.store import BLOBS, Content, Failure, Place, Seen, Store, damaged
 from hashret.transfer import Header, format_of, write
 from hashret.transfer import read as read_items
 
@@ -266,7 +266,9 @@ class Collection(Judging):
             missing = self._store.without_code(fingerprint)
             if missing and not drop_missing:
                 items = self._store.items(missing).values()
-                raise MissingContents([self._absolute(item).paths[0] for item in items])
+                if len(items) < len(missing):
+                    raise damaged(self._store.path, "it lists items that it does not hold")
+                raise MissingContents([(self._absolute(item).paths or [f"id:{item.id}"])[0] for item in items])
             with self._store.write() as generation:
                 self._store.remove_items(missing, generation)
                 self._store.switch(fingerprint, hasher.bits, generation)
