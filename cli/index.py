@@ -123,7 +123,7 @@ def reindex(
                 dropped = there.reindex(hasher, drop_missing=drop_missing, progress=show)
         except MissingContents as error:
             for path in error.paths:
-                say(f"hashret: missing {path}")
+                say(visible(f"hashret: missing {path}"))
             raise
         lost = f"; {dropped:,} forgotten" if dropped else ""
         what = f"{hasher.model}, {hasher.bits} bits, {hasher.fingerprint[:16]}"

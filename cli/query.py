@@ -184,19 +184,20 @@ def _image_answers(
     from hashret.collection import Collection
 
     images = [asked.value for asked in queries]
+    hasher = collection.hasher if isinstance(collection, Collection) else None  # if it is damaged, that is said once
     try:
         yield from zip(queries, collection.query_batch(images, **how), strict=True)
-        if not quiet and isinstance(collection, Collection):
-            _warn([asked.text for asked, so in zip(queries, collection.hasher.unusual(images), strict=True) if so])
+        if not quiet and hasher is not None:
+            _warn([asked.text for asked, so in zip(queries, hasher.unusual(images), strict=True) if so])
     except HashretError as error:
         if len(queries) > 1:  # one of them is broken: find it by asking one at a time
             for asked in queries:
                 yield from _image_answers(collection, [asked], how, quiet)
             return
         try:
-            if not isinstance(collection, Collection):
+            if hasher is None:
                 raise error
-            collection.hasher.encode(images)
+            hasher.encode(images)
         except HashretError:
             yield queries[0], str(error)
         else:  # it is the collection that is broken

@@ -1,19 +1,17 @@
 """`Client`: a collection that is served elsewhere, with the verbs of `Collection`."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
 
 from hashret import errors
 from hashret.codes import Codes, check_codes, from_hex, to_hex
 from hashret.collection import Hit
 from hashret.copies import Group
 from hashret.errors import HashretError
-from hashret.images import content_bytes, to_content
+from hashret.images import as_batch, content_bytes, to_content
 from hashret.service import MOST_HITS, MOST_K, MOST_QUERIES
 from hashret.store import Item
 
@@ -185,9 +183,8 @@ def _options(k: int | None, max_distance: int | None, where: str | None) -> dict
 
 
 def _files(images: Any) -> list[tuple[str, tuple[str, bytes]]]:
-    """Each of a batch of images, which a path, a PIL image or bytes is by itself, as a file of a form."""
-    alone = isinstance(images, str | os.PathLike | Image.Image | bytes)
-    return [("file", ("image", content_bytes(to_content(image)))) for image in ([images] if alone else images)]
+    """Each of a batch of images as a file of a form."""
+    return [("file", ("image", content_bytes(to_content(image)))) for image in as_batch(images)]
 
 
 def _requests(items: Sequence[Any], k: int | None = 1) -> Iterator[Any]:

@@ -89,7 +89,10 @@ def calibrate_by_altering(
     altered: Callable[[int], None],
 ) -> Calibration:
     """What the radii mean to altered copies of some contents, given with their ids, among all items: ids (n,) and codes
-    (n, bits // 8). `altered` is told how many are done. Raises HashretError if none of them can be decoded."""
+    (n, bits // 8). `altered` is told how many are done. Raises HashretError if none of them can be decoded, or
+    for vectors."""
+    if hasher.preprocessing.numbers is not None:
+        raise HashretError("vectors cannot be altered as images can: give judged pairs, hashret calibrate PAIRS.csv")
 
     def prepare(item: tuple[int, Content]) -> tuple[int, list[Inputs]]:
         item_id, content = item

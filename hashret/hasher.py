@@ -22,7 +22,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
@@ -34,7 +33,7 @@ from hashret.config import FORMAT as FORMAT
 from hashret.config import damaged_model, read_config
 from hashret.errors import HashretError
 from hashret.files import make_folder, put_in_place
-from hashret.images import Inputs, to_content
+from hashret.images import Inputs, as_batch, to_content
 from hashret.models import MODELS
 from hashret.models.base import FOR_VECTORS, Member, choose
 from hashret.models.heads import HEADS, Head, check_head
@@ -397,13 +396,12 @@ class Hasher:
 
 
 def _each(images: Any) -> Iterable[Any]:
-    """The images of a batch, which a path, a PIL image or bytes is by itself."""
-    if isinstance(images, str | os.PathLike | Image.Image | bytes):
-        return [images]
+    """The images of a batch; raises ValueError for what is none."""
+    images = as_batch(images)
     if isinstance(images, np.ndarray) and numbers_of(images.shape, images.dtype) is None and images.ndim not in (3, 4):
         raise ValueError(
-            f"an array of images has shape (n, h, w) or (n, h, w, c), and one of vectors is of floats (n, d), not "
-            f"{images.dtype} of {images.shape}"
+            f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}, and one of vectors has "
+            f"floats (n, d)"
         )
     if not isinstance(images, Iterable):
         raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")

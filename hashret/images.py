@@ -45,7 +45,7 @@ Content = bytes | Inputs
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**30
-DECODE_SECONDS = 30.0  # that a file may take, and one more for each megabyte: far more than any honest one does
+DECODE_SECONDS = 30.0  # that a file may take, and two more for each megabyte: far more than any honest one does
 
 # Pillow also reads formats that run a program or fit nearly any bytes (EPS, TGA, …); these are all we open.
 _FORMATS = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", *(["AVIF"] if _AVIF else [])]
@@ -152,6 +152,11 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
         return np.lib.format.read_array_header_2_0(file)
     except Exception as error:  # whatever NumPy makes of bytes that lie
         raise HashretError(f"broken .npy: {one_line(error)}") from None
+
+
+def as_batch(images: Any) -> Any:
+    """The images of a batch, which a path, a PIL image or bytes is by itself."""
+    return [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else images
 
 
 def content_bytes(content: Content) -> bytes:
@@ -410,7 +415,7 @@ class _Watched(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._most = DECODE_SECONDS + len(data) / 2**20
+        self._most = DECODE_SECONDS + len(data) / 2**19
         self._end = time.thread_time() + self._most
 
     def read(self, size: int | None = -1, /) -> bytes:

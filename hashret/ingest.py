@@ -5,15 +5,16 @@ and hashes, one decodes, and one runs the model; each holds a bounded number of 
 """
 
 import gc
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from hashret.errors import HashretError
-from hashret.images import Content, Inputs, sha256
+from hashret.images import Content, Inputs, Prepared, sha256, to_content
 from hashret.sources import Record, Source, in_order
 from hashret.store import Seen, Store
 from hashret.vectors import AnyPreprocessing, describe
@@ -175,6 +176,16 @@ def weight(found: Found) -> float:
 def weigh_chunk(chunk: list[Found]) -> float:
     """How many full chunks a chunk is as heavy as, but at least one."""
     return max(1.0, sum(map(weight, chunk)))
+
+
+def prepare(preprocessing: AnyPreprocessing, image: Any) -> tuple[Content, Prepared]:
+    """An image as anyone may give it, and its pixels; a HashretError names it."""
+    try:
+        content = to_content(image)
+        return content, preprocessing(content)
+    except HashretError as error:
+        where = os.fspath(image) if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
+        raise type(error)(f"{where}: {error}") from error
 
 
 def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] = lambda item: 0.0) -> Iterator[list[T]]:

@@ -18,7 +18,7 @@ from hashret.errors import HashretError, one_line
 Metadata = dict[str, Any]
 Row = tuple[str, Metadata]  # an image's name in its source, and what is known of it
 
-MAX_CHARACTERS = 50_000  # of one item's metadata, as JSON
+MAX_BYTES = 50_000  # of one item's metadata, as JSON
 NAMES = ("path", "file_name", "name")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _KEY = re.compile(r'[^"\\\x00-\x1f]{1,200}')
@@ -39,12 +39,11 @@ def check_metadata(metadata: Any) -> Metadata:
         if value is not None and not isinstance(value, str | int | float):
             raise ValueError(f"metadata {key!r} must be text, a number, true, false or null, not {value!r:.100}")
     try:
-        text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
-        text.encode()
+        text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise ValueError(f"metadata cannot be stored: {one_line(error)}") from None
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"metadata of an image may be {MAX_CHARACTERS:,} characters as JSON, not {len(text):,}")
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"metadata of an image may have {MAX_BYTES:,} bytes as JSON, not {len(text):,}")
     return dict(metadata)
 
 

@@ -14,11 +14,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hashret.collection import locked
 from hashret.errors import HashretError
 from hashret.files import put_in_place, sync
 from hashret.hasher import Hasher
 from hashret.indexes import INDEXES
+from hashret.opened import locked
 from hashret.store import BLOBS, Store
 
 _MOST_LOOKS = 100_000  # at what is damaged, in search of rows between
@@ -53,7 +53,7 @@ def examine(folder: Path) -> list[Finding]:
             settings = dict(conn.execute("SELECT key, value FROM settings"))
             parts = [] if wrong else [*_items(conn, settings), *_blobs(conn, folder), *_model(folder, settings)]
             return [*map(_damaged, wrong), *parts, *([] if wrong else _index(folder, settings))]
-        except (sqlite3.DatabaseError, KeyError) as error:
+        except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:  # values that make no sense too
             return [_damaged(str(error))]
 
 
@@ -146,11 +146,13 @@ def _model(folder: Path, settings: dict[str, str]) -> Iterator[Finding]:
 def _index(folder: Path, settings: dict[str, str]) -> Iterator[Finding]:
     """Whether the cache, if there is one, is as it was written."""
     told = json.loads(settings.get("cache", "null"))
-    if told is not None and (folder / "index" / told["name"]).exists():
-        try:
-            INDEXES[told["index"].partition(":")[0]].load(folder / "index" / told["name"])
-        except (HashretError, OSError) as error:
-            yield Finding("index", f"{error}; nothing is lost: --recover does that")
+    if told is not None:
+        file = folder / "index" / Path(told["name"]).name
+        if file.is_file():  # if not, it will be made again
+            try:
+                INDEXES[told["index"].partition(":")[0]].load(file)
+            except (HashretError, OSError) as error:
+                yield Finding("index", f"{error}; nothing is lost: --recover does that")
 
 
 # What can be read in a damaged database

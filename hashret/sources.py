@@ -210,7 +210,8 @@ class _Zip(Source):
             self._mtime_ns = path.stat().st_mtime_ns
             self._zip = zipfile.ZipFile(path)
             _check_apart(self._zip.infolist())
-        files = {info.filename.removeprefix("./"): info for info in self._zip.infolist() if not info.is_dir()}
+        named = [info for info in self._zip.infolist() if info.filename]  # zipfile fails on what has no name
+        files = {info.filename.removeprefix("./"): info for info in named if not info.is_dir()}
         self._members = {name: files[name] for name in sorted(files) if _is_image(name)}
         self._passed_over = len(files) - len(self._members)
         self.length = len(self._members)

@@ -864,6 +864,7 @@ def test_a_folder_that_may_only_be_read(hashret: Command, monkeypatch: pytest.Mo
         with unprivileged():
             assert hashret("query", "photos/0/00.png", "--json") == (0, expected, "")
             assert hashret("query", "id:1", "-r", 9).out == within
+            assert hashret("query", "id:1", "-r", 9, "--where", "id > 0 AND label <> ''").out == within
             assert hashret("info").code == 0
             for line in (
                 "index photos",

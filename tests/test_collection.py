@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret import collection as collection_module
-from hashret import ingest, live
+from hashret import ingest, live, searching
 from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingContents, locate
 from hashret.errors import HashretError
@@ -1183,7 +1183,37 @@ def test_nothing_is_added_with_an_image_that_cannot_be_read(collection: Collecti
         assert len(collection.add(one)) == 1
 
 
-def test_get_len_and_info(collection: Collection, photos: Path) -> None:
+def test_a_filter_is_of_the_generation_that_is_searched(collection: Collection) -> None:
+    """While another thread adds items 1, 2, 3, … and removes the oldest, every answer is an unbroken row of them."""
+    codes = hasher().encode(digits()[:1])
+    collection.add(digits()[:1], metadata=[{"i": 0}])  # or nothing would be called i
+    done = threading.Event()
+
+    def write_on() -> None:
+        try:
+            for i in range(1, 60):
+                collection.add(digits()[i : i + 1], metadata=[{"i": i}])
+                if i > 20:
+                    collection.remove(i - 20)
+        finally:
+            done.set()
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    lengths = set()
+    with Collection.open(collection.path, read_only=True) as other:
+        while not done.is_set():
+            for view in (collection, other):
+                (hits,) = view.query_codes(codes, 100, where="i >= 0 AND name <> ''")
+                ids = sorted(hit.id for hit in hits)
+                assert ids == list(range(ids[0], ids[-1] + 1))
+                assert all(hit.metadata == {"i": hit.id - 1} for hit in hits)
+                lengths.add(len(ids))
+    writer.join()
+    assert len(lengths) > 3 and max(lengths) <= 22
+
+
+def test_get_len_and_info(collection: Collection, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(collection) == 0
     write(photos, BROKEN | {"copy.png": 0})
     collection.index(photos)
@@ -1198,6 +1228,8 @@ def test_get_len_and_info(collection: Collection, photos: Path) -> None:
         "items": 12, "paths": 13, "failures": 3, "model": "lsh", "head": "lsh", "bits": 16, "index": "bitflip"
     }  # fmt: skip
     assert info["health"] == health(stored(collection)[1])._asdict() and info["bytes_per_item"] == size / 12
+    monkeypatch.setattr(collection_module, "HEALTH_CODES", 5)
+    assert collection.info()["health"] == health(stored(collection)[1][::3].copy())._asdict()
     assert info["fingerprint"] == hasher().fingerprint == collection.fingerprint and info["bytes_on_disk"] == size
     assert collection.hasher.fingerprint == collection.fingerprint
 
@@ -1352,7 +1384,7 @@ def test_an_index_that_moves_on_during_a_search_is_noticed(
     """Another thread brings the index that both search to the next generation, between question and answer."""
     (old,) = collection.add([digits()[0]])
     query = hasher().encode(digits()[:1])
-    real = collection_module._search
+    real = searching._search
     steps: list[Callable[[], Any]] = [lambda: collection.remove([old]), lambda: collection.add([digits()[1]])]
 
     def slow(*arguments: Any) -> Any:
@@ -1363,7 +1395,7 @@ def test_an_index_that_moves_on_during_a_search_is_noticed(
             other.join()
         return real(*arguments)
 
-    monkeypatch.setattr(collection_module, "_search", slow)
+    monkeypatch.setattr(searching, "_search", slow)
     (hits,) = collection.query_codes(query)
     assert steps == [] and pairs(hits) == brute(*stored(collection), query, None, None)
     assert [hit.id for hit in hits] == [old + 1]

@@ -52,7 +52,7 @@ def check_answers(folder: Path, kind: str) -> None:
 def flip(cache: Path, others: list[bytes], rng: random.Random) -> None:
     data = bytearray(cache.read_bytes())
     for _ in range(rng.choice((1, 1, 2, 30))):
-        data[rng.randrange(rng.choice((200, len(data))))] ^= 1 << rng.randrange(8)
+        data[rng.randrange(rng.choice((200, len(data)))) % len(data)] ^= 1 << rng.randrange(8)
     cache.write_bytes(data)
 
 

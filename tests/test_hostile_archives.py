@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hashret import ingest
 from hashret.collection import Collection
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
@@ -140,8 +141,11 @@ def test_a_million_names(tmp_path: Path, collection: Collection) -> None:
 # Sizes
 
 
-def test_a_bomb_of_many_members_is_unpacked_one_at_a_time(tmp_path: Path, collection: Collection) -> None:
-    zeros = bytes(2**26)  # of 64 MiB, in 64 KiB of archive
+def test_a_bomb_of_many_members_is_unpacked_a_few_at_a_time(
+    tmp_path: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "CHUNK_BYTES", 2**22)  # an eighth of what it is
+    zeros = bytes(2**23)  # 8 MiB, in 8 KiB of archive
     write_zip(tmp_path / "a.zip", *((f"{i}.png", zeros) for i in range(10)), ("good.png", png(0)))
     write_tar(tmp_path / "a.tar.bz2", *(member(f"{i}.png", zeros) for i in range(2)), member("good.png", png(1)))
     for path, bombs in ((tmp_path / "a.zip", 10), (tmp_path / "a.tar.bz2", 2)):
@@ -153,6 +157,12 @@ def test_a_bomb_of_many_members_is_unpacked_one_at_a_time(tmp_path: Path, collec
         assert (report.added, report.failed) == (1, bombs)
         assert all(reason.startswith("no image: no format begins with") for _, reason in report.failures)
         assert peak < 6 * len(zeros)
+
+
+def test_a_member_without_a_name_is_none(tmp_path: Path, collection: Collection) -> None:
+    path = write_zip(tmp_path / "a.zip", ("x.png", png(0)), ("a.png", png(1)))
+    path.write_bytes(path.read_bytes().replace(b"x.png", b"\0.png"))  # where zipfile ends a name
+    assert collection.index(path).added == 1
 
 
 def test_archives_in_archives_are_not_opened(tmp_path: Path, collection: Collection) -> None:

@@ -12,7 +12,7 @@ from hashret.models.heads import HEADS
 from hashret.models.likelihoods import LIKELIHOODS
 
 README = Path(__file__).parent.parent / "README.md"
-FAMILY = README.parent / "docs" / "family.md"
+FAMILY, COLLECTION = (README.parent / "docs" / name for name in ("family.md", "collection.md"))
 
 
 def blocks(language: str, page: Path = README) -> list[str]:
@@ -56,6 +56,16 @@ def test_every_command_of_the_family_runs(home: Path, capsys: pytest.CaptureFixt
         assert run([*words, *quick]) == 0, (line, capsys.readouterr().err)
     assert {path.name for path in home.glob("*.png")} > {"reconstructions.png", "samples.png"}
     assert {path.name for path in home.glob("*.*.png")} == {"noisy.denoised.png", "small.upscaled.png"}
+
+
+def test_every_command_of_a_collection_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"3/{path.name},{i}" for i, path in enumerate((home / "photos/3").iterdir())]
+    (home / "about.csv").write_text("\n".join(["path,price", *names]))
+    assert run(["train", "photos", "--steps", "3"]) == 0
+    (block,) = blocks("", COLLECTION)
+    for line in block.splitlines():
+        assert run(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
+    assert {path.name for path in home.glob("*.*")} >= {"radius.png", "judged.csv", "items.jsonl"}
 
 
 def test_every_member_and_part_is_in_the_table() -> None:

@@ -339,3 +339,13 @@ def test_a_collection_is_of_vectors_of_one_width_or_of_images(tmp_path: Path, co
             pictures.index(VECTORS)
         with pytest.raises(HashretError, match="no image: a vector of 20 numbers"):
             pictures.query(VECTORS[0])
+
+
+def test_copies_of_vectors_are_found_but_cannot_be_made(collection: Collection) -> None:
+    ids = collection.add([*VECTORS[:30], VECTORS[3] + np.float32(0.001)])
+    groups = collection.dupes(0)
+    assert any({ids[3], ids[30]} <= {item.id for item in group.items} for group in groups)
+    with pytest.raises(HashretError, match="vectors cannot be altered as images can: give judged pairs"):
+        collection.calibrate()
+    told = collection.calibrate([(ids[3], ids[30], True), (ids[0], ids[1], False)])
+    assert told.recall[0] == 1

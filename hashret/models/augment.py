@@ -28,8 +28,8 @@ def views(
     shares = all(0 <= share <= 1 for share in (flip, light, erase, masking))
     if not (0 < crop <= 1 and min(rotation, noise) >= 0 and shares):
         raise ValueError(
-            "crop must be above 0 and at most 1, rotation and noise 0 or more, and flip, light, erase and masking from "
-            "0 to 1, not " + ", ".join(f"{name} {value}" for name, value in chosen.items())
+            "crop must be above 0 and at most 1, rotation 0 or more, noise too, and flip, light, erase and masking "
+            "from 0 to 1, not " + ", ".join(f"{name} {value}" for name, value in chosen.items())
         )
     return chosen
 

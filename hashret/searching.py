@@ -1,0 +1,230 @@
+"""Searching a collection: from images, codes and items to the items most similar to them."""
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.codes import Codes, check_codes
+from hashret.errors import HashretError, NotFound
+from hashret.images import as_batch, sha256, to_content
+from hashret.indexes import CodeIndex
+from hashret.indexes.protocol import check_count
+from hashret.ingest import BATCH_ITEMS
+from hashret.opened import Opened
+from hashret.ranking import Near, by_certainty, candidates, check_rank
+from hashret.store import Item
+
+KNOWN_ITEMS = 20_000  # that are kept in memory for the next query
+
+
+class Hit(NamedTuple):
+    """A similar image: `distance` in bits, and where it lies; `path` is the first of `paths`. `score` is what it is
+    ordered by where that is not the distance."""
+
+    distance: int
+    id: int
+    path: str | None
+    paths: list[str]
+    label: str | None
+    metadata: dict[str, Any] | None
+    score: float | None = None
+
+
+class Searching(Opened):
+    """A collection that can be asked.
+
+    An answer comes from one generation: if index and database disagree, the query is asked again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        super().__init__(path, read_only=read_only)
+        self._known: tuple[str, dict[int, Item]] = ("", {})  # the generation that these items are of
+
+    def query(
+        self,
+        image: Any,
+        k: int | None = 10,
+        max_distance: int | None = None,
+        *,
+        rank: str = "distance",
+        where: str | None = None,
+    ) -> list[Hit]:
+        """The `k` items most similar to an image (a path, a PIL image, a uint8 array or a vector), nearest first.
+
+        With `max_distance` none is farther than that many bits; with `k` None all within it are given. Ordered by
+        (distance, id). With `rank` "asymmetric" the `k` are those of the lowest `score` among the nearest max(10 k,
+        100), or among all within `max_distance`, in the order of (score, distance, id): the sum, over the bits that
+        differ, of how far the image's own number lies from the bit's threshold, in training standard deviations. With
+        `where` only items that this SQLite expression holds for are searched, as `matching` says.
+        """
+        return self.query_batch([image], k, max_distance, rank=rank, where=where)[0]
+
+    def query_batch(
+        self,
+        images: Any,
+        k: int | None = 10,
+        max_distance: int | None = None,
+        *,
+        rank: str = "distance",
+        where: str | None = None,
+    ) -> list[list[Hit]]:
+        """What `query` gives, for each of a batch of images as `Hasher.encode` takes them."""
+        check_rank(rank)
+        images, apart = self._judged_apart(images)
+        more = None if k is None else check_count(k, 1, "k") + max(map(len, apart), default=0)
+        while True:
+            hasher = self.hasher
+            codes, margins = (hasher.encode(images), None) if rank == "distance" else hasher.margins(images)
+            hits = self._answer(codes, more, max_distance, hasher.fingerprint, where, margins=margins)
+            if hits is not None:  # None if the collection has changed to another model meanwhile
+                return _without(hits, apart, k) if apart else hits
+
+    def query_codes(
+        self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+    ) -> list[list[Hit]]:
+        """What `query` gives, for codes, uint8 (n, bits // 8); raises ValueError for codes of another width."""
+        return self._answer(codes, k, max_distance, None, where) or []
+
+    def query_item(
+        self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+    ) -> list[Hit]:
+        """What `query` gives for the image of an item, leaving out the item itself; NotFound if there is none."""
+        while True:
+            with self._store.read() as settings:
+                left_out = {item_id, *_apart_from(item_id, self._store.verdicts("different"))}
+                ids, codes = self._store.codes(settings["fingerprint"], int(settings["bits"]), [item_id])
+            if not len(ids):
+                raise NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
+            more = None if k is None else check_count(k, 1, "k") + len(left_out)
+            hits = self._answer(codes, more, max_distance, settings["fingerprint"], where)
+            if hits is not None:  # as in query_batch
+                return _without(hits, [left_out], k)[0]
+
+    def matching(self, where: str) -> list[int]:
+        """Ids, ascending, of the items that an SQLite expression holds for, such as "label = 'cat' AND width > 800".
+
+        It may use the columns of `items`, those of `paths` and `path`, the whole one (an item qualifies if it does with
+        one of its paths), keys of the metadata by name, where they are no columns, and SELECTs from the database's
+        tables. Raises HashretError for anything else, and for what takes longer than a second.
+        """
+        while True:
+            with self._store.read() as settings:
+                ids = self._store.matching(where, settings["generation"])
+            if ids is not None:
+                found: list[int] = ids.tolist()
+                return found
+
+    def _answer(
+        self,
+        codes: Codes,
+        k: int | None,
+        max_distance: int | None,
+        fingerprint: str | None,
+        where: str | None,
+        *,
+        margins: NDArray[np.float32] | None = None,
+    ) -> list[list[Hit]] | None:
+        """The hits of each code, from one generation, by its margins if there are any; None if the codes are of another
+        model than `fingerprint`."""
+        if k is None and max_distance is None:
+            raise ValueError("give k, max_distance, or both")
+        if max_distance is not None:
+            check_count(max_distance, 0, "max_distance")
+        answers: list[list[Hit]] = []
+        for start in range(0, len(codes), BATCH_ITEMS):
+            while True:
+                with self._store.read() as settings:
+                    if fingerprint not in (None, settings["fingerprint"]):
+                        return None
+                    check_codes(codes, int(settings["bits"]))
+                    allowed = None if where is None else self._store.matching(where, settings["generation"])
+                    live = self._index.at(settings)
+                    if live is not None and (where is None or allowed is not None):
+                        some = slice(start, start + BATCH_ITEMS)
+                        most = k if margins is None else candidates(k)
+                        found = _search(live.codes, codes[some], most, max_distance, allowed)
+                        if self._index.holds(live):
+                            scores = None
+                            if margins is not None:
+                                near = self._store.codes(live.fingerprint, live.codes.bits, _ids(found))
+                                found, scores = by_certainty(found, codes[some], margins[some], *near, k)
+                            answers += self._hits(found, scores)
+                            break
+        return answers
+
+    def _judged_apart(self, images: Any) -> tuple[Any, list[set[int]]]:
+        """A batch of images, and for each that is an item those judged different from it; none if nothing is judged."""
+        with self._store.read():
+            pairs = self._store.verdicts("different")
+        if not len(pairs):
+            return images, []
+        contents = [to_content(image) for image in as_batch(images)]
+        digests = [sha256(content) for content in contents]
+        with self._store.read():
+            known = self._store.find(digests)
+        return contents, [_apart_from(known.get(digest, -1), pairs) for digest in digests]
+
+    def _hits(self, found: list[Near], scores: list[list[float]] | None = None) -> list[list[Hit]]:
+        whole = self._known_items(_ids(found))
+        hits = [
+            [
+                Hit(int(d), int(i), next(iter(whole[i].paths), None), whole[i].paths, whole[i].label, whole[i].metadata)
+                for d, i in zip(distances.tolist(), ids.tolist(), strict=True)
+            ]
+            for distances, ids in found
+        ]
+        if scores is None:
+            return hits
+        return [
+            [hit._replace(score=score) for hit, score in zip(row, row_scores, strict=True)]
+            for row, row_scores in zip(hits, scores, strict=True)
+        ]
+
+    def _known_items(self, ids: list[int]) -> dict[int, Item]:
+        """At least these items, with whole paths: from memory, if they were asked for since the last change."""
+        generation = self._store.settings()["generation"]
+        known = self._known
+        if known[0] != generation or len(known[1]) > KNOWN_ITEMS:
+            known = self._known = generation, {}
+        missing = [i for i in ids if i not in known[1]]
+        if missing:
+            items = self._store.items(missing)
+            if len(items) < len(missing):
+                raise HashretError(f"{self._store.path} is damaged: hashret doctor says what can be saved")
+            known[1].update((i, self._absolute(item)) for i, item in items.items())
+        return known[1]
+
+
+def _search(
+    index: CodeIndex,
+    codes: Codes,
+    k: int | None,
+    max_distance: int | None,
+    allowed: NDArray[np.int64] | None,
+) -> list[Near]:
+    """Distances and ids for each code: the nearest k, those within a distance, or both."""
+    if k is None:
+        assert max_distance is not None
+        limits, distances, ids = index.within(codes, max_distance, allowed=allowed)
+        return list(zip(np.split(distances, limits[1:-1]), np.split(ids, limits[1:-1]), strict=True))
+    hits = index.search(codes, k, allowed=allowed)
+    near = [slice(None) if max_distance is None else row <= max_distance for row in hits.distances]
+    return [(hits.distances[i][keep], hits.ids[i][keep]) for i, keep in enumerate(near)]
+
+
+def _ids(found: list[Near]) -> list[int]:
+    """All that was found for any query, in ascending order."""
+    ids: list[int] = np.unique(np.concatenate([ids for _, ids in found])).tolist()
+    return ids
+
+
+def _apart_from(item_id: int, pairs: NDArray[np.int64]) -> set[int]:
+    """What an item is paired with, of pairs of ids (n, 2)."""
+    return set(pairs[(pairs == item_id).any(axis=1)].ravel().tolist()) - {item_id}
+
+
+def _without(hits: list[list[Hit]], left_out: list[set[int]], k: int | None) -> list[list[Hit]]:
+    """The first k hits of each query without the items that are left out of it."""
+    return [[hit for hit in row if hit.id not in out][:k] for row, out in zip(hits, left_out, strict=True)]
