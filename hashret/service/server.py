@@ -3,6 +3,7 @@
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, listening: socket.socket, begun: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was asked."""
+    sys.setswitchinterval(0.0005)  # so that connections wait less for the thread that searches
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each connection is a file
     # uvicorn raises the signal that ended it once more, when it is done.

@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 let info = null;
 let query = null; // {id} or {file, name, url}
 let answer = null; // of the service, for the query
+let grouped = false; // whether duplicates are shown
 let running = new AbortController();
 
 async function ask(path, options = {}) {
@@ -207,7 +208,8 @@ async function route() {
   const duplicates = kind === "dupes";
   $(duplicates ? "to-dupes" : "to-search").setAttribute("aria-current", "page");
   $(duplicates ? "to-search" : "to-dupes").removeAttribute("aria-current");
-  $("results").classList.toggle("groups", duplicates);
+  if ($("results").classList.toggle("groups", duplicates) !== grouped && grouped) $("radius").value = info.bits;
+  grouped = duplicates;
   $("more").hidden = true;
   if (query?.url && location.hash !== "#file") forgetFile();
   answer = null;
