@@ -38,7 +38,6 @@ from hashret.transfer import read as read_items
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
-KNOWN_ITEMS = 100_000  # that are kept in memory for the next query: some 65 MB
 HEALTH_CODES = 1_000_000  # that `info` looks at
 
 
