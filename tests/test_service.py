@@ -660,5 +660,7 @@ def test_the_examples_of_the_documentation_run(own: Collection, serve: Serve, tm
         assert done.returncode == 0 and (done.stdout or "-o" in command), (command, done.stderr)
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     with contextlib.chdir(tmp_path), contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(example.replace("http://127.0.0.1:8000", address), {})
+        names: dict[str, Any] = {}
+        exec(example.replace("http://127.0.0.1:8000", address), names)
+        names["photos"].close()
     assert len(printed.getvalue().splitlines()) == 10
