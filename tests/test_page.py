@@ -89,6 +89,7 @@ def slide(page: Any, name: str, value: int) -> None:
 
 
 def upload(page: Any, path: Path) -> None:
+    expect(page.locator("article").first).to_be_visible()  # or the page does not listen yet
     page.set_input_files("#file", path)
     expect(page.locator("#title")).to_contain_text("neighbours")
 

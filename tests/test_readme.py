@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hashret.cli.app import run
@@ -49,8 +50,9 @@ def test_the_python_example_runs(home: Path, capsys: pytest.CaptureFixture[str])
 def test_every_command_of_the_family_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("noisy.png", "small.png"):
         (home / name).symlink_to("cat.png")
-    (block,) = blocks("", FAMILY)
-    for line in block.splitlines():
+    np.save(home / "embeddings.npy", np.random.default_rng(0).normal(size=(300, 32)))
+    np.save(home / "new.npy", np.random.default_rng(1).normal(size=32))
+    for line in "".join(blocks("", FAMILY)).splitlines():
         words = shlex.split(line, comments=True)[1:]
         quick = ["--steps", "2", "--set", "width=2"] if words[0] == "train" else []
         assert run([*words, *quick]) == 0, (line, capsys.readouterr().err)
