@@ -61,14 +61,14 @@ def recover(folder: Path) -> Recovered:
     """Make a new database of all that can still be read in a damaged one, which is kept beside it.
 
     An item is whole with its row, a path and its code; the images of others are found again by indexing their sources.
-    Raises HashretError if nothing can be read, or no model is left.
+    Raises HashretError if no model is left, or nothing can be read, as when the first page of a table is lost.
     """
     database, made = folder / "items.db", folder / "recovery"
     with locked(folder):
         with closing(_connect(database)) as conn:
             tables = {table: _salvage(conn, table, key) for table, key in _KEYS.items()}
-        settings = _settings(folder, tables)
-        whole, rows = _whole(tables, settings)
+        settings = _settings(folder, tables) if tables["items"] else {}
+        whole, rows = _whole(tables, settings) if settings else (set[int](), {})
         if not whole:
             raise HashretError(f"nothing can be read in {database}: delete {folder} and index your images again")
         shutil.rmtree(made, ignore_errors=True)
