@@ -1,7 +1,7 @@
 """`Collection`: models, a database and an index in one folder; add images, find similar ones, forget them.
 
-The file is longer than most because it is all that a user holds: how images get in is in `ingest`, how the index keeps
-up in `live`, what is stored in `store`; here is only what ties them together.
+What an open collection rests on is in `opened`, how it is asked in `searching`, how its copies are judged in `judging`.
+Here is what changes it; how images get in is in `ingest`, how the index keeps up in `live`, what is stored in `store`.
 """
 
 import os
