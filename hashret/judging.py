@@ -13,13 +13,12 @@ from hashret.codes import Codes
 from hashret.copies import VERDICTS, Group, calibrate_by_altering, find_groups
 from hashret.errors import HashretError
 from hashret.images import Content as ImageContent
-from hashret.images import read_file, sha256, to_content
+from hashret.images import sha256, to_content
 from hashret.indexes.protocol import check_count
 from hashret.ingest import prepare, read
 from hashret.progress import Progress
 from hashret.searching import Searching
-from hashret.sources import Record, in_order
-from hashret.store import BLOBS
+from hashret.sources import in_order
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -101,19 +100,19 @@ class Judging(Searching):
             items = self._store.items({i for names in places.values() for i in names.values()})
         done = set[int]()
         for root, names in places.items():
-            folder = self.path / BLOBS if root == BLOBS else Path(root)
-            records: Iterable[tuple[str, ImageContent | HashretError]]
-            if folder.is_dir():
-                files = ((name, folder / name) for name, i in names.items() if i not in done)
-                records = ((name, read(Record(name, 0, 0, None, partial(read_file, file)))) for name, file in files)
-            else:
-                records = ((record.name, read(record)) for record in self._records(root) if record.name in names)
-            for name, content in records:
+            found: Iterable[tuple[str, ImageContent | HashretError | None]]
+            if (self.path / root).is_dir():
+                new = ((name, items[i].sha256) for name, i in names.items() if i not in done)
+                found = ((name, self._contents.read(root, name, digest, None)) for name, digest in new)
+            else:  # in the order of an archive, which may have no other
+                found = ((record.name, read(record)) for record in self._records(root) if record.name in names)
+            for name, content in found:
                 item_id = names[name]
-                if isinstance(content, HashretError) or item_id in done or sha256(content) != items[item_id].sha256:
+                if content is None or isinstance(content, HashretError) or item_id in done:
                     continue
-                done.add(item_id)
-                yield item_id, content
+                if sha256(content) == items[item_id].sha256:
+                    done.add(item_id)
+                    yield item_id, content
 
     def calibrate(
         self,
