@@ -39,23 +39,24 @@ from hashret.files import write_durably
 from hashret.hasher import DEFAULT_MODEL
 from hashret.images import Preprocessing, decode
 from hashret.models import MODELS
+from hashret.models.contrastive import LATENT
 from hashret.protocols import CHOICES, PROTOCOLS, Images, Protocol, choose_protocol, read_images, score, training_images
 from hashret.sources import open_source
 from hashret.training import device
 
 HERE = Path(__file__).parent
 BASELINES = ("lsh", "pca", "itq", "anchor-graph")
-HEADS = ("sign", "itq", "anchor-graph")  # of the default model: the fixed recipes that a choice is compared with
+HEADS = ("anchor-itq", "itq", "anchor-graph")  # of the default model: the fixed recipes that a choice is compared with
 PERCEPTUAL = ("phash", "dhash")
 DATA = {  # budget, and bits
     "digits": ("20s", (64,)),
-    "mnist": ("5m", (16, 32, 64)),
-    "fashion-mnist": ("8m", (32, 64)),
+    "mnist": ("2m", (16, 32, 64)),
+    "fashion-mnist": ("2m", (32, 64)),
     "cifar10": ("20m", (64,)),
     "cifar10-1k-59k": ("20m", (64,)),
-    "photos": ("10m", (64,)),
+    "photos": ("2m", (64,)),
 }
-LONGER = {"mnist": ("10m", "20m"), "fashion-mnist": ("16m", "32m")}  # twice and four times the budget: is there drift?
+LONGER = {"mnist": ("4m", "8m"), "fashion-mnist": ("4m", "8m")}  # twice and four times the budget: is there drift?
 SEEDS = (0, 1, 2)
 GPU = "-gpu"  # ends a budget that is of a GPU's time: others are of the processor's, and a machine measures its own
 
@@ -86,7 +87,10 @@ def plan(budget: str | None) -> list[Row]:
         if data == "photos":
             rows += [Row(data, name, "none", 64, "none", 0) for name in PERCEPTUAL]
         if data in LONGER:
-            rows += [Row(data, DEFAULT_MODEL, own, 32, more, seed) for more in LONGER[data] for seed in SEEDS]
+            rows += [
+                Row(data, DEFAULT_MODEL, own, bits, more, seed)
+                for bits, more, seed in product(widths, LONGER[data], SEEDS)
+            ]
             for name, member in learned.items():
                 if not member.labelled and name != DEFAULT_MODEL:
                     rows.append(Row(data, name, member.head, 32, long, 0))
@@ -96,7 +100,8 @@ def plan(budget: str | None) -> list[Row]:
             rows += [Row(data, DEFAULT_MODEL, own, 64, f"25m{GPU}", seed) for seed in SEEDS]
     if budget:
         rows = [row if row.budget == "none" else row._replace(budget=budget + on(row)) for row in rows]
-    return list(dict.fromkeys(rows))
+    # What has one network comes together:
+    return sorted(dict.fromkeys(rows), key=lambda row: (list(DATA).index(row.data), row.model, row.seed, row.budget))
 
 
 def on(row: Row) -> str:
@@ -110,6 +115,7 @@ class Place:
     def __init__(self, folder: Path | None, root: Path | None, scratch: Path) -> None:
         self.folder, self.root, self._scratch = folder, root, scratch
         self._images: dict[tuple[str, Preprocessing], Images] = {}
+        self.learned: dict[Row, Hasher] = {}  # the last default model, by its row
 
     def protocol(self, data: str) -> Protocol:
         if data == "digits" or (self.folder is None and data != "photos"):
@@ -159,7 +165,8 @@ def measure(row: Row, place: Place) -> dict[str, Any]:
         hasher = fit(row, place)
         encode, images = hasher.encode, place.images(row.data, hasher.preprocessing)
         codes = hasher.encode_pixels(images.pixels)
-        told |= {name: hasher.training.get(name) for name in ("images", "steps", "seconds")}
+        learned = next(iter(place.learned.values()), hasher) if row.model == DEFAULT_MODEL else hasher
+        told |= {name: learned.training.get(name) for name in ("images", "steps", "seconds")}
     done = score(place.protocol(row.data), images, codes)
     told |= {"measures": done.measures, "health": done.health._asdict(), "queries": done.queries}
     told |= {"left_out": done.left_out, "unreadable": done.unreadable}
@@ -172,17 +179,29 @@ def measure(row: Row, place: Place) -> dict[str, Any]:
 
 
 def fit(row: Row, place: Place) -> Hasher:
+    """The model of a row. A network of the default is learned once for all widths and heads that have the same one."""
     model = row.model.removesuffix("-labels")
     labels = model != row.model
     settings = {"fine_tune": True} if row.model == "stacked-labels" else {}
-    how: dict[str, Any] = {}
+    how: dict[str, Any] = {"seed": row.seed, "labels": labels, "data_root": place.root}
+    source = place.training(row.data)
+    if row.model != DEFAULT_MODEL or row.bits > LATENT:
+        return Hasher(model, row.bits, row.head, **settings).fit(source, **how, **length(row))
+    network = row._replace(head=MODELS[DEFAULT_MODEL].head, bits=LATENT)
+    if network not in place.learned:
+        place.learned = {network: Hasher(model, network.bits, network.head).fit(source, **how, **length(row))}
+    learned = place.learned[network]
+    if row == network:
+        return learned
+    return Hasher(model, row.bits, row.head).fit(source, **how, init=learned, steps=0)
+
+
+def length(row: Row) -> dict[str, Any]:
+    """How long a row is learned, for `Hasher.fit`."""
     budget = row.budget.removesuffix(GPU)
     if budget.endswith("steps"):
-        how["steps"] = int(budget.removesuffix("steps"))
-    elif budget != "none":
-        how["budget"] = budget
-    hasher = Hasher(model, row.bits, row.head, **settings)
-    return hasher.fit(place.training(row.data), seed=row.seed, labels=labels, data_root=place.root, **how)
+        return {"steps": int(budget.removesuffix("steps"))}
+    return {} if budget == "none" else {"budget": budget}
 
 
 def perceptual(name: str) -> Callable[[Iterable[Image.Image]], Codes]:

@@ -20,7 +20,9 @@ def train(
     bits: Annotated[int, typer.Option(help="Bits of a code: a multiple of 8 from 8 to 1024.")] = 64,
     budget: Annotated[str | None, typer.Option(help="How long to train, such as 90s, 2m or 1h. [default: 2m]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead: passes over the images.", min=1)] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead: steps; repeats exactly.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Instead: steps; repeats exactly. 0 with --init: only the head.", min=0)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all randomness.", min=0, max=2**31 - 1)] = 0,
     labels: Annotated[
         bool, typer.Option("--labels", help="Learn from the labels too, with a member that does.")

@@ -110,9 +110,10 @@ class Hasher:
         images, or gives one for each image of the source, None for unknown; it refuses to go without, and the others
         refuse it. `pairs` are images that were judged two by two, and whether they are the same: the codes of those
         that are come together, those of others go apart. `init` is a hasher whose encoder, which must be alike, and
-        decoder, as far as it is, are begun with. `rates` (`batch`, `learning_rate`, `weight_decay`, `compiled`),
-        `checkpoint` and `resume` are those of `hashret.training.train`. Raises HashretError when the images are too few
-        or lack labels that are needed, and ValueError for impossible values.
+        decoder, as far as it is, are begun with; with `steps` of 0 only the head is learned anew. `rates` (`batch`,
+        `learning_rate`, `weight_decay`, `compiled`), `checkpoint` and `resume` are those of `hashret.training.train`.
+        Raises HashretError when the images are too few or lack labels that are needed, and ValueError for impossible
+        values.
         """
         if sum(value is not None for value in (budget, steps, epochs)) > 1:
             raise ValueError("give one of budget, steps and epochs")
@@ -197,6 +198,7 @@ class Hasher:
         self._training |= (_told(trained) if trained else {}) | ({"classes": list(classes)} if labelled else {})
         self._training |= {"pairs": len(judged)} if judged is not None else {}
         if member.trainable:
+            self._training |= member.chosen()
             self._training["largest_error"] = float(self.errors(images[rows[:REMEMBERED]]).max())
         codes = self.encode_pixels(images)
         self._training["distinct_codes"] = len(np.unique(codes, axis=0))
@@ -370,7 +372,7 @@ class Hasher:
     @cached_property
     def _fast(self) -> Member:
         with self._lock:
-            return folded(self._parts()[1])
+            return folded(self._parts()[1]).to(memory_format=torch.channels_last)
 
     @cached_property
     def _exact(self) -> Member:
@@ -477,7 +479,7 @@ def _check_tensors(tensors: dict[str, Tensor], member: Member, bits: int) -> Non
             raise ValueError(f"{name} is {found.get(name)}, not {expected.get(name)}")
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite")
-    for name in {"head.scale", "head.reach"} & tensors.keys():
+    for name in {"head.scale", "head.reach", "head.length"} & tensors.keys():
         if not (tensors[name] > 0).all():
             raise ValueError(f"{name} has numbers that are not positive")
 

@@ -129,7 +129,7 @@ def test_a_head_depends_on_its_values_and_seed_alone(name: str) -> None:
         return {key: tensor.tolist() for key, tensor in HEADS[name](values, 16, seed).tensors().items()}
 
     assert fitted(0) == fitted(0)
-    assert (fitted(0) != fitted(1)) == (name in ("lsh", "itq", "anchor-graph"))
+    assert (fitted(0) != fitted(1)) == (name in ("lsh", "itq", "anchor-graph", "anchor-itq"))
 
 
 @pytest.mark.parametrize(
@@ -285,17 +285,19 @@ def test_images_that_nothing_connects_have_codes_of_their_own() -> None:
     assert (bits == bits[:, :1]).mean() > 0.99
 
 
+@pytest.mark.parametrize("name", ["anchor-graph", "anchor-itq"])
 @pytest.mark.parametrize("images", [2, 3, 5, 12])
-def test_a_graph_of_hardly_any_images_is_one(images: int) -> None:
+@pytest.mark.parametrize("bits", [8, 64, 128])
+def test_a_graph_of_hardly_any_images_is_one(name: str, images: int, bits: int) -> None:
     values = digits(images).numpy()
-    margins = HEADS["anchor-graph"](values, 64, 0).margins(torch.from_numpy(values))
-    assert margins.shape == (images, 64) and margins.isfinite().all()
+    margins = HEADS[name](values, bits, 0).margins(torch.from_numpy(values))
+    assert margins.shape == (images, bits) and margins.isfinite().all()
     assert len(np.unique(margins > 0, axis=0)) > 1
 
 
 def retrieval(name: str, bits: int) -> float:
     """Mean average precision of digits that were not learned from, where like is what has the same label."""
-    hasher = Hasher(name, bits).fit(PIXELS[:1400])
+    hasher = Hasher("lsh", bits, name).fit(PIXELS[:1400])
     items, queries = (2.0 * np.unpackbits(hasher.encode(p), axis=1) - 1 for p in (PIXELS[:1400], PIXELS[1400:]))
     found = zip(queries @ items.T, LABELS[1400:], strict=True)
     return float(np.mean([average_precision_score(LABELS[:1400] == label, score) for score, label in found]))
@@ -305,6 +307,58 @@ def retrieval(name: str, bits: int) -> float:
 def test_an_anchor_graph_finds_far_more_than_projections_do(bits: int) -> None:
     graph, itq, lsh = (retrieval(name, bits) for name in ("anchor-graph", "itq", "lsh"))
     assert graph > itq + 0.1 and graph > lsh + 0.2 and graph > 0.7
+
+
+# Both kinds of numbers
+
+
+def both(values: Tensor, bits: int) -> tuple[Head, Tensor]:
+    """The head `anchor-itq` of values (n, d), and what it projects: centred, and of unit length but for short ones."""
+    head = HEADS["anchor-itq"](values.numpy(), bits, 0)
+    assert head.mean is not None and head.length is not None
+    centred = values.double() - head.mean
+    lengths = centred.norm(dim=1, keepdim=True)
+    return head, centred / torch.maximum(lengths, head.length)
+
+
+@pytest.mark.parametrize(("bits", "weight"), [(64, 1.0), (96, 1.0), (16, 0.5)])
+def test_distances_are_those_in_the_graph_and_of_the_components_together(bits: int, weight: float) -> None:
+    head, units = both(digits(), bits)
+    assert head.anchors is not None and head.reach is not None and head.projection is not None
+    numbers = head.numbers(digits().double())
+    r = int(torch.linalg.matrix_rank(head.projection))
+    assert 4 < r <= bits // 2 and head.detail is not None
+    assert torch.linalg.norm(head.projection, dim=1) == pytest.approx(torch.ones(len(head.anchors)))
+    components = PCA(min(64, bits - r), svd_solver="full").fit(units)
+    placed = ties(units, head.anchors, head.reach) @ head.projection
+    details = weight * torch.from_numpy(components.transform(units.numpy()))
+    apart = torch.cdist(placed, placed).square() + torch.cdist(details, details).square()
+    assert np.allclose(torch.cdist(numbers, numbers).square(), apart, atol=1e-5)
+
+
+def test_bits_are_signs_about_the_mean_of_the_components() -> None:
+    head, units = both(digits(), 32)
+    assert head.detail is not None and head.anchors is not None and head.reach is not None
+    assert head.projection is not None
+    placed = ties(units, head.anchors, head.reach) @ head.projection
+    signs = placed + (units - units.mean(0)) @ head.detail > 0
+    found = head.margins(digits().double()) > 0
+    assert (signs == found).double().mean() > 0.9999  # but for numbers next to nothing
+
+
+def test_vectors_about_the_mean_change_their_bits_gradually() -> None:
+    head, _ = both(digits(), 32)
+    assert head.mean is not None and head.length is not None
+    way = torch.linspace(-1, 1, 4001).double()[:, None]
+    step = head.margins(head.mean + way * head.length * torch.eye(64)[20]).diff(dim=0)
+    assert step.abs().max() < 0.02
+
+
+def test_what_is_connected_is_found_first_and_yet_told_apart() -> None:
+    assert retrieval("anchor-itq", 64) > max(retrieval("itq", 64) + 0.1, retrieval("anchor-graph", 64) - 0.05)
+    codes = {name: Hasher("lsh", 64, name).fit(PIXELS).encode(PIXELS) for name in ("anchor-graph", "anchor-itq")}
+    distinct = {name: len(np.unique(found, axis=0)) for name, found in codes.items()}
+    assert distinct["anchor-itq"] > max(5 * distinct["anchor-graph"], 0.75 * len(PIXELS))
 
 
 # A code depends on the image and the model alone

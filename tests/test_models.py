@@ -22,10 +22,11 @@ from torch.distributions import (
     RelaxedBernoulli,
     kl_divergence,
 )
+from torch.nn import functional as F
 
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
-from hashret.models.augment import augment
+from hashret.models.augment import augment, mirror_images_are_rarer
 from hashret.models.base import straight_through_sign
 from hashret.models.bernoulli_vae import kl_to_fair_coin
 from hashret.models.bihalf import halves
@@ -129,7 +130,7 @@ def test_a_member_takes_images_of_any_size(name: str, network: str, size: tuple[
         member = build(name, (channels, *size), 24, **taken(name, network=network, width=2, likelihood=likelihood))
         assert all(term.shape == () and term.isfinite() for term in member.loss(x).values())
         member.eval()
-        assert member.outputs(x).shape == (3, 24) == (3, member.latent)
+        assert member.outputs(x).shape == (3, 64 if name == "contrastive" else 24) == (3, member.latent)
         remembered = member.reconstruct(x)
         assert remembered.shape == x.shape
         assert 0 <= remembered.min() <= remembered.max() <= 1
@@ -501,13 +502,33 @@ def test_the_contrastive_loss_is_of_two_views_and_of_the_image_itself(channels: 
     torch.manual_seed(3)
     terms = member.loss(x)
     torch.manual_seed(3)
-    how: dict[str, float] = {"crop": 0.8, "rotation": 5.0, "flip": 0.5 * (channels == 3), "light": 0.2, "erase": 0.0}
+    how: dict[str, float] = {"rotation": 5.0, "flip": 0.5, "erase": 0.0}
+    how |= {"crop": 0.7, "light": 0.4} if channels == 3 else {"crop": 0.8, "light": 0.2}
     first, second = augment(x, **how), augment(x, **how)
     assert not torch.equal(first, second)
     a, b = member.encoder(torch.cat([first, second])).sign().chunk(2)
     assert torch.allclose(terms["contrast"], nt_xent(a, b, 0.3))
     nll = member.likelihood.nll(member.decoder(a), x).mean()
     assert torch.allclose(terms["reconstruction"], 7.0 * nll / (64 * channels))
+
+
+def test_views_are_mirrored_unless_mirror_images_are_other_images() -> None:
+    rng = np.random.default_rng(0)
+    blobs = F.interpolate(torch.from_numpy(rng.random((400, 3, 5, 5), np.float32)), 16, mode="bilinear")
+    for images, flip in ((digits(1, 400), 0.0), (blobs, 0.5), (digits(1, 400).repeat(1, 3, 1, 1), 0.0)):
+        _, channels, *size = images.shape
+        shape = channels, size[0], size[1]
+        member = build("contrastive", shape, network="mlp", width=2)
+        member.prepare(images, None)
+        assert member.chosen()["view_flip"] == flip
+        told = build("contrastive", shape, network="mlp", width=2, flip=0.25, crop=0.9, light=0.1)
+        told.prepare(images, None)
+        assert told.chosen() == {"view_crop": 0.9, "view_flip": 0.25, "view_light": 0.1}
+
+
+def test_one_image_or_all_equal_ones_have_no_other_mirror_images() -> None:
+    assert not mirror_images_are_rarer(torch.rand(1, 1, 8, 8))
+    assert not mirror_images_are_rarer(torch.rand(1, 1, 8, 8).repeat(50, 1, 1, 1) * 0)
 
 
 # Corruptions

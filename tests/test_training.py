@@ -524,7 +524,6 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"steps": 0},
         {"steps": -5},
         {"steps": 2.5},
         {"steps": True},

@@ -48,15 +48,27 @@ def excess(values: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     return nearest[:, -1:] - nearest[:, :-1], rows[:, :-1]
 
 
-def ties(values: Tensor, anchors: Tensor, reach: Tensor) -> Tensor:
-    """The ties (n, m) of values (n, d) to the anchors: each row sums to 1, or to less where it is so near to a tie of
-    all nearest anchors, as told by `reach`, that rounding would decide.
+def tied(values: Tensor, anchors: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """The ties of values (n, d) to their nearest anchors, and the rows of these, both (n, tied): each row of ties sums
+    to 1, or to less where it is so near to a tie of all nearest anchors, as told by `reach`, that rounding would
+    decide.
 
     They are continuous: the anchor that is about to lose its place to another one has a tie of 0.
     """
     weights, rows = excess(values, anchors)
-    weights = weights / torch.maximum(weights.sum(1, keepdim=True), reach)
+    return weights / torch.maximum(weights.sum(1, keepdim=True), reach), rows
+
+
+def ties(values: Tensor, anchors: Tensor, reach: Tensor) -> Tensor:
+    """The same to all anchors, (n, m)."""
+    weights, rows = tied(values, anchors, reach)
     return values.new_zeros(len(values), len(anchors)).scatter_(1, rows, weights)
+
+
+def placed(values: Tensor, anchors: Tensor, reach: Tensor, coordinates: Tensor) -> Tensor:
+    """Where values (n, d) lie, (n, r), between the anchors that they are tied to, which have coordinates (m, r)."""
+    weights, rows = tied(values, anchors, reach)
+    return torch.einsum("nt,ntr->nr", weights, coordinates[rows])
 
 
 def graph_coordinates(values: Tensor, anchors: Tensor, reach: Tensor, most: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FARTHER = 1.2  # than an image: its mirror image, if it is another one
+
 
 def views(
     *,
@@ -84,3 +86,20 @@ def augment(
         columns = torch.linspace(0, 1, width, device=x.device, dtype=x.dtype).view(1, 1, 1, -1)
         x = x.masked_fill(((rows - top).abs() < half) & ((columns - left).abs() < half), 0.0)
     return x
+
+
+def mirror_images_are_rarer(x: Tensor) -> bool:
+    """Whether the mirror images of x, float32 (n, c, h, w), are farther from the other images than the images
+    themselves: by over a fifth, at the median of 1,000, from the nearest of 5,000, of which only 16 × 16 pixels are
+    compared. Then left and right are no matter of chance, as in writing, and a mirror image is another image."""
+    small = F.adaptive_avg_pool2d(x[:5000], 16)
+    asked = small[:1000]
+    images = small.flatten(1)
+    own = torch.arange(len(asked), device=x.device)
+
+    def nearest(queries: Tensor) -> Tensor:
+        distances = torch.cdist(queries.flatten(1), images)
+        distances[own, own] = math.inf
+        return distances.amin(1)
+
+    return bool((nearest(asked.flip(3)) / nearest(asked).clamp(min=1e-6)).median() > FARTHER)

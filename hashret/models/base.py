@@ -113,6 +113,10 @@ class Member(nn.Module):
     def prepare(self, x: Tensor, labels: Tensor | None) -> None:
         """What has to be found out before training, or before it goes on, from some of the images."""
 
+    def chosen(self) -> dict[str, float]:
+        """What it chose by itself for these images, by name: told in the model card."""
+        return {}
+
     def begin(self, step: int, planned: int) -> None:
         """What changes as training goes on: called before each step, counted from 0, of the steps planned."""
 

@@ -1,9 +1,9 @@
 """Heads by name: how real numbers become bits.
 
 Every head is a linear map and a threshold per bit: bit j of a code is 1 where `(x − mean) @ projection` lies above
-threshold j; the head of an anchor graph projects an image's ties to the anchors instead of the image. The heads differ
-in how they are fitted. A threshold lies midway between two neighbouring training values, never on one, so that no
-training image's bit hangs on a rounding error.
+threshold j; the heads of an anchor graph project an image's ties to the anchors, instead of the image or besides. The
+heads differ in how they are fitted. A threshold lies midway between two neighbouring training values, never on one, so
+that no training image's bit hangs on a rounding error.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hashret.errors import HashretError
-from hashret.models.anchors import anchors_for, blocks, excess, graph_coordinates, k_means, lifted_rotation, ties
+from hashret.models.anchors import anchors_for, blocks, excess, graph_coordinates, k_means, lifted_rotation, placed
 from hashret.models.base import choose
 
 Values = NDArray[np.float32]
@@ -24,7 +24,9 @@ Values = NDArray[np.float32]
 @dataclass(frozen=True)
 class Head:
     """`threshold` and `scale` (bits), with `mean` (d) and `projection` (d, bits), or neither for d = bits; for an
-    anchor graph besides `anchors` (m, d) and `reach` (), and `projection` (m, bits). All are float64."""
+    anchor graph besides `anchors` (m, d) and `reach` (), and `projection` (m, bits); where what is centred has unit
+    length, or less if it is shorter than `length` (), and is projected too, besides these `detail` (d, bits). All are
+    float64."""
 
     threshold: Tensor
     scale: Tensor  # the standard deviation of the training values: the unit of a margin
@@ -32,14 +34,20 @@ class Head:
     projection: Tensor | None = None
     anchors: Tensor | None = None
     reach: Tensor | None = None
+    length: Tensor | None = None
+    detail: Tensor | None = None
 
     def numbers(self, values: Tensor) -> Tensor:
         """What the thresholds are for: from a member's outputs (n, d), (n, bits)."""
-        if self.mean is not None:
-            values = values - self.mean.to(values)
-        if self.anchors is not None and self.reach is not None:
-            values = ties(values, self.anchors.to(values), self.reach.to(values))
-        return values if self.projection is None else values @ self.projection.to(values)
+        if self.mean is None or self.projection is None:
+            return values
+        values, projection = values - self.mean.to(values), self.projection.to(values)
+        if self.length is not None:
+            values = values / torch.maximum(values.norm(dim=1, keepdim=True), self.length.to(values))
+        if self.anchors is None or self.reach is None:
+            return values @ projection
+        numbers = placed(values, self.anchors.to(values), self.reach.to(values), projection)
+        return numbers if self.detail is None else numbers + values @ self.detail.to(values)
 
     def margins(self, values: Tensor) -> Tensor:
         """How far each bit is from flipping, (n, bits), in training standard deviations; positive for a 1."""
@@ -60,7 +68,8 @@ class Head:
         shapes: dict[str, tuple[int, ...]] = {"threshold": (bits,), "scale": (bits,)}
         if "anchors" in tensors:
             m = tensors["anchors"].numel() // numbers
-            return shapes | {"mean": (numbers,), "anchors": (m, numbers), "reach": (), "projection": (m, bits)}
+            shapes |= {"mean": (numbers,), "anchors": (m, numbers), "reach": (), "projection": (m, bits)}
+            return shapes | ({"length": (), "detail": (numbers, bits)} if "detail" in tensors else {})
         if numbers == bits and not {"mean", "projection"} & tensors.keys():
             return shapes
         return shapes | {"mean": (numbers,), "projection": (numbers, bits)}
@@ -99,7 +108,7 @@ def check_head(head: str, images: int, numbers: int, bits: int) -> None:
     if head in ("sign", "median") and numbers != bits:
         raise HashretError(
             f"head {head!r} makes one bit of every number, and {numbers} numbers cannot give {bits} bits: "
-            f"choose --head itq, or as many bits as numbers"
+            f"choose --head itq, or as many numbers as bits with --set latent={bits}"
         )
     if head in ("pca", "itq") and min(images, numbers) < bits:
         lack = f"{images} images" if images < bits else f"{numbers} numbers an image"
@@ -119,10 +128,14 @@ def median(values: Values, bits: int, seed: int) -> Head:
     return _with_thresholds(values, _at_median)
 
 
-def _projected(values: Values, **parts: Tensor) -> Head:
+def _projected(values: Values, *, around: Tensor | None = None, **parts: Tensor) -> Head:
+    """Thresholds about zero, or about what `around` (bits) says."""
     bare = Head(torch.zeros(1), torch.ones(1), **parts)
     numbers = torch.cat([bare.numbers(rows) for rows in blocks(torch.from_numpy(values))])
-    return _with_thresholds(numbers.numpy(), _at_zero, **parts)
+    if around is None:
+        return _with_thresholds(numbers.numpy(), _at_zero, **parts)
+    head = _with_thresholds((numbers - around.float()).numpy(), _at_zero, **parts)
+    return replace(head, threshold=head.threshold + around)
 
 
 def _mean(values: Values) -> Tensor:
@@ -172,6 +185,14 @@ def itq(values: Values, bits: int, seed: int) -> Head:
     return _projected(values, mean=mean, projection=directions @ rotation.double())
 
 
+def _graph(values: Tensor, most: int, some: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the graph of values (n, d), some of which are shown again: anchors (m, d), reach () and at most so many
+    coordinates of the anchors (m, r), float64."""
+    anchors = k_means(some, anchors_for(*values.shape), generator)
+    reach = (excess(some, anchors)[0].sum(1).mean() / 4).clamp(min=1e-6)
+    return anchors, reach, graph_coordinates(values, anchors, reach, most)
+
+
 def anchor_graph(values: Values, bits: int, seed: int) -> Head:
     """Signs of the rotated coordinates in a graph between the images and their anchors (Liu, Wang, Kumar and Chang
     2011), as `hashret.models.anchors` has it."""
@@ -179,12 +200,51 @@ def anchor_graph(values: Values, bits: int, seed: int) -> Head:
     mean = _mean(values)
     centred = torch.from_numpy(values) - mean.float()
     some = centred[torch.randperm(len(values), generator=generator)[: max(20_000, 20 * bits)]]
-    anchors = k_means(some, anchors_for(*values.shape), generator)
-    reach = (excess(some, anchors)[0].sum(1).mean() / 4).clamp(min=1e-6)
-    coordinates = graph_coordinates(centred, anchors, reach, bits)
-    placed = torch.cat([ties(rows, anchors, reach) @ coordinates.float() for rows in blocks(some)])
-    projection = coordinates @ lifted_rotation(placed, bits, generator).double()
+    anchors, reach, coordinates = _graph(centred, bits, some, generator)
+    found = torch.cat([placed(rows, anchors, reach, coordinates.float()) for rows in blocks(some)])
+    projection = coordinates @ lifted_rotation(found, bits, generator).double()
     return _projected(values, mean=mean, anchors=anchors.double(), reach=reach.double(), projection=projection)
 
 
-HEADS = {"sign": sign, "median": median, "lsh": lsh, "pca": pca, "itq": itq, "anchor-graph": anchor_graph}
+def anchor_itq(values: Values, bits: int, seed: int) -> Head:
+    """Signs of two kinds of numbers, rotated together by iterative quantisation: coordinates in an anchor graph, which
+    put images that are connected at one place, and principal components, which tell them apart there.
+
+    Ours. Both are of unit length: first come the kinds of images, then the order within a kind. Of fewer than 64 bits
+    there are none to spare for that, and the components get as much less of a length, by the root of the share.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean = _mean(values)
+    centred = torch.from_numpy(values) - mean.float()
+    lengths = centred.norm(dim=1, keepdim=True)
+    length = (lengths.mean() / 4).clamp(min=1e-6)
+    centred /= torch.maximum(lengths, length)
+    some = centred[torch.randperm(len(values), generator=generator)[: max(20_000, 20 * bits)]]
+    anchors, reach, coordinates = _graph(centred, bits // 2, some, generator)
+    middle, directions = _principal_components(centred.numpy(), bits - coordinates.shape[1], seed)
+    directions = directions * min(1.0, bits / 64) ** 0.5
+    found = torch.cat([placed(rows, anchors, reach, coordinates.float()) for rows in blocks(some)])
+    details = (some - middle.float()) @ directions.float()
+    rotation = lifted_rotation(torch.cat([found, details], 1), bits, generator).double()
+    detail = directions @ rotation[coordinates.shape[1] :]
+    return _projected(
+        values,
+        around=middle @ detail,
+        mean=mean,
+        length=length.double(),
+        anchors=anchors.double(),
+        reach=reach.double(),
+        projection=coordinates @ rotation[: coordinates.shape[1]],
+        detail=detail,
+    )
+
+
+HEADS = {
+    "sign": sign,
+    "median": median,
+    "lsh": lsh,
+    "pca": pca,
+    "itq": itq,
+    "anchor-graph": anchor_graph,
+    "anchor-itq": anchor_itq,
+}
