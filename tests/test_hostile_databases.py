@@ -122,7 +122,7 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, -1] if SOAK else [1])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, -1] if SOAK else [1, 2])
 @pytest.mark.parametrize("statement", FOREIGN)
 def test_a_database_of_another_program_stays_as_it_is(
     place: Path, failure: Command, statement: str, version: int

@@ -69,7 +69,7 @@ def test_the_schema_is_the_contract(store: Store) -> None:
         assert {name for (name,) in tables} == set(TABLES)
         for table, columns in TABLES.items():
             assert [row[1] for row in conn.execute(f"PRAGMA table_info({table})")] == columns
-        assert conn.execute("PRAGMA user_version").fetchone() == (1,)
+        assert conn.execute("PRAGMA user_version").fetchone() == (2,)
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         (items,) = conn.execute("SELECT sql FROM sqlite_schema WHERE name = 'items'").fetchone()
         assert "id INTEGER PRIMARY KEY AUTOINCREMENT" in items
@@ -86,13 +86,91 @@ def test_a_new_database_knows_its_settings(store: Store) -> None:
 
 
 def test_a_newer_database_is_refused_unchanged(store: Store) -> None:
-    store.db.execute("PRAGMA user_version = 2")
+    store.db.execute("PRAGMA user_version = 3")
     store.close()
     before = store.path.read_bytes()
     for read_only in (False, True):
         with pytest.raises(HashretError, match="newer hashret: upgrade"):
             Store(store.path, read_only=read_only)
     assert store.path.read_bytes() == before
+
+
+def of_version_1(store: Store) -> Path:
+    """The file of a store as the first version had it, where digests were UNIQUE."""
+    path = store.path
+    store.close()
+    with sqlite3.connect(path) as conn:
+        rows = conn.execute("SELECT * FROM items").fetchall()
+        sequence = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+        conn.execute("DROP TABLE items")
+        conn.execute(
+            "CREATE TABLE items (id INTEGER PRIMARY KEY AUTOINCREMENT, sha256 TEXT NOT NULL UNIQUE,"
+            " width INTEGER NOT NULL, height INTEGER NOT NULL, bytes INTEGER NOT NULL, added TEXT NOT NULL,"
+            " metadata TEXT)"
+        )
+        conn.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        conn.execute("DELETE FROM sqlite_sequence WHERE name = 'items'")
+        if sequence:
+            conn.execute("INSERT INTO sqlite_sequence VALUES ('items', ?)", sequence)
+        conn.execute("PRAGMA user_version = 1")
+    conn.close()
+    return path
+
+
+def test_an_older_database_is_kept_and_brought_up_to_date(store: Store) -> None:
+    contents = [content(name, name) for name in ("a", "b", "c")]
+    with store.write() as generation:
+        ids = store.put(contents, MODEL, generation)
+    with store.write() as generation:
+        store.remove_items([3], generation)  # whose number is nobody's again
+    before, schema = everything(store), "SELECT name, sql FROM sqlite_schema ORDER BY name"
+    fresh = store.db.execute(schema).fetchall()
+    path = of_version_1(store)
+    reading = Store(path, read_only=True)
+    assert reading.find([one.sha256 for one in contents]) == {contents[0].sha256: 1, contents[1].sha256: 2}
+    reading.close()
+
+    upgraded = Store(path)
+    assert everything(upgraded) == before and ids == [1, 2, 3] and upgraded.highest() == 3
+    assert upgraded.db.execute(schema).fetchall() == fresh
+    assert upgraded.db.execute("PRAGMA user_version").fetchone() == (2,)
+    assert upgraded.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with upgraded.write() as generation:
+        assert upgraded.put([*contents[1:], content("d", "d")], MODEL, generation) == [2, 4, 5]
+    upgraded.close()
+    kept = path.with_name("items.db.1")
+    assert {file.name for file in path.parent.iterdir()} == {"items.db", kept.name}
+    with sqlite3.connect(kept) as conn:
+        assert conn.execute("PRAGMA user_version").fetchone() == (1,)
+        assert conn.execute("SELECT id FROM items ORDER BY id").fetchall() == [(1,), (2,)]
+    conn.close()
+
+
+def test_an_upgrade_that_fails_changes_nothing(store: Store) -> None:
+    path = of_version_1(store)
+    with sqlite3.connect(path) as conn:
+        conn.execute("CREATE TABLE items_1 (x)")
+    conn.close()
+    for _ in range(2):
+        with pytest.raises(HashretError, match="is damaged .*items_1"):
+            Store(path)
+        with sqlite3.connect(path) as conn:
+            assert conn.execute("PRAGMA user_version").fetchone() == (1,)
+            assert conn.execute("SELECT count(*) FROM items").fetchone() == (0,)
+        conn.close()
+
+
+def test_digests_with_one_beginning_are_told_apart(store: Store) -> None:
+    alike = [content(str(i), "")._replace(sha256=f"{i:08x}"[::-1].rjust(64, "0")) for i in range(50)]
+    with store.write() as generation:
+        assert store.put(alike, MODEL, generation) == list(range(1, 51))
+    assert store.find([one.sha256 for one in alike]) == {one.sha256: i + 1 for i, one in enumerate(alike)}
+    assert store.find(["0" * 63 + "f", "0" * 63, "0" * 8, ""]) == {}
+    plan = store.db.execute(
+        "EXPLAIN QUERY PLAN SELECT sha256, items.id FROM json_each('[]') CROSS JOIN items"
+        " ON substr(sha256, 1, 8) = substr(value, 1, 8) AND sha256 = value"
+    )
+    assert any("USING INDEX items_by_sha256" in row[3] for row in plan)
 
 
 @pytest.mark.parametrize("data", [b"", b"no database at all" * 300, bytes(8192), b"SQLite format 3\0" + bytes(4000)])

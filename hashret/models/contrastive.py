@@ -37,11 +37,12 @@ class ContrastiveAutoencoder(BinaryAutoencoder):
         shape: Shape,
         bits: int,
         *,
+        width: int = 16,
         latent: int = 0,
         temperature: float = 0.2,
         reconstruction: float = 50.0,
         crop: float = -1.0,
-        rotation: float = 5.0,
+        rotation: float = 10.0,
         flip: float = -1.0,
         light: float = -1.0,
         erase: float = 0.0,
@@ -53,7 +54,7 @@ class ContrastiveAutoencoder(BinaryAutoencoder):
         per pixel; the others are the views' (see `augment`), of which `noise` and `masking` are for vectors. −1 lets
         the images choose: a `flip` is ½ unless their mirror images are other images, as of writing; in colour, as
         photos are, whose objects lie anywhere in any light, `crop` is 0.7 and `light` 0.4, otherwise 0.8 and 0.2."""
-        super().__init__(shape, bits, latent=latent or max(bits, LATENT), **parts)
+        super().__init__(shape, bits, width=width, latent=latent or max(bits, LATENT), **parts)
         if not (temperature > 0 and reconstruction >= 0):
             raise ValueError(
                 f"temperature must be above 0 and reconstruction 0 or more, not {temperature} and {reconstruction}"
