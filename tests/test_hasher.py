@@ -423,7 +423,7 @@ def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
         ({"bits": 12}, "multiple of 8"),
         ({"bits": 2048}, "multiple of 8"),
         ({"bits": 64.0}, "multiple of 8"),
-        ({"beta": 1.0}, "'contrastive' has no setting 'beta'; it has network=conv, .*temperature=0.2"),
+        ({"beta": 1.0}, "'contrastive' has no setting 'beta'; it has network=conv, .*temperature=0.1"),
         ({"model": "lsh", "width": 3}, "'lsh' has no setting 'width'; it has none"),
         ({"width": "wide"}, "'width' is a int such as 24, not 'wide'"),
         ({"width": 2.0}, "'width' is a int"),

@@ -241,7 +241,8 @@ def test_cosines_of_anchors_are_those_of_a_diffusion() -> None:
     assert np.allclose(walk.sum(1), 1, atol=1e-5)
     arrived = np.linalg.matrix_power(walk, 2 * STEPS - 1) / degree - 1 / degree.sum()
     length = np.sqrt(np.diag(arrived))
-    coordinates = graph_coordinates(digits(), anchors, reach, 60)
+    coordinates, clear = graph_coordinates(digits(), anchors, reach, 60)
+    assert clear == pytest.approx(np.sort(np.linalg.eigvals(walk).real)[-2] ** (2 * STEPS), rel=1e-4)
     assert 4 < coordinates.shape[1] < 30
     assert np.allclose(coordinates @ coordinates.T, arrived / np.outer(length, length), atol=0.02)
 
@@ -254,7 +255,7 @@ def test_fewer_coordinates_are_the_first_eigenvectors_of_the_walk() -> None:
     kept = vectors.real[:, first] / np.sqrt((vectors.real[:, first] ** 2 * z.sum(0)[:, None]).sum(0))
     kept *= eigenvalues.real[first] ** (STEPS - 0.5)
     kept /= np.linalg.norm(kept, axis=1, keepdims=True)
-    coordinates = graph_coordinates(digits(), anchors, reach, 3)
+    coordinates, _ = graph_coordinates(digits(), anchors, reach, 3)
     assert np.allclose(coordinates.abs(), np.abs(kept), atol=1e-4)  # the sign of an eigenvector is anyone's
 
 
@@ -321,17 +322,19 @@ def both(values: Tensor, bits: int) -> tuple[Head, Tensor]:
     return head, centred / torch.maximum(lengths, head.length)
 
 
-@pytest.mark.parametrize(("bits", "weight"), [(64, 1.0), (96, 1.0), (16, 0.5)])
+@pytest.mark.parametrize(("bits", "weight"), [(64, 1 / 3), (96, 1 / 3), (16, 1 / 12)])
 def test_distances_are_those_in_the_graph_and_of_the_components_together(bits: int, weight: float) -> None:
     head, units = both(digits(), bits)
     assert head.anchors is not None and head.reach is not None and head.projection is not None
     numbers = head.numbers(digits().double())
     r = int(torch.linalg.matrix_rank(head.projection))
     assert 4 < r <= bits // 2 and head.detail is not None
-    assert torch.linalg.norm(head.projection, dim=1) == pytest.approx(torch.ones(len(head.anchors)))
+    _, clear = graph_coordinates(units.float(), head.anchors.float(), head.reach.float(), bits // 2)
+    assert 0.2 < clear < 1
+    assert torch.linalg.norm(head.projection, dim=1) == pytest.approx(np.full(len(head.anchors), clear), rel=1e-3)
     components = PCA(min(64, bits - r), svd_solver="full").fit(units)
     placed = ties(units, head.anchors, head.reach) @ head.projection
-    details = weight * torch.from_numpy(components.transform(units.numpy()))
+    details = weight**0.5 * torch.from_numpy(components.transform(units.numpy()))
     apart = torch.cdist(placed, placed).square() + torch.cdist(details, details).square()
     assert np.allclose(torch.cdist(numbers, numbers).square(), apart, atol=1e-5)
 
@@ -352,6 +355,13 @@ def test_vectors_about_the_mean_change_their_bits_gradually() -> None:
     way = torch.linspace(-1, 1, 4001).double()[:, None]
     step = head.margins(head.mean + way * head.length * torch.eye(64)[20]).diff(dim=0)
     assert step.abs().max() < 0.02
+
+
+def test_where_there_are_no_kinds_of_images_the_components_lead() -> None:
+    values = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    head = HEADS["anchor-itq"](values, 64, 0)
+    assert head.projection is not None and head.detail is not None
+    assert head.projection.norm(dim=1).max() < 0.05 and head.detail.norm(dim=0).mean() > 0.1
 
 
 def test_what_is_connected_is_found_first_and_yet_told_apart() -> None:

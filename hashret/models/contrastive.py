@@ -39,7 +39,7 @@ class ContrastiveAutoencoder(BinaryAutoencoder):
         *,
         width: int = 16,
         latent: int = 0,
-        temperature: float = 0.2,
+        temperature: float = 0.1,
         reconstruction: float = 50.0,
         crop: float = -1.0,
         rotation: float = 10.0,

@@ -185,12 +185,12 @@ def itq(values: Values, bits: int, seed: int) -> Head:
     return _projected(values, mean=mean, projection=directions @ rotation.double())
 
 
-def _graph(values: Tensor, most: int, some: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the graph of values (n, d), some of which are shown again: anchors (m, d), reach () and at most so many
-    coordinates of the anchors (m, r), float64."""
+def _graph(values: Tensor, most: int, some: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Of the graph of values (n, d), some of which are shown again: anchors (m, d), reach (), at most so many
+    coordinates of the anchors (m, r), float64, and how clear they are."""
     anchors = k_means(some, anchors_for(*values.shape), generator)
     reach = (excess(some, anchors)[0].sum(1).mean() / 4).clamp(min=1e-6)
-    return anchors, reach, graph_coordinates(values, anchors, reach, most)
+    return anchors, reach, *graph_coordinates(values, anchors, reach, most)
 
 
 def anchor_graph(values: Values, bits: int, seed: int) -> Head:
@@ -200,7 +200,7 @@ def anchor_graph(values: Values, bits: int, seed: int) -> Head:
     mean = _mean(values)
     centred = torch.from_numpy(values) - mean.float()
     some = centred[torch.randperm(len(values), generator=generator)[: max(20_000, 20 * bits)]]
-    anchors, reach, coordinates = _graph(centred, bits, some, generator)
+    anchors, reach, coordinates, _ = _graph(centred, bits, some, generator)
     found = torch.cat([placed(rows, anchors, reach, coordinates.float()) for rows in blocks(some)])
     projection = coordinates @ lifted_rotation(found, bits, generator).double()
     return _projected(values, mean=mean, anchors=anchors.double(), reach=reach.double(), projection=projection)
@@ -210,8 +210,9 @@ def anchor_itq(values: Values, bits: int, seed: int) -> Head:
     """Signs of two kinds of numbers, rotated together by iterative quantisation: coordinates in an anchor graph, which
     put images that are connected at one place, and principal components, which tell them apart there.
 
-    Ours. Both are of unit length: first come the kinds of images, then the order within a kind. Of fewer than 64 bits
-    there are none to spare for that, and the components get as much less of a length, by the root of the share.
+    Ours. The coordinates are as long as the graph is clear (see `graph_coordinates`), so that they lead where there are
+    kinds of images, and the components do where there are none. Those have a third of the square of a unit; of fewer
+    than 64 bits there are none to spare for the order within a kind, and they get as much less.
     """
     generator = torch.Generator().manual_seed(seed)
     mean = _mean(values)
@@ -220,9 +221,10 @@ def anchor_itq(values: Values, bits: int, seed: int) -> Head:
     length = (lengths.mean() / 4).clamp(min=1e-6)
     centred /= torch.maximum(lengths, length)
     some = centred[torch.randperm(len(values), generator=generator)[: max(20_000, 20 * bits)]]
-    anchors, reach, coordinates = _graph(centred, bits // 2, some, generator)
+    anchors, reach, coordinates, clear = _graph(centred, bits // 2, some, generator)
+    coordinates = coordinates * clear
     middle, directions = _principal_components(centred.numpy(), bits - coordinates.shape[1], seed)
-    directions = directions * min(1.0, bits / 64) ** 0.5
+    directions = directions * (min(1.0, bits / 64) / 3) ** 0.5
     found = torch.cat([placed(rows, anchors, reach, coordinates.float()) for rows in blocks(some)])
     details = (some - middle.float()) @ directions.float()
     rotation = lifted_rotation(torch.cat([found, details], 1), bits, generator).double()
