@@ -368,7 +368,7 @@ def test_what_is_connected_is_found_first_and_yet_told_apart() -> None:
     assert retrieval("anchor-itq", 64) > max(retrieval("itq", 64) + 0.1, retrieval("anchor-graph", 64) - 0.05)
     codes = {name: Hasher("lsh", 64, name).fit(PIXELS).encode(PIXELS) for name in ("anchor-graph", "anchor-itq")}
     distinct = {name: len(np.unique(found, axis=0)) for name, found in codes.items()}
-    assert distinct["anchor-itq"] > max(5 * distinct["anchor-graph"], 0.75 * len(PIXELS))
+    assert distinct["anchor-itq"] > max(5 * distinct["anchor-graph"], 0.6 * len(PIXELS))
 
 
 # A code depends on the image and the model alone
