@@ -93,9 +93,10 @@ HEAD = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r
         b"",
         b"POST /v1/query HTTP/1.1\r\nHost: loc",
         HEAD + b"Content-Length: 1000\r\n\r\nhalf of it",
+        HEAD.replace(b"image/png", b"application/json") + b'Content-Length: 1000\r\n\r\n{"code": ',
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhalf",
     ],
-    ids=["nothing", "half a head", "half a body", "half a chunk"],
+    ids=["nothing", "half a head", "half a body", "half a query", "half a chunk"],
 )
 def test_what_is_never_sent_whole_is_not_waited_for(address: str, sent: bytes, monkeypatch: Any) -> None:
     monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.5)
