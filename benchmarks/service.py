@@ -6,7 +6,8 @@ Server and load generator are a process each. The generator sends bytes that wer
 connections that stay open; its own share of a core is printed, so that one sees who waits for whom. Parts:
 
 - rates: closed loops, targets in turn, medians of the rounds: the empty route, queries by code (those of items with
-  three bits flipped), by image (PNG), one or 64 a request; in process, `Collection.query_batch` of 256 and of one
+  three bits flipped), by image (PNG), one or 64 a request; in process, `Collection.query_batch` of 256 and of one; and
+  the server's processor time for a request, which holds where the machine has other work too
 - latency: queries by code at half of the rate found, evenly spaced; p50 and p99 from when each was due
 - memory: of the server, before and after --requests queries by code
 - writer: another process indexes 10,000 images meanwhile
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -198,6 +200,12 @@ def megabytes(pid: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has taken so far, which other processes on the machine change less than the rates."""
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def pngs(pixels: list[np.ndarray[Any, Any]]) -> list[bytes]:
     files = []
     for image in pixels:
@@ -264,7 +272,7 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
     random.Random(0).shuffle(by_image)
     figures: dict[str, Any] = {"items": len(collection), "connections": asked.connections}
     with (
-        server(__file__, "--empty") as (empty, _),
+        server(__file__, "--empty") as empty,
         server("-c", "from hashret.cli import main; main()", "serve", "-c", str(folder / "c"), "--port", "0") as (
             port,
             pid,
@@ -273,7 +281,7 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
         check(port, by_code[0], by_image, images, collection)
         rate = None
         if "rates" in parts:
-            figures |= rates(empty, port, by_code, by_image, collection, images, asked)
+            figures |= rates(empty, (port, pid), by_code, by_image, collection, images, asked)
             rate = figures["by code, a second"]
         if "latency" in parts:
             rate = rate or drive(port, by_code, asked.connections, asked.seconds).rate
@@ -315,16 +323,17 @@ def check(port: int, by_code: bytes, by_image: list[bytes], images: list[bytes],
 
 
 def rates(
-    empty: int,
-    port: int,
+    empty: tuple[int, int],
+    served: tuple[int, int],
     by_code: list[bytes],
     by_image: list[bytes],
     collection: Collection,
     images: list[bytes],
     asked: argparse.Namespace,
 ) -> dict[str, Any]:
+    port = served[0]
     targets: dict[str, Callable[[], Load]] = {
-        "empty route": lambda: drive(empty, [request("/")], asked.connections, asked.seconds),
+        "empty route": lambda: drive(empty[0], [request("/")], asked.connections, asked.seconds),
         "by code": lambda: drive(port, by_code, asked.connections, asked.seconds),
         "by image": lambda: drive(port, by_image, asked.connections, asked.seconds),
         f"by {TOGETHER} images": lambda: together(drive(port, by_images, 4, asked.seconds)),
@@ -335,12 +344,16 @@ def rates(
     )
     by_images = [request("/v1/query", form + b"--x--\r\n", "multipart/form-data; boundary=x")]
     found: dict[str, list[float]] = {}
+    taken: dict[str, list[float]] = {}
     busy: dict[str, float] = {}
     for target in targets.values():
         target()  # warm
     for _ in range(asked.rounds):
         for name, target in targets.items():
+            pid = (empty if name == "empty route" else served)[1]
+            before = processor_seconds(pid)
             load = target()
+            taken.setdefault(name, []).append((processor_seconds(pid) - before) / sum(load.statuses.values()))
             assert set(load.statuses) == {200}, (name, load.statuses)
             found.setdefault(name, []).append(load.rate)
             busy[name] = load.busy
@@ -351,6 +364,9 @@ def rates(
     figures: dict[str, Any] = {f"{name}, a second": value for name, value in medians.items()}
     figures |= {f"{name}: generator's share of a core": value for name, value in busy.items()}
     figures["by code / empty route"] = medians["by code"] / medians["empty route"]
+    microseconds = {name: 1e6 * statistics.median(values) for name, values in taken.items()}
+    figures |= {f"{name}: server's processor time, µs": value for name, value in microseconds.items()}
+    figures["by code / empty route, by that"] = microseconds["empty route"] / microseconds["by code"]
     for batch in (256, 1):
         for name in ("by image", f"by {TOGETHER} images"):
             figures[f"{name} / in process, {batch} at a time"] = (
