@@ -11,7 +11,8 @@ connections that stay open; its own share of a core is printed, so that one sees
 - latency: queries by code at half of the rate found, evenly spaced; p50 and p99 from when each was due
 - memory: of the server, before and after --requests queries by code
 - writer: another process indexes 10,000 images meanwhile
-- overload: eight times as many connections as a service answers at a time
+- overload: eight times as many connections as a service answers at a time; those who are refused wait for the second
+  that they are told, or ask again at once, so that each waits for all others
 """
 
 import argparse
@@ -89,9 +90,15 @@ class Connection(asyncio.Protocol):
 
 
 async def _drive(
-    port: int, requests: list[bytes], connections: int, seconds: float, most: int | None, rate: float | None
+    port: int,
+    requests: list[bytes],
+    connections: int,
+    seconds: float,
+    most: int | None,
+    rate: float | None,
+    patience: float,
 ) -> Load:
-    """A closed loop, or one request every 1 / rate seconds whatever the answers do."""
+    """A closed loop, or one request every 1 / rate seconds whatever the answers do; who is refused waits first."""
     loop, source = asyncio.get_running_loop(), cycle(requests)
     statuses: Counter[int] = Counter()
     took: list[float] = []
@@ -112,6 +119,8 @@ async def _drive(
             over.set_result(None)
         elif connection.lost:
             return
+        elif rate is None and patience and status in (429, 503):
+            loop.call_later(patience, lambda: connection.send(next(source), loop.time()))
         elif rate is None:
             connection.send(next(source), now)
         elif waiting:
@@ -156,8 +165,9 @@ def drive(
     seconds: float = 5.0,
     most: int | None = None,
     rate: float | None = None,
+    patience: float = 0.0,
 ) -> Load:
-    return asyncio.run(_drive(port, requests, connections, seconds, most, rate))
+    return asyncio.run(_drive(port, requests, connections, seconds, most, rate, patience))
 
 
 def request(path: str, body: bytes = b"", kind: str = "application/json") -> bytes:
@@ -297,9 +307,12 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
         if "writer" in parts:
             figures |= beside_writer(folder, port, by_code, asked)
         if "overload" in parts:
-            load = drive(port, by_image, 8 * 512, asked.seconds)
-            figures["overload: answers"] = str(load.statuses)
-            figures["overload: refusals, p99, ms"] = percentile(load.refused, 0.99) if load.refused else 0.0
+            for name, patience in (("a second later", 1.0), ("at once", 0.0)):
+                load = drive(port, by_image, 8 * 512, 2 * asked.seconds, patience=patience)
+                figures[f"overload, refused ask again {name}: answers"] = str(load.statuses)
+                for share in (0.5, 0.99):
+                    took = percentile(load.refused, share) if load.refused else 0.0
+                    figures[f"overload, refused ask again {name}: p{100 * share:.0f}, ms"] = took
             figures["after overload: statuses"] = str(drive(port, by_code, 8, 1.0).statuses)
     collection.close()
     return figures

@@ -29,6 +29,7 @@ from hashret.hasher import Hasher
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
 
+from hashret.service import guard as guard_module  # noqa: E402
 from hashret.service import server as server_module  # noqa: E402  # after it is known that it can be imported
 
 SOAK = "HASHRET_SOAK" in os.environ
@@ -178,6 +179,59 @@ def test_thousands_of_open_connections_do_no_harm(collection: Collection, tmp_pa
             assert process.wait(60) == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("sent", "answers"),
+    [
+        ([HEAD + b"Content-Length: 4\r\n\r\nbody"], 1),
+        ([b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n\r\n"], 1),
+        ([b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3], 3),
+        ([HEAD + b"Content-Length: 4\r\n\r\nbodyGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], 2),
+        ([HEAD + b"Content-Length: 4\r\n\r\nbo", b"dy"], 1),
+        ([HEAD + b"Content-Le", b"ngth: 4\r\n\r\nbody"], 1),
+        ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"], 1),
+        ([HEAD + b"Content-Length: 4\r\nExpect: 100-continue\r\n\r\nbody"], 1),
+    ],
+    ids=["post", "get", "three at once", "health after it", "half a body", "half a head", "chunks", "expected"],
+)
+def test_what_is_turned_away_leaves_the_connection_usable(
+    address: str, monkeypatch: Any, sent: list[bytes], answers: int
+) -> None:
+    monkeypatch.setattr(guard_module, "MOST_RUNNING", 0)
+    health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connect(address) as connection:
+        for part in sent:
+            connection.sendall(part)
+            time.sleep(0.05)
+        connection.sendall(health)
+        told = b""
+        while told.count(b"HTTP/1.1 ") < answers + 1 or not told.endswith(b"}"):
+            told += connection.recv(65536)
+    statuses = [part[:3] for part in told.split(b"HTTP/1.1 ")[1:]]
+    assert statuses[-1] == b"200" and statuses[0] == b"503" and len(statuses) == answers + 1
+    assert told.count(b"too many requests at once") == statuses.count(b"503") == told.lower().count(b"retry-after: 1")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"Content-Length: 4\r\nContent-Length: 40\r\n\r\nbody",
+        HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\nbody",
+        HEAD + b"Content-Length : 4\r\n\r\nbody",
+        HEAD + b"Content-Length: +4\r\n\r\nbody",
+        HEAD + b"Content-Length: 4\n\r\nbody",
+        HEAD + b"X: y\r\n Content-Length: 4\r\n\r\nbody",
+        HEAD + b"Content-Length: 4\r\nConnection: close\r\n\r\nbody",
+        b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n",
+        b"GET /\r\nHost: localhost\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_what_may_be_read_in_two_ways_is_not_turned_away_unread(sent: bytes) -> None:
+    assert not server_module.is_whole(sent)
+    assert server_module.is_whole(HEAD + b"Content-Length: 4\r\n\r\nbody")
 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:

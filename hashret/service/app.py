@@ -76,10 +76,10 @@ def create_app(
     work = Work(collection, metrics)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anyio.to_thread.run_sync, work.warm_up)
-            yield
+            yield {"turned_away": partial(metrics.answered, "other", "other", 503, 0.0)}  # which the server calls
         await anyio.to_thread.run_sync(work.close)
 
     app = Service(
