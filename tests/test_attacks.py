@@ -6,6 +6,7 @@ The numbers are small by default; HASHRET_SOAK=1 makes them those of an attacker
 import io
 import os
 import random
+import re
 import resource
 import socket
 import struct
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -390,11 +392,46 @@ def test_batches_beyond_all_measure_are_refused(address: str) -> None:
         )
 
 
-def test_whatever_fits_the_openapi_document_or_not_gives_no_error_of_ours(address: str, tmp_path: Path) -> None:
+def fuzz(folder: Path, schema: str, *more: str) -> None:
+    """Ask whatever fits an OpenAPI document or does not: no answer may be an error of ours, or one that it omits."""
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", f"--checks={checks}"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", schema, f"--checks={checks}", *more]
     command += ["--max-examples=200"] if SOAK else ["--max-examples=3", "--phases=fuzzing"]
     command += ["--seed=1", "--no-color", "--mode=all"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_whatever_fits_the_openapi_document_or_not_gives_no_error_of_ours(address: str, tmp_path: Path) -> None:
+    fuzz(tmp_path, f"{address}/openapi.json")
+
+
+def test_nor_does_it_where_the_token_is_given(
+    collection: Collection, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    """On a collection that may be changed by it."""
+    with Collection.create(tmp_path / "c", collection.hasher) as own:
+        own.index(collection.path.parent / "photos")
+        there, before = serve(own, token=TOKEN), own.generation
+        fuzz(tmp_path, f"{there}/openapi.json", "--header", f"Authorization: Bearer {TOKEN}")
+        assert own.generation > before  # so that what changes it was asked too
+        assert httpx.get(f"{there}/healthz").status_code == 200
+
+
+def test_without_the_token_nothing_is_told_off_loopback(
+    collection: Collection, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    there, bearer = serve(collection, host="0.0.0.0", token=TOKEN), {"authorization": f"Bearer {TOKEN}"}
+    document = tmp_path / "openapi.json"
+    document.write_text(httpx.get(f"{there}/openapi.json", headers=bearer).text)
+    fuzz(tmp_path, str(document), "--url", there)
+    figures = httpx.get(f"{there}/metrics", headers=bearer).text
+    counted = re.findall(r'hashret_requests_total{.*route="(.*)",status="(.*)"} (.*)', figures)
+    told = Counter[tuple[str, str]]()
+    for route, status, count in counted:  # by each method
+        told[route, status] += int(float(count))
+    assert told["other", "401"] > 20
+    assert told["other", "200"] == 1  # the document itself
+    assert {route for route, _ in told} == {"other", "/healthz", "/readyz"}
+    assert {status for route, status in told if route == "other"} == {"200", "401"}
