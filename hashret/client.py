@@ -156,9 +156,10 @@ class Client:
         told = self._ask("GET", f"/v1/items/{int(item_id)}")
         return Item(**{name: told[name] for name in Item._fields})
 
-    def items(self, after: int = 0, limit: int = 100) -> list[Item]:
-        """The items whose ids follow `after`, in order of their ids, at most `limit`, which is 1,000 at most."""
-        told = self._ask("GET", "/v1/items", params={"cursor": after, "limit": limit})
+    def items(self, after: int = 0, limit: int = 100, *, where: str | None = None) -> list[Item]:
+        """What `Collection.items` gives; `limit` is 1,000 at most."""
+        options: dict[str, Any] = {"cursor": after, "limit": limit} | ({} if where is None else {"where": where})
+        told = self._ask("GET", "/v1/items", params=options)
         return [Item(**item) for item in told["items"]]
 
     def _ask(self, method: str, path: str, **request: Any) -> Any:

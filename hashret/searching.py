@@ -132,6 +132,20 @@ class Searching(Opened):
                 found: list[int] = ids.tolist()
                 return found
 
+    def items(self, after: int = 0, limit: int = 100, *, where: str | None = None) -> list[Item]:
+        """The items whose ids follow `after`, in order of their ids, at most `limit`; with `where` those that this
+        SQLite expression holds for, as `matching` says."""
+        if where is None:
+            return super().items(after, limit)
+        while True:
+            with self._store.read() as settings:
+                ids = self._store.matching(where, settings["generation"])
+                if ids is not None:
+                    start = int(np.searchsorted(ids, after, side="right"))
+                    some: list[int] = ids[start : start + limit].tolist()
+                    found = self._store.items(some)
+                    return [self._absolute(found[i]) for i in some]
+
     def _answer(
         self,
         codes: Codes,

@@ -81,6 +81,12 @@ def test_a_collection_is_looked_at(client: Client, collection: Collection) -> No
     assert len(client) == len(collection)
     assert (client.bits, client.fingerprint) == (collection.bits, collection.fingerprint)
     assert client.get(5) == collection.get(5) and client.items(3, 4) == collection.items(3, 4)
+    filtered = [item.id for item in collection.items(3, 4, where="name > '05'")]
+    assert filtered == [item.id for item in client.items(3, 4, where="name > '05'")] == [6, 7, 8, 9]
+    for there in (client, collection):
+        assert there.items(where="name = 'none'") == []
+        with pytest.raises(HashretError, match="where: "):
+            there.items(where="name =")
     assert {**collection.info(), "read_only": False}.keys() == client.info().keys()
 
 

@@ -283,6 +283,13 @@ def test_items_are_added_looked_at_listed_and_removed(own: Collection, serve: Se
             seen += page["items"]
             cursor = page["next"]
         assert [one["id"] for one in seen] == list(range(1, 33)) and seen[2] == own.get(3)._asdict()
+        filtered = http.get("/v1/items", params={"where": "price = 3", "limit": 1}).json()
+        assert [item["id"] for item in filtered["items"]] == [first] and filtered["next"] == first
+        assert http.get("/v1/items", params={"where": "price = 3", "cursor": first}).json()["items"] == []
+        for wrong in ("label =", "1); DROP TABLE items; --", "load_extension('x')", "x" * 10_001):
+            response = http.get("/v1/items", params={"where": wrong})
+            refused(response, 422)
+            assert "x" * 50 in wrong or response.json() == http.post("/v1/query", json={"id": 1, "where": wrong}).json()
         assert http.delete(f"/v1/items/{second}").json() == {"removed": 1}
         assert http.delete(f"/v1/items/{second}").json() == {"removed": 0}
         refused(http.get(f"/v1/items/{second}"), 404, f"no item {second}")

@@ -188,12 +188,18 @@ def _add_queries(app: FastAPI, work: Work) -> None:
 def _add_items(app: FastAPI, work: Work) -> None:
     there = work.collection
 
-    @app.get("/v1/items", summary="All items", responses={200: {"model": messages.Items}, **documented(422)})
+    @app.get(
+        "/v1/items",
+        summary="All items, or those that a filter lets through",
+        responses={200: {"model": messages.Items}, **documented(422)},
+    )
     async def list_items(
         cursor: Annotated[int, Query(ge=0, le=2**63 - 1, description="`next` of the page before.")] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        where: messages.Where | None = None,
     ) -> Response:
-        items = await work.reads.ask(partial(there.items, cursor, limit))
+        gather = work.reads if where is None else work.filtered_reads
+        items = await gather.ask(partial(work.items, cursor, limit, where))
         following = items[-1].id if len(items) == limit else None
         return to_json({"items": [item._asdict() for item in items], "next": following})
 

@@ -77,6 +77,7 @@ class Work:
         self.groupings = Gather[Callable[[], list[Group]], list[Group]]("groupings", _call, metrics, waiting=8)
         self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)
         self.reads = Gather[Callable[[], Any], Any]("reads", _call, metrics, threads=4, waiting=512)
+        self.filtered_reads = Gather[Callable[[], Any], Any]("filtered reads", _call, metrics, waiting=64)
 
     def warm_up(self) -> None:
         """Load the model and the index, or keep in `trouble` why that cannot be done."""
@@ -90,7 +91,7 @@ class Work:
 
     def close(self) -> None:
         searches = self.queries, self.filtered_queries, self.images, self.groupings
-        gathers: tuple[Gather[Any, Any], ...] = *searches, self.additions, self.changes, self.reads
+        gathers: tuple[Gather[Any, Any], ...] = *searches, self.additions, self.changes, self.reads, self.filtered_reads
         for gather in gathers:
             gather.close()
 
@@ -102,6 +103,19 @@ class Work:
             told = there.info() | {"read_only": there.read_only}
             self._info = told["generation"], told
         return told
+
+    def items(self, cursor: int, limit: int, where: str | None) -> list[Item]:
+        """What `Collection.items` gives; it is the request's fault if the filter is none."""
+        self.check_filter(where)
+        return self.collection.items(cursor, limit, where=where)
+
+    def check_filter(self, where: str | None) -> None:
+        """Raises Problem if this filter is none."""
+        if where is not None:
+            try:
+                self.collection.matching(where)
+            except HashretError as error:
+                raise Problem(422, str(error)) from None
 
     def picture(self, item_id: int, size: int) -> tuple[bytes, str]:
         """An item's image with no side longer than `size`, as the bytes of a file, and its media type."""
@@ -184,7 +198,7 @@ class Work:
         k, max_distance, where, rank, _ = first.wanted
         if first.is_code:
             return self._search_codes(questions, there.query_codes)
-        self._check_filter(where)
+        self.check_filter(where)
         if isinstance(first.value, int):
             return [there.query_item(int(asked.value), k, max_distance, where=where) for asked in questions]
         values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
@@ -195,7 +209,7 @@ class Work:
         """What a search of the collection gives for questions by code, of one kind."""
         first = questions[0]
         k, max_distance, where, _, _ = first.wanted
-        self._check_filter(where)
+        self.check_filter(where)
         values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
         codes: Codes = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
         self._check(first.fingerprint)
@@ -205,13 +219,6 @@ class Work:
             raise Problem(422, str(error), "ValueError") from None
         self._check(first.fingerprint)  # so that no other model came in between
         return found
-
-    def _check_filter(self, where: str | None) -> None:
-        if where is not None:
-            try:
-                self.collection.matching(where)
-            except HashretError as error:
-                raise Problem(422, str(error)) from None
 
     def _check(self, fingerprint: str | None) -> None:
         if fingerprint is not None and fingerprint != (ours := self.collection.fingerprint):
