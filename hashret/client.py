@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from hashret import errors
+from hashret.calibration import TARGET, Calibration
 from hashret.codes import Codes, check_codes, from_hex, to_hex
 from hashret.collection import Hit
 from hashret.copies import Group
@@ -142,6 +143,14 @@ class Client:
         if told["more"] or any(group["size"] > len(group["items"]) for group in told["groups"]):
             raise HashretError("there are more duplicates than a service tells: run hashret dupes where it runs")
         return [Group([Item(**item) for item in group["items"]], group["distances"]) for group in told["groups"]]
+
+    def calibration(self) -> Calibration:
+        """What `hashret calibrate` found for the service's model; raises NotFound if it was not asked to."""
+        return Calibration(**self._ask("GET", "/v1/calibration"))
+
+    def radius(self, target: float = TARGET) -> int:
+        """The radius that finds most copies while this share of what it shows is right, as `calibration` has it."""
+        return self.calibration().radius(target, len(self))
 
     def verdict(self, a: int, b: int, verdict: str) -> None:
         """Remember that two items, by their ids, are the "same" or "different", as `Collection.verdict` does."""

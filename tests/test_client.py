@@ -100,6 +100,33 @@ def test_copies_are_grouped_and_judged(client: Client, collection: Collection) -
         client.verdict(2, 999, "same")
 
 
+def test_a_radius_is_chosen_as_the_collection_chooses_it(
+    client: Client, collection: Collection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answers() -> list[tuple[int, str, str]]:
+        """Of the command to the service, and to the collection."""
+        told = []
+        for place in (["--url", client.url], ["-c", str(collection.path)]):
+            code = run(["query", "id:3", "-r", "auto", "--target", "0.1", "--json", *place])
+            told.append((code, *capsys.readouterr()))
+        return told
+
+    served, local = answers()
+    assert served == local and served[0] == 1
+    for there in (client, collection):
+        with pytest.raises(NotFound, match="run hashret calibrate"):
+            there.radius()
+    collection.calibrate(images=10)
+    assert client.calibration() == collection.calibration()
+    for target in (0.1, 0.5):
+        assert client.radius(target) == collection.radius(target)
+    for there in (client, collection):
+        with pytest.raises(ValueError, match="a target is a precision"):
+            there.radius(2)
+    served, local = answers()
+    assert served == local and served[0] == 0 and f"within {collection.radius(0.1)} bits" in served[2]
+
+
 def test_images_are_added_and_removed(client: Client, collection: Collection) -> None:
     before = len(collection)
     images = [pixels(i) for i in range(1000, 1300)]

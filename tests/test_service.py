@@ -339,6 +339,13 @@ def test_copies_are_grouped_and_judged(own: Collection, serve: Serve) -> None:
         refused(http.get("/v1/dupes?by=luck"), 422, "by")
 
 
+def test_what_a_radius_means_is_told_once_it_is_known(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        refused(http.get("/v1/calibration"), 404, "run hashret calibrate")
+        found = own.calibrate(images=5)
+        assert http.get("/v1/calibration").json() == found._asdict()
+
+
 # Pictures
 
 
@@ -664,6 +671,7 @@ def test_every_answer_is_as_the_openapi_document_says(http: Any) -> None:
         "/v1/dupes",
         "/v1/verdicts",
         "/v1/info",
+        "/v1/calibration",
         "/healthz",
         "/readyz",
         "/metrics",

@@ -298,6 +298,14 @@ def _add_health(app: FastAPI, work: Work, metrics: Metrics) -> None:
     async def info() -> Response:
         return to_json(await work.reads.ask(work.info))
 
+    @app.get(
+        "/v1/calibration",
+        summary="What each radius means on these images, if hashret calibrate has measured it",
+        responses={200: {"model": messages.Calibration}, **documented(404)},
+    )
+    async def calibration() -> Response:
+        return to_json((await work.reads.ask(there.calibration))._asdict())
+
     @app.get("/healthz", summary="Whether the service is alive", responses={200: {"model": messages.Health}})
     async def healthz() -> Response:
         return to_json({"status": "alive"})

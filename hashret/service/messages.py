@@ -165,6 +165,15 @@ class Verdict(_Model):
     verdict: Literal["same", "different"]
 
 
+class Calibration(_Model):
+    """How many copies of images, and how many others, were found at each distance, by which a radius is chosen."""
+
+    source: str
+    copies: Annotated[dict[str, list[int]], Field(description="By kind, at each distance from 0.")]
+    others: list[float]
+    items: Annotated[int | None, Field(description="Among how many the others were found.")]
+
+
 class Info(BaseModel):
     """What the collection holds."""
 
