@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,18 @@ from hashret.collection import Collection, Hit
 from hashret.copies import Group
 from hashret.errors import HashretError, NotFound, TooLarge
 from hashret.images import decode
-from hashret.searching import KNOWN_ITEMS
 from hashret.service import MOST_QUERIES
 from hashret.service.gather import Gather
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Problem
-from hashret.store import Item
+
+if TYPE_CHECKING:
+    from hashret.store import Item
 
 T = TypeVar("T")
 R = TypeVar("R")
 SMALL = 128  # pictures of at most so many pixels a side go as PNG, which keeps each pixel
+MOST_TEXTS = 100_000  # of items, that are kept ready: some 35 MB
 PICTURE_BYTES = 64 * 2**20  # of pictures that are kept ready
 
 
@@ -104,7 +106,7 @@ class Work:
             self._info = told["generation"], told
         return told
 
-    def items(self, cursor: int, limit: int, where: str | None) -> list[Item]:
+    def items(self, cursor: int, limit: int, where: str | None) -> "list[Item]":
         """What `Collection.items` gives; it is the request's fault if the filter is none."""
         self.check_filter(where)
         return self.collection.items(cursor, limit, where=where)
@@ -181,12 +183,12 @@ class Work:
             )
         return answers
 
-    def _text(self, item: Item) -> str:
+    def _text(self, item: "Item") -> str:
         """The end of a hit's JSON, which is the item's."""
         kept = self._texts.get(item.id)
         if kept is not None and kept[0] is item:
             return kept[1]
-        if kept is not None or len(self._texts) > KNOWN_ITEMS:  # the collection has changed, or has too many
+        if kept is not None or len(self._texts) > MOST_TEXTS:  # the collection has changed, or has too many
             self._texts.clear()
         text = json.dumps(_members(item), separators=(",", ":"))[1:]
         self._texts[item.id] = item, text
@@ -284,7 +286,7 @@ class Work:
             raise error from None
 
 
-def _members(found: Hit | Item) -> dict[str, Any]:
+def _members(found: "Hit | Item") -> dict[str, Any]:
     """What is told of an item that was found."""
     path = found.paths[0] if found.paths else None
     return {
