@@ -263,7 +263,7 @@ def main() -> None:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        print(f"{name:<44}{value:>12,.2f}" if isinstance(value, float) else f"{name:<44}{value:>12}")
+        print(f"{name:<56}{value:>12,.2f}" if isinstance(value, float) else f"{name:<56} {value:>11}")
 
 
 def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[str, Any]:
