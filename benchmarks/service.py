@@ -6,17 +6,20 @@ Server and load generator are a process each. The generator sends bytes that wer
 connections that stay open; its own share of a core is printed, so that one sees who waits for whom. Parts:
 
 - rates: closed loops, targets in turn, medians of the rounds: the empty route, queries by code (those of items with
-  three bits flipped), by image (PNG), one or 64 a request; in process, `Collection.query_batch` of 256 and of one
+  three bits flipped), by image (PNG), one or 64 a request; in process, `Collection.query_batch` of 256 and of one; and
+  the server's processor time for a request, which holds where the machine has other work too
 - latency: queries by code at half of the rate found, evenly spaced; p50 and p99 from when each was due
 - memory: of the server, before and after --requests queries by code
 - writer: another process indexes 10,000 images meanwhile
-- overload: eight times as many connections as a service answers at a time
+- overload: eight times as many connections as a service answers at a time; those who are refused wait for the second
+  that they are told, or ask again at once, so that each waits for all others
 """
 
 import argparse
 import asyncio
 import io
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -87,9 +90,15 @@ class Connection(asyncio.Protocol):
 
 
 async def _drive(
-    port: int, requests: list[bytes], connections: int, seconds: float, most: int | None, rate: float | None
+    port: int,
+    requests: list[bytes],
+    connections: int,
+    seconds: float,
+    most: int | None,
+    rate: float | None,
+    patience: float,
 ) -> Load:
-    """A closed loop, or one request every 1 / rate seconds whatever the answers do."""
+    """A closed loop, or one request every 1 / rate seconds whatever the answers do; who is refused waits first."""
     loop, source = asyncio.get_running_loop(), cycle(requests)
     statuses: Counter[int] = Counter()
     took: list[float] = []
@@ -110,6 +119,8 @@ async def _drive(
             over.set_result(None)
         elif connection.lost:
             return
+        elif rate is None and patience and status in (429, 503):
+            loop.call_later(patience, lambda: connection.send(next(source), loop.time()))
         elif rate is None:
             connection.send(next(source), now)
         elif waiting:
@@ -154,8 +165,9 @@ def drive(
     seconds: float = 5.0,
     most: int | None = None,
     rate: float | None = None,
+    patience: float = 0.0,
 ) -> Load:
-    return asyncio.run(_drive(port, requests, connections, seconds, most, rate))
+    return asyncio.run(_drive(port, requests, connections, seconds, most, rate, patience))
 
 
 def request(path: str, body: bytes = b"", kind: str = "application/json") -> bytes:
@@ -196,6 +208,12 @@ def serve_empty() -> None:
 def megabytes(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has taken so far, which other processes on the machine change less than the rates."""
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def pngs(pixels: list[np.ndarray[Any, Any]]) -> list[bytes]:
@@ -245,7 +263,7 @@ def main() -> None:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        print(f"{name:<44}{value:>12,.2f}" if isinstance(value, float) else f"{name:<44}{value:>12}")
+        print(f"{name:<56}{value:>12,.2f}" if isinstance(value, float) else f"{name:<56} {value:>11}")
 
 
 def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[str, Any]:
@@ -264,7 +282,7 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
     random.Random(0).shuffle(by_image)
     figures: dict[str, Any] = {"items": len(collection), "connections": asked.connections}
     with (
-        server(__file__, "--empty") as (empty, _),
+        server(__file__, "--empty") as empty,
         server("-c", "from hashret.cli import main; main()", "serve", "-c", str(folder / "c"), "--port", "0") as (
             port,
             pid,
@@ -273,7 +291,7 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
         check(port, by_code[0], by_image, images, collection)
         rate = None
         if "rates" in parts:
-            figures |= rates(empty, port, by_code, by_image, collection, images, asked)
+            figures |= rates(empty, (port, pid), by_code, by_image, collection, images, asked)
             rate = figures["by code, a second"]
         if "latency" in parts:
             rate = rate or drive(port, by_code, asked.connections, asked.seconds).rate
@@ -289,9 +307,12 @@ def measure(folder: Path, asked: argparse.Namespace, parts: list[str]) -> dict[s
         if "writer" in parts:
             figures |= beside_writer(folder, port, by_code, asked)
         if "overload" in parts:
-            load = drive(port, by_image, 8 * 512, asked.seconds)
-            figures["overload: answers"] = str(load.statuses)
-            figures["overload: refusals, p99, ms"] = percentile(load.refused, 0.99) if load.refused else 0.0
+            for name, patience in (("a second later", 1.0), ("at once", 0.0)):
+                load = drive(port, by_image, 8 * 512, 2 * asked.seconds, patience=patience)
+                figures[f"overload, refused ask again {name}: answers"] = str(load.statuses)
+                for share in (0.5, 0.99):
+                    took = percentile(load.refused, share) if load.refused else 0.0
+                    figures[f"overload, refused ask again {name}: p{100 * share:.0f}, ms"] = took
             figures["after overload: statuses"] = str(drive(port, by_code, 8, 1.0).statuses)
     collection.close()
     return figures
@@ -315,16 +336,17 @@ def check(port: int, by_code: bytes, by_image: list[bytes], images: list[bytes],
 
 
 def rates(
-    empty: int,
-    port: int,
+    empty: tuple[int, int],
+    served: tuple[int, int],
     by_code: list[bytes],
     by_image: list[bytes],
     collection: Collection,
     images: list[bytes],
     asked: argparse.Namespace,
 ) -> dict[str, Any]:
+    port = served[0]
     targets: dict[str, Callable[[], Load]] = {
-        "empty route": lambda: drive(empty, [request("/")], asked.connections, asked.seconds),
+        "empty route": lambda: drive(empty[0], [request("/")], asked.connections, asked.seconds),
         "by code": lambda: drive(port, by_code, asked.connections, asked.seconds),
         "by image": lambda: drive(port, by_image, asked.connections, asked.seconds),
         f"by {TOGETHER} images": lambda: together(drive(port, by_images, 4, asked.seconds)),
@@ -335,12 +357,16 @@ def rates(
     )
     by_images = [request("/v1/query", form + b"--x--\r\n", "multipart/form-data; boundary=x")]
     found: dict[str, list[float]] = {}
+    taken: dict[str, list[float]] = {}
     busy: dict[str, float] = {}
     for target in targets.values():
         target()  # warm
     for _ in range(asked.rounds):
         for name, target in targets.items():
+            pid = (empty if name == "empty route" else served)[1]
+            before = processor_seconds(pid)
             load = target()
+            taken.setdefault(name, []).append((processor_seconds(pid) - before) / sum(load.statuses.values()))
             assert set(load.statuses) == {200}, (name, load.statuses)
             found.setdefault(name, []).append(load.rate)
             busy[name] = load.busy
@@ -351,6 +377,9 @@ def rates(
     figures: dict[str, Any] = {f"{name}, a second": value for name, value in medians.items()}
     figures |= {f"{name}: generator's share of a core": value for name, value in busy.items()}
     figures["by code / empty route"] = medians["by code"] / medians["empty route"]
+    microseconds = {name: 1e6 * statistics.median(values) for name, values in taken.items()}
+    figures |= {f"{name}: server's processor time, µs": value for name, value in microseconds.items()}
+    figures["by code / empty route, by that"] = microseconds["empty route"] / microseconds["by code"]
     for batch in (256, 1):
         for name in ("by image", f"by {TOGETHER} images"):
             figures[f"{name} / in process, {batch} at a time"] = (

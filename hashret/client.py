@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from hashret import errors
+from hashret.calibration import TARGET, Calibration
 from hashret.codes import Codes, check_codes, from_hex, to_hex
 from hashret.collection import Hit
 from hashret.copies import Group
@@ -143,6 +144,14 @@ class Client:
             raise HashretError("there are more duplicates than a service tells: run hashret dupes where it runs")
         return [Group([Item(**item) for item in group["items"]], group["distances"]) for group in told["groups"]]
 
+    def calibration(self) -> Calibration:
+        """What `hashret calibrate` found for the service's model; raises NotFound if it was not asked to."""
+        return Calibration(**self._ask("GET", "/v1/calibration"))
+
+    def radius(self, target: float = TARGET) -> int:
+        """The radius that finds most copies while this share of what it shows is right, as `calibration` has it."""
+        return self.calibration().radius(target, len(self))
+
     def verdict(self, a: int, b: int, verdict: str) -> None:
         """Remember that two items, by their ids, are the "same" or "different", as `Collection.verdict` does."""
         self._ask("POST", "/v1/verdicts", json={"a": a, "b": b, "verdict": verdict})
@@ -156,9 +165,10 @@ class Client:
         told = self._ask("GET", f"/v1/items/{int(item_id)}")
         return Item(**{name: told[name] for name in Item._fields})
 
-    def items(self, after: int = 0, limit: int = 100) -> list[Item]:
-        """The items whose ids follow `after`, in order of their ids, at most `limit`, which is 1,000 at most."""
-        told = self._ask("GET", "/v1/items", params={"cursor": after, "limit": limit})
+    def items(self, after: int = 0, limit: int = 100, *, where: str | None = None) -> list[Item]:
+        """What `Collection.items` gives; `limit` is 1,000 at most."""
+        options: dict[str, Any] = {"cursor": after, "limit": limit} | ({} if where is None else {"where": where})
+        told = self._ask("GET", "/v1/items", params=options)
         return [Item(**item) for item in told["items"]]
 
     def _ask(self, method: str, path: str, **request: Any) -> Any:

@@ -6,7 +6,7 @@ class HashretError(Exception):
 
 
 class NotFound(HashretError):
-    """Nothing goes by that id, or its image is no longer where it was."""
+    """Nothing goes by that id, its image is no longer where it was, or what is asked for was never made."""
 
 
 class TooLarge(HashretError):

@@ -11,7 +11,7 @@ import numpy as np
 from hashret.calibration import TARGET, Calibration, from_pairs
 from hashret.codes import Codes
 from hashret.copies import VERDICTS, Group, calibrate_by_altering, find_groups
-from hashret.errors import HashretError
+from hashret.errors import HashretError, NotFound
 from hashret.images import Content as ImageContent
 from hashret.images import sha256, to_content
 from hashret.indexes.protocol import check_count
@@ -152,10 +152,10 @@ class Judging(Searching):
         return found
 
     def calibration(self) -> Calibration:
-        """What `calibrate` found for the present model; raises HashretError if it was not asked to."""
+        """What `calibrate` found for the present model; raises NotFound if it was not asked to."""
         text = self._settings().get("calibration")
         if text is None:
-            raise HashretError("what a radius means here is not known: run hashret calibrate, or give a number of bits")
+            raise NotFound("what a radius means here is not known: run hashret calibrate, or give a number of bits")
         return Calibration.from_json(text)
 
     def radius(self, target: float = TARGET) -> int:

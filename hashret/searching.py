@@ -32,6 +32,14 @@ class Hit(NamedTuple):
     score: float | None = None
 
 
+class Nearest(NamedTuple):
+    """What was found for one query: distances in bits, and the items, which are the same objects until the collection
+    changes."""
+
+    distances: list[int]
+    items: list[Item]
+
+
 class Searching(Opened):
     """A collection that can be asked.
 
@@ -77,15 +85,23 @@ class Searching(Opened):
         while True:
             hasher = self.hasher
             codes, margins = (hasher.encode(images), None) if rank == "distance" else hasher.margins(images)
-            hits = self._answer(codes, more, max_distance, hasher.fingerprint, where, margins=margins)
-            if hits is not None:  # None if the collection has changed to another model meanwhile
+            found = self._answer(codes, more, max_distance, hasher.fingerprint, where, margins=margins)
+            if found is not None:  # None if the collection has changed to another model meanwhile
+                hits = _as_hits(*found)
                 return _without(hits, apart, k) if apart else hits
 
     def query_codes(
         self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[list[Hit]]:
         """What `query` gives, for codes, uint8 (n, bits // 8); raises ValueError for codes of another width."""
-        return self._answer(codes, k, max_distance, None, where) or []
+        return _as_hits(self.nearest(codes, k, max_distance, where=where))
+
+    def nearest(
+        self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+    ) -> list[Nearest]:
+        """What `query_codes` gives, as distances and items: for whoever keeps ready what is said of an item."""
+        found = self._answer(codes, k, max_distance, None, where)
+        return [] if found is None else found[0]
 
     def query_item(
         self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
@@ -98,9 +114,9 @@ class Searching(Opened):
             if not len(ids):
                 raise NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
             more = None if k is None else check_count(k, 1, "k") + len(left_out)
-            hits = self._answer(codes, more, max_distance, settings["fingerprint"], where)
-            if hits is not None:  # as in query_batch
-                return _without(hits, [left_out], k)[0]
+            found = self._answer(codes, more, max_distance, settings["fingerprint"], where)
+            if found is not None:  # as in query_batch
+                return _without(_as_hits(*found), [left_out], k)[0]
 
     def matching(self, where: str) -> list[int]:
         """Ids, ascending, of the items that an SQLite expression holds for, such as "label = 'cat' AND width > 800".
@@ -116,6 +132,20 @@ class Searching(Opened):
                 found: list[int] = ids.tolist()
                 return found
 
+    def items(self, after: int = 0, limit: int = 100, *, where: str | None = None) -> list[Item]:
+        """The items whose ids follow `after`, in order of their ids, at most `limit`; with `where` those that this
+        SQLite expression holds for, as `matching` says."""
+        if where is None:
+            return super().items(after, limit)
+        while True:
+            with self._store.read() as settings:
+                ids = self._store.matching(where, settings["generation"])
+                if ids is not None:
+                    start = int(np.searchsorted(ids, after, side="right"))
+                    some: list[int] = ids[start : start + limit].tolist()
+                    found = self._store.items(some)
+                    return [self._absolute(found[i]) for i in some]
+
     def _answer(
         self,
         codes: Codes,
@@ -125,14 +155,15 @@ class Searching(Opened):
         where: str | None,
         *,
         margins: NDArray[np.float32] | None = None,
-    ) -> list[list[Hit]] | None:
-        """The hits of each code, from one generation, by its margins if there are any; None if the codes are of another
-        model than `fingerprint`."""
+    ) -> tuple[list[Nearest], list[list[float]] | None] | None:
+        """What is found for each code, from one generation, with scores if by its margins; None if the codes are of
+        another model than `fingerprint`."""
         if k is None and max_distance is None:
             raise ValueError("give k, max_distance, or both")
         if max_distance is not None:
             check_count(max_distance, 0, "max_distance")
-        answers: list[list[Hit]] = []
+        answers: list[Nearest] = []
+        scores: list[list[float]] | None = None if margins is None else []
         for start in range(0, len(codes), BATCH_ITEMS):
             while True:
                 with self._store.read() as settings:
@@ -146,13 +177,14 @@ class Searching(Opened):
                         most = k if margins is None else candidates(k)
                         found = _search(live.codes, codes[some], most, max_distance, allowed)
                         if self._index.holds(live):
-                            scores = None
-                            if margins is not None:
+                            if margins is not None and scores is not None:
                                 near = self._store.codes(live.fingerprint, live.codes.bits, _ids(found))
-                                found, scores = by_certainty(found, codes[some], margins[some], *near, k)
-                            answers += self._hits(found, scores)
+                                found, found_scores = by_certainty(found, codes[some], margins[some], *near, k)
+                                scores += found_scores
+                            whole = self._known_items(_ids(found), settings["generation"])
+                            answers += [Nearest(d.tolist(), [whole[i] for i in ids.tolist()]) for d, ids in found]
                             break
-        return answers
+        return answers, scores
 
     def _judged_apart(self, images: Any) -> tuple[Any, list[set[int]]]:
         """A batch of images, and for each that is an item those judged different from it; none if nothing is judged."""
@@ -166,25 +198,8 @@ class Searching(Opened):
             known = self._store.find(digests)
         return contents, [_apart_from(known.get(digest, -1), pairs) for digest in digests]
 
-    def _hits(self, found: list[Near], scores: list[list[float]] | None = None) -> list[list[Hit]]:
-        whole = self._known_items(_ids(found))
-        hits = [
-            [
-                Hit(int(d), int(i), next(iter(whole[i].paths), None), whole[i].paths, whole[i].label, whole[i].metadata)
-                for d, i in zip(distances.tolist(), ids.tolist(), strict=True)
-            ]
-            for distances, ids in found
-        ]
-        if scores is None:
-            return hits
-        return [
-            [hit._replace(score=score) for hit, score in zip(row, row_scores, strict=True)]
-            for row, row_scores in zip(hits, scores, strict=True)
-        ]
-
-    def _known_items(self, ids: list[int]) -> dict[int, Item]:
+    def _known_items(self, ids: list[int], generation: str) -> dict[int, Item]:
         """At least these items, with whole paths: from memory, if they were asked for since the last change."""
-        generation = self._store.settings()["generation"]
         known = self._known
         if known[0] != generation or len(known[1]) > KNOWN_ITEMS:
             known = self._known = generation, {}
@@ -212,6 +227,22 @@ def _search(
     hits = index.search(codes, k, allowed=allowed)
     near = [slice(None) if max_distance is None else row <= max_distance for row in hits.distances]
     return [(hits.distances[i][keep], hits.ids[i][keep]) for i, keep in enumerate(near)]
+
+
+def _as_hits(found: list[Nearest], scores: list[list[float]] | None = None) -> list[list[Hit]]:
+    hits = [
+        [
+            Hit(distance, item.id, item.paths[0] if item.paths else None, item.paths, item.label, item.metadata)
+            for distance, item in zip(distances, items, strict=True)
+        ]
+        for distances, items in found
+    ]
+    if scores is None:
+        return hits
+    return [
+        [hit._replace(score=score) for hit, score in zip(row, row_scores, strict=True)]
+        for row, row_scores in zip(hits, scores, strict=True)
+    ]
 
 
 def _ids(found: list[Near]) -> list[int]:

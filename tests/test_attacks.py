@@ -6,6 +6,7 @@ The numbers are small by default; HASHRET_SOAK=1 makes them those of an attacker
 import io
 import os
 import random
+import re
 import resource
 import socket
 import struct
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -29,6 +31,7 @@ from hashret.hasher import Hasher
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
 
+from hashret.service import guard as guard_module  # noqa: E402
 from hashret.service import server as server_module  # noqa: E402  # after it is known that it can be imported
 
 SOAK = "HASHRET_SOAK" in os.environ
@@ -93,9 +96,10 @@ HEAD = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r
         b"",
         b"POST /v1/query HTTP/1.1\r\nHost: loc",
         HEAD + b"Content-Length: 1000\r\n\r\nhalf of it",
+        HEAD.replace(b"image/png", b"application/json") + b'Content-Length: 1000\r\n\r\n{"code": ',
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhalf",
     ],
-    ids=["nothing", "half a head", "half a body", "half a chunk"],
+    ids=["nothing", "half a head", "half a body", "half a query", "half a chunk"],
 )
 def test_what_is_never_sent_whole_is_not_waited_for(address: str, sent: bytes, monkeypatch: Any) -> None:
     monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.5)
@@ -177,6 +181,59 @@ def test_thousands_of_open_connections_do_no_harm(collection: Collection, tmp_pa
             assert process.wait(60) == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("sent", "answers"),
+    [
+        ([HEAD + b"Content-Length: 4\r\n\r\nbody"], 1),
+        ([b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n\r\n"], 1),
+        ([b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3], 3),
+        ([HEAD + b"Content-Length: 4\r\n\r\nbodyGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], 2),
+        ([HEAD + b"Content-Length: 4\r\n\r\nbo", b"dy"], 1),
+        ([HEAD + b"Content-Le", b"ngth: 4\r\n\r\nbody"], 1),
+        ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"], 1),
+        ([HEAD + b"Content-Length: 4\r\nExpect: 100-continue\r\n\r\nbody"], 1),
+    ],
+    ids=["post", "get", "three at once", "health after it", "half a body", "half a head", "chunks", "expected"],
+)
+def test_what_is_turned_away_leaves_the_connection_usable(
+    address: str, monkeypatch: Any, sent: list[bytes], answers: int
+) -> None:
+    monkeypatch.setattr(guard_module, "MOST_RUNNING", 0)
+    health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connect(address) as connection:
+        for part in sent:
+            connection.sendall(part)
+            time.sleep(0.05)
+        connection.sendall(health)
+        told = b""
+        while told.count(b"HTTP/1.1 ") < answers + 1 or not told.endswith(b"}"):
+            told += connection.recv(65536)
+    statuses = [part[:3] for part in told.split(b"HTTP/1.1 ")[1:]]
+    assert statuses[-1] == b"200" and statuses[0] == b"503" and len(statuses) == answers + 1
+    assert told.count(b"too many requests at once") == statuses.count(b"503") == told.lower().count(b"retry-after: 1")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"Content-Length: 4\r\nContent-Length: 40\r\n\r\nbody",
+        HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\nbody",
+        HEAD + b"Content-Length : 4\r\n\r\nbody",
+        HEAD + b"Content-Length: +4\r\n\r\nbody",
+        HEAD + b"Content-Length: 4\n\r\nbody",
+        HEAD + b"X: y\r\n Content-Length: 4\r\n\r\nbody",
+        HEAD + b"Content-Length: 4\r\nConnection: close\r\n\r\nbody",
+        b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n",
+        b"GET /\r\nHost: localhost\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_what_may_be_read_in_two_ways_is_not_turned_away_unread(sent: bytes) -> None:
+    assert not server_module.is_whole(sent)
+    assert server_module.is_whole(HEAD + b"Content-Length: 4\r\n\r\nbody")
 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:
@@ -335,11 +392,46 @@ def test_batches_beyond_all_measure_are_refused(address: str) -> None:
         )
 
 
-def test_whatever_fits_the_openapi_document_or_not_gives_no_error_of_ours(address: str, tmp_path: Path) -> None:
+def fuzz(folder: Path, schema: str, *more: str) -> None:
+    """Ask whatever fits an OpenAPI document or does not: no answer may be an error of ours, or one that it omits."""
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", f"--checks={checks}"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", schema, f"--checks={checks}", *more]
     command += ["--max-examples=200"] if SOAK else ["--max-examples=3", "--phases=fuzzing"]
     command += ["--seed=1", "--no-color", "--mode=all"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_whatever_fits_the_openapi_document_or_not_gives_no_error_of_ours(address: str, tmp_path: Path) -> None:
+    fuzz(tmp_path, f"{address}/openapi.json")
+
+
+def test_nor_does_it_where_the_token_is_given(
+    collection: Collection, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    """On a collection that may be changed by it."""
+    with Collection.create(tmp_path / "c", collection.hasher) as own:
+        own.index(collection.path.parent / "photos")
+        there, before = serve(own, token=TOKEN), own.generation
+        fuzz(tmp_path, f"{there}/openapi.json", "--header", f"Authorization: Bearer {TOKEN}")
+        assert own.generation > before  # so that what changes it was asked too
+        assert httpx.get(f"{there}/healthz").status_code == 200
+
+
+def test_without_the_token_nothing_is_told_off_loopback(
+    collection: Collection, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    there, bearer = serve(collection, host="0.0.0.0", token=TOKEN), {"authorization": f"Bearer {TOKEN}"}
+    document = tmp_path / "openapi.json"
+    document.write_text(httpx.get(f"{there}/openapi.json", headers=bearer).text)
+    fuzz(tmp_path, str(document), "--url", there)
+    figures = httpx.get(f"{there}/metrics", headers=bearer).text
+    counted = re.findall(r'hashret_requests_total{.*route="(.*)",status="(.*)"} (.*)', figures)
+    told = Counter[tuple[str, str]]()
+    for route, status, count in counted:  # by each method
+        told[route, status] += int(float(count))
+    assert told["other", "401"] > 20
+    assert told["other", "200"] == 1  # the document itself
+    assert {route for route, _ in told} == {"other", "/healthz", "/readyz"}
+    assert {status for route, status in told if route == "other"} == {"200", "401"}

@@ -81,6 +81,12 @@ def test_a_collection_is_looked_at(client: Client, collection: Collection) -> No
     assert len(client) == len(collection)
     assert (client.bits, client.fingerprint) == (collection.bits, collection.fingerprint)
     assert client.get(5) == collection.get(5) and client.items(3, 4) == collection.items(3, 4)
+    filtered = [item.id for item in collection.items(3, 4, where="name > '05'")]
+    assert filtered == [item.id for item in client.items(3, 4, where="name > '05'")] == [6, 7, 8, 9]
+    for there in (client, collection):
+        assert there.items(where="name = 'none'") == []
+        with pytest.raises(HashretError, match="where: "):
+            there.items(where="name =")
     assert {**collection.info(), "read_only": False}.keys() == client.info().keys()
 
 
@@ -92,6 +98,33 @@ def test_copies_are_grouped_and_judged(client: Client, collection: Collection) -
     assert client.query_item(2, 20) == collection.query_item(2, 20)
     with pytest.raises(NotFound):
         client.verdict(2, 999, "same")
+
+
+def test_a_radius_is_chosen_as_the_collection_chooses_it(
+    client: Client, collection: Collection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answers() -> list[tuple[int, str, str]]:
+        """Of the command to the service, and to the collection."""
+        told = []
+        for place in (["--url", client.url], ["-c", str(collection.path)]):
+            code = run(["query", "id:3", "-r", "auto", "--target", "0.1", "--json", *place])
+            told.append((code, *capsys.readouterr()))
+        return told
+
+    served, local = answers()
+    assert served == local and served[0] == 1
+    for there in (client, collection):
+        with pytest.raises(NotFound, match="run hashret calibrate"):
+            there.radius()
+    collection.calibrate(images=10)
+    assert client.calibration() == collection.calibration()
+    for target in (0.1, 0.5):
+        assert client.radius(target) == collection.radius(target)
+    for there in (client, collection):
+        with pytest.raises(ValueError, match="a target is a precision"):
+            there.radius(2)
+    served, local = answers()
+    assert served == local and served[0] == 0 and f"within {collection.radius(0.1)} bits" in served[2]
 
 
 def test_images_are_added_and_removed(client: Client, collection: Collection) -> None:

@@ -51,7 +51,7 @@ ROOMS = {
     "hashret/transfer.py": {"errors", "codes", "files", "ingest", "metadata", "store"},
     "hashret/evaluation.py": {"codes"},
     "hashret/contents.py": {"errors", "images", "sources"},
-    "hashret/client.py": {"errors", "codes", "images", "store", "copies", "collection", "service"},
+    "hashret/client.py": {"errors", "calibration", "codes", "images", "store", "copies", "collection", "service"},
     "hashret/service": {"errors", "codes", "images", "copies", "collection", "generating", "service"},
 }
 

@@ -231,6 +231,41 @@ def test_neighbours_are_filtered(page: Any, collection: Collection) -> None:
     assert ids(page) == [hit.id for hit in collection.query_item(1, 30, where="name < '05'")]
 
 
+def test_all_images_are_filtered(page: Any, collection: Collection) -> None:
+    page.keyboard.press("/")
+    page.keyboard.type("name < '05'")
+    page.keyboard.press("Enter")
+    expect(page.locator("#title")).to_have_text("All images that the filter lets through")
+    assert ids(page) == [item.id for item in collection.items(where="name < '05'")] == [1, 2, 3, 4, 5]
+    page.locator("#where").fill("name = 'none'")
+    page.locator("#where").press("Enter")
+    expect(page.locator("#empty")).to_have_text("The filter lets no image through.")
+    page.locator("#where").fill("")
+    page.locator("#where").press("Enter")
+    expect(page.locator("#title")).to_have_text("All images")
+    assert len(ids(page)) == COUNT
+    page.locator("#where").fill("name =")
+    page.locator("#where").press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("where: ")
+    assert len(page.complaints) == 1 and "422" in page.complaints[0]  # which Chromium itself says of the answer
+    page.complaints.clear()
+    page.get_by_role("link", name="Duplicates").click()
+    expect(page.locator("#where")).to_be_hidden()
+
+
+def test_the_next_page_is_filtered_as_the_one_before(page: Any, collection: Collection) -> None:
+    collection.add([pixels(i) for i in range(100, 170)], [{"new": i % 2} for i in range(70)])
+    page.reload()
+    page.locator("#where").fill("new is null or new = 1")
+    page.locator("#where").press("Enter")
+    expect(page.locator("#title")).to_have_text("All images that the filter lets through")
+    page.locator("#where").evaluate("(field) => { field.value = 'what is being typed'; }")
+    page.locator("#more").click()
+    expected = [item.id for item in collection.items(limit=1000, where="new is null or new = 1")]
+    expect(page.locator("article")).to_have_count(len(expected))
+    assert ids(page) == expected and len(expected) == 75
+
+
 def test_an_error_is_shown_and_goes_away(page: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"none")

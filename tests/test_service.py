@@ -170,7 +170,52 @@ def test_codes_come_with_the_hits_when_asked_for(collection: Collection, http: A
         )
         a, b = int(answer["code"], 16), int(answer["hits"][3]["code"], 16)
         assert (a ^ b).bit_count() == answer["hits"][3]["distance"]
+    code = to_hex(collection.codes([3]))[0]
+    by_code = http.post("/v1/query", json={"code": code, "codes": True}).json()
+    assert by_code["code"] == by_code["hits"][0]["code"] == code
     assert http.post("/v1/query", json={"id": 3, "codes": True}).json()["code"] == to_hex(collection.codes([3]))[0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code": "00ff00ff"}',
+        b'{"code": "00FF00ff", "k": 3, "max_distance": 14}',
+        b'{"code": "00ff00ff", "k": 3, "codes": true}',
+        b'{"code": ["00ff00ff", "12345678"], "k": 2}',
+        b'{"code": "00ff00ff", "k": 3, "where": "label = \'1\'"}',
+        '{"code": "00ff00ff"}'.encode("utf-16"),
+        b'{"id": 5, "k": 3}',
+        b'{"id": 99}',
+        b'{"code": "00"}',
+        b'{"code": "00ff00ff", "k": 0}',
+        b'{"code": "00ff00ff", "where": "label ="}',
+        b'{"code": "00ff00ff", "fingerprint": "another"}',
+        b'{"code": NaN}',
+        b'{"code": "\xff"}',
+        b"[]",
+        b"",
+    ],
+)
+def test_a_query_by_json_is_answered_alike_from_a_page_and_from_elsewhere(http: Any, body: bytes) -> None:
+    kind = {"content-type": "application/json; charset=utf-8"}
+    page = {"origin": str(http.base_url).rstrip("/")}  # these requests go through all of FastAPI
+    one, other = (http.post("/v1/query", content=body, headers=kind | more) for more in ({}, page))
+    assert (one.status_code, one.content) == (other.status_code, other.content)
+    assert {**one.headers, "date": ""} == {**other.headers, "date": ""}
+
+
+def test_what_is_told_of_an_item_is_what_is_known_of_it_now(own: Collection, serve: Serve, tmp_path: Path) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        asked = {"code": to_hex(own.codes([1]))[0], "k": 2}
+        before = http.post("/v1/query", json=asked).json()["hits"]
+        more = tmp_path / "more" / "other"
+        more.mkdir(parents=True)
+        shutil.copy(before[0]["path"], more)
+        own.index(tmp_path / "more")
+        after = http.post("/v1/query", json=asked).json()["hits"]
+        assert len(before[0]["paths"]) == 1 and len(after[0]["paths"]) == 2
+        assert after == told(own.query_codes(own.codes([1]), 2)[0]) and after[1] == before[1]
 
 
 def test_queries_at_the_same_time_are_answered_together_and_each_its_own(collection: Collection, http: Any) -> None:
@@ -238,6 +283,13 @@ def test_items_are_added_looked_at_listed_and_removed(own: Collection, serve: Se
             seen += page["items"]
             cursor = page["next"]
         assert [one["id"] for one in seen] == list(range(1, 33)) and seen[2] == own.get(3)._asdict()
+        filtered = http.get("/v1/items", params={"where": "price = 3", "limit": 1}).json()
+        assert [item["id"] for item in filtered["items"]] == [first] and filtered["next"] == first
+        assert http.get("/v1/items", params={"where": "price = 3", "cursor": first}).json()["items"] == []
+        for wrong in ("label =", "1); DROP TABLE items; --", "load_extension('x')", "x" * 10_001):
+            response = http.get("/v1/items", params={"where": wrong})
+            refused(response, 422)
+            assert "x" * 50 in wrong or response.json() == http.post("/v1/query", json={"id": 1, "where": wrong}).json()
         assert http.delete(f"/v1/items/{second}").json() == {"removed": 1}
         assert http.delete(f"/v1/items/{second}").json() == {"removed": 0}
         refused(http.get(f"/v1/items/{second}"), 404, f"no item {second}")
@@ -285,6 +337,13 @@ def test_copies_are_grouped_and_judged(own: Collection, serve: Serve) -> None:
         refused(http.post("/v1/verdicts", json=asked | {"b": 1}), 422, "one content")
         refused(http.post("/v1/verdicts", json=asked | {"verdict": "maybe"}), 422, "verdict")
         refused(http.get("/v1/dupes?by=luck"), 422, "by")
+
+
+def test_what_a_radius_means_is_told_once_it_is_known(own: Collection, serve: Serve) -> None:
+    with httpx.Client(base_url=serve(own), timeout=60) as http:
+        refused(http.get("/v1/calibration"), 404, "run hashret calibrate")
+        found = own.calibrate(images=5)
+        assert http.get("/v1/calibration").json() == found._asdict()
 
 
 # Pictures
@@ -521,7 +580,15 @@ def test_health_and_figures(http: Any, collection: Collection) -> None:
     text = http.get("/metrics").text
     assert f"hashret_items {len(collection)}.0" in text and "hashret_generation" in text
     assert 'hashret_requests_total{method="GET",route="/healthz",status="200"}' in text
+    counted = 'hashret_requests_total{method="POST",route="/v1/query",status="200"}'
+    before = _figure(text, counted)
+    http.post("/v1/query", json={"id": 1})
+    assert _figure(http.get("/metrics").text, counted) == before + 1
     assert 'hashret_request_seconds_count{route="/v1/items/{item_id}"}' not in text or "/v1/items/1" not in text
+
+
+def _figure(text: str, name: str) -> float:
+    return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), 0.0)
 
 
 def test_a_service_that_cannot_load_its_model_says_so(own: Collection, serve: Serve) -> None:
@@ -604,6 +671,7 @@ def test_every_answer_is_as_the_openapi_document_says(http: Any) -> None:
         "/v1/dupes",
         "/v1/verdicts",
         "/v1/info",
+        "/v1/calibration",
         "/healthz",
         "/readyz",
         "/metrics",

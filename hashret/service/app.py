@@ -5,7 +5,7 @@ OpenAPI document is made of the same models.
 """
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from hmac import compare_digest
@@ -21,17 +21,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 import hashret
 from hashret.codes import MAX_BITS, to_hex
 from hashret.collection import Collection
 from hashret.errors import HashretError
-from hashret.service import MOST_HITS, MOST_K, MOST_QUERIES, messages
+from hashret.service import MOST_K, MOST_QUERIES, messages
 from hashret.service.guard import COOKIE, Guard, cookie_of, is_loopback
 from hashret.service.messages import parse_json, to_json, validate
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Problem, documented, to_problem, to_response
-from hashret.service.work import Addition, Question, Wanted, Work
+from hashret.service.queries import Queries, answer, answer_json, wanted_of
+from hashret.service.work import Addition, Question, Work
 
 BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'"
@@ -46,6 +48,15 @@ class Upload(NamedTuple):
     images: list[tuple[str | None, bytes]]
     fields: dict[str, str]
     metadata: list[str]
+
+
+class Service(FastAPI):
+    """FastAPI with a guard around all of its own layers."""
+
+    guard: Callable[[ASGIApp], Guard]
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.guard(super().build_middleware_stack())
 
 
 def create_app(
@@ -65,13 +76,13 @@ def create_app(
     work = Work(collection, metrics)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anyio.to_thread.run_sync, work.warm_up)
-            yield
+            yield {"turned_away": partial(metrics.answered, "other", "other", 503, 0.0)}  # which the server calls
         await anyio.to_thread.run_sync(work.close)
 
-    app = FastAPI(
+    app = Service(
         title="hashret",
         version=hashret.__version__,
         description="Find similar images by compact binary codes.",
@@ -86,7 +97,15 @@ def create_app(
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type"],
         )
-    app.add_middleware(Guard, metrics=metrics, host=host, token=token, read_only=collection.read_only, origins=origins)
+    app.guard = partial(
+        Guard,
+        metrics=metrics,
+        queries=Queries(work),
+        host=host,
+        token=token,
+        read_only=collection.read_only,
+        origins=origins,
+    )
     for kind in (Problem, HashretError, Exception):
         app.add_exception_handler(kind, _tell)
     app.add_exception_handler(HTTPException, _tell_http)
@@ -109,22 +128,14 @@ def _add_queries(app: FastAPI, work: Work) -> None:
         if _media_type(request) == "application/json":
             if request.query_params:
                 raise Problem(422, f"{next(iter(request.query_params))[:40]}: put it into the JSON", "ValueError")
-            questions, several = _questions(parse_json(await request.body()))
-        else:
-            upload = await _upload(request)
-            if upload.metadata:
-                raise Problem(422, "metadata: only images that are added have any", "ValueError")
-            wanted = _wanted(validate(messages.ImageOptions, dict(request.query_params) | upload.fields, text=True))
-            questions = [Question(name, image, False, wanted) for name, image in upload.images]
-            several = len(questions) > 1
-        gather = work.queries if questions[0].wanted.where is None else work.filtered_queries
-        if not several:
-            return Response(await gather.ask(questions[0]), media_type="application/json")
-        if questions[0].wanted.k * len(questions) > MOST_HITS:
-            each = MOST_HITS // len(questions)
-            raise Problem(422, f"k: at most {each} for so many queries, which is {MOST_HITS:,} in all", "ValueError")
-        answers = await gather.ask_all(questions)
-        return Response(b"[" + b",".join(answers) + b"]", media_type="application/json")
+            return Response(await answer_json(work, await request.body()), media_type="application/json")
+        upload = await _upload(request)
+        if upload.metadata:
+            raise Problem(422, "metadata: only images that are added have any", "ValueError")
+        wanted = wanted_of(validate(messages.ImageOptions, dict(request.query_params) | upload.fields, text=True))
+        questions = [Question(name, image, False, wanted) for name, image in upload.images]
+        told = await answer(work, questions, several=len(questions) > 1)
+        return Response(told, media_type="application/json")
 
     app.router.routes.append(Route("/v1/query", query, methods=["POST"]))  # FastAPI's own would cost as much again
     app.post(
@@ -177,12 +188,18 @@ def _add_queries(app: FastAPI, work: Work) -> None:
 def _add_items(app: FastAPI, work: Work) -> None:
     there = work.collection
 
-    @app.get("/v1/items", summary="All items", responses={200: {"model": messages.Items}, **documented(422)})
+    @app.get(
+        "/v1/items",
+        summary="All items, or those that a filter lets through",
+        responses={200: {"model": messages.Items}, **documented(422)},
+    )
     async def list_items(
         cursor: Annotated[int, Query(ge=0, le=2**63 - 1, description="`next` of the page before.")] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        where: messages.Where | None = None,
     ) -> Response:
-        items = await work.reads.ask(partial(there.items, cursor, limit))
+        gather = work.reads if where is None else work.filtered_reads
+        items = await gather.ask(partial(work.items, cursor, limit, where))
         following = items[-1].id if len(items) == limit else None
         return to_json({"items": [item._asdict() for item in items], "next": following})
 
@@ -280,6 +297,14 @@ def _add_health(app: FastAPI, work: Work, metrics: Metrics) -> None:
     @app.get("/v1/info", summary="What the collection holds", responses={200: {"model": messages.Info}, **documented()})
     async def info() -> Response:
         return to_json(await work.reads.ask(work.info))
+
+    @app.get(
+        "/v1/calibration",
+        summary="What each radius means on these images, if hashret calibrate has measured it",
+        responses={200: {"model": messages.Calibration}, **documented(404)},
+    )
+    async def calibration() -> Response:
+        return to_json((await work.reads.ask(there.calibration))._asdict())
 
     @app.get("/healthz", summary="Whether the service is alive", responses={200: {"model": messages.Health}})
     async def healthz() -> Response:
@@ -395,23 +420,3 @@ async def _images_alone(request: Request) -> Upload:
     if upload.fields or upload.metadata:
         raise Problem(422, f"{next(iter(upload.fields), 'metadata')}: there is no such field here", "ValueError")
     return upload
-
-
-def _questions(asked: Any) -> tuple[list[Question], bool]:
-    """The queries of a JSON body, and whether their answer is a list."""
-    if not isinstance(asked, dict):
-        raise Problem(422, "the request: give an object with code or id", "ValueError")
-    if "id" in asked:
-        item = validate(messages.ById, asked)
-        return [Question(f"id:{item.id}", item.id, False, _wanted(item))], False
-    several = isinstance(asked.get("code"), list)
-    query: messages.ByCode | messages.ByCodes
-    query = validate(messages.ByCodes, asked) if several else validate(messages.ByCode, asked)
-    texts = query.code if isinstance(query.code, list) else [query.code]
-    wanted = _wanted(query)
-    return [Question(f"hex:{text}", bytes.fromhex(text), True, wanted, query.fingerprint) for text in texts], several
-
-
-def _wanted(options: messages.Options) -> Wanted:
-    rank = options.rank if isinstance(options, messages.ImageOptions) else "distance"
-    return Wanted(options.most, options.max_distance, options.where, rank, options.codes)

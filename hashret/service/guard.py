@@ -20,21 +20,31 @@ from hashret.service.problems import Busy, Problem, to_response
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
 
 MOST_BYTES = 64 * 2**20  # of one request
 MOST_HELD = 512 * 2**20  # of all requests that are being answered
 MOST_RUNNING = 512  # requests at a time
 OPEN = {"/healthz", "/readyz"}  # to all, whatever else is being done
-READING = {"/v1/query", "/v1/encode", "/v1/reconstruct"}  # by POST
+QUERY = "/v1/query"
+READING = {QUERY, "/v1/encode", "/v1/reconstruct"}  # by POST
 
 
 class Guard:
-    """ASGI middleware around the application `app`."""
+    """ASGI middleware around the application `app`; queries by JSON, where no page asks, go to `queries` instead."""
 
     def __init__(
-        self, app: Any, *, metrics: Metrics, host: str, token: str | None, read_only: bool, origins: Sequence[str]
+        self,
+        app: App,
+        *,
+        queries: App,
+        metrics: Metrics,
+        host: str,
+        token: str | None,
+        read_only: bool,
+        origins: Sequence[str],
     ) -> None:
-        self._app, self._metrics, self._read_only = app, metrics, read_only
+        self._app, self._queries, self._metrics, self._read_only = app, queries, metrics, read_only
         self._loopback = is_loopback(host)
         self._token = None if token is None else token.encode()
         self._origins = set(origins)
@@ -47,7 +57,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, held = time.perf_counter(), 500, 0
+        began, status, held, to_queries = time.perf_counter(), 500, 0, False
         open_to_all = scope["path"] in OPEN
 
         async def receive_some() -> Message:
@@ -67,26 +77,26 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *_HEADERS]
+                message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
         self.running += 1
         try:
             if self.running > MOST_RUNNING and not open_to_all:
                 raise Busy("requests")
-            self._admit(scope, open_to_all)
-            await self._app(scope, receive_some, send_guarded)
+            to_queries = self._admit(scope, open_to_all)
+            await (self._queries if to_queries else self._app)(scope, receive_some, send_guarded)
         except Problem as problem:
             await to_response(problem)(scope, receive, send_guarded)
         finally:
             self.running -= 1
             self._held -= held
-            route = getattr(scope.get("route"), "path", "other")
+            route = QUERY if to_queries else getattr(scope.get("route"), "path", "other")
             self._metrics.answered(route, scope["method"], status, time.perf_counter() - began)
 
-    def _admit(self, scope: MutableMapping[str, Any], open_to_all: bool) -> None:
-        """Raises Problem unless this request may be made."""
-        host = origin = authorization = cookie = b""
+    def _admit(self, scope: MutableMapping[str, Any], open_to_all: bool) -> bool:
+        """Raises Problem unless this request may be made; whether it is a query by JSON that no page asks."""
+        host = origin = authorization = cookie = kind = b""
         for name, value in scope["headers"]:
             if name == b"host":
                 host = value
@@ -96,6 +106,8 @@ class Guard:
                 authorization = value
             elif name == b"cookie":
                 cookie = value
+            elif name == b"content-type":
+                kind = value
             elif name == b"content-length" and int(value) > MOST_BYTES:
                 raise _too_large()
         if self._loopback and _name(host) not in self._names:
@@ -106,14 +118,16 @@ class Guard:
             if text not in self._origins and (b"://" not in origin or origin.split(b"://", 1)[1] != host):
                 raise Problem(403, "pages of another origin may not ask: add --origin URL to let them")
             if method == "OPTIONS":
-                return  # which asks what may be asked, and brings no token
+                return False  # which asks what may be asked, and brings no token
         if open_to_all:
-            return
+            return False
         writes = method not in ("GET", "HEAD", "OPTIONS") and path not in READING
         if writes and self._read_only:
             raise Problem(403, "the service is read-only: start it without --read-only to change the collection")
         if self._token is not None and (writes or not self._loopback) and not self._knows(authorization, cookie, scope):
             raise Problem(401, "this needs the token: send Authorization: Bearer TOKEN", WWW_Authenticate="Bearer")
+        plain = path == QUERY and method == "POST" and not origin and not scope["query_string"]
+        return plain and kind.partition(b";")[0].strip().lower() == b"application/json"
 
     def _knows(self, authorization: bytes, cookie: bytes, scope: MutableMapping[str, Any]) -> bool:
         assert self._token is not None
@@ -130,7 +144,7 @@ class Guard:
 
 
 COOKIE = "hashret"
-_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
 def cookie_of(token: str) -> str:

@@ -165,6 +165,15 @@ class Verdict(_Model):
     verdict: Literal["same", "different"]
 
 
+class Calibration(_Model):
+    """How many copies of images, and how many others, were found at each distance, by which a radius is chosen."""
+
+    source: str
+    copies: Annotated[dict[str, list[int]], Field(description="By kind, at each distance from 0.")]
+    others: list[float]
+    items: Annotated[int | None, Field(description="Among how many the others were found.")]
+
+
 class Info(BaseModel):
     """What the collection holds."""
 
@@ -198,7 +207,7 @@ def validate(model: type[M], value: Any, *, text: bool = False) -> M:
 def parse_json(data: bytes) -> Any:
     """The value of a JSON text; raises Problem 400 if it is none."""
     try:
-        value = json.loads(data, parse_constant=_no_constant)
+        value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
         if b"\\u" in data:  # of text that cannot be written there may be more
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # a UnicodeError is a ValueError
@@ -208,6 +217,9 @@ def parse_json(data: bytes) -> Any:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # which json.loads would make for each text
 
 
 def to_json(value: Any, status: int = 200) -> Response:

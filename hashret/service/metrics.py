@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -29,7 +30,7 @@ class Metrics:
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        key = route, method, status
+        key = route, method if method in _METHODS else "other", status  # whoever asks may name methods
         if key not in self._children:  # looking labels up costs more than counting
             self._children[key] = self._requests.labels(*map(str, key)), self._seconds.labels(route)
         requests, histogram = self._children[key]

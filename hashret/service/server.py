@@ -1,5 +1,6 @@
 """uvicorn around the service, with an eye on connections that do nothing."""
 
+import re
 import resource
 import signal
 import socket
@@ -10,12 +11,52 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hashret.errors import HashretError
+from hashret.service import guard
+from hashret.service.problems import Busy, to_response
 
 IDLE_SECONDS = 15.0  # without a request, or within the head of one
 UPLOAD_SECONDS = 60.0  # for the body of one
 REQUEST_SECONDS = 300.0  # for a request and its answer
+WAITING = 4096  # connections that have come and have not been looked at
+# The usual request: others are left to h11.
+WHOLE_HEAD = re.compile(rb"(?:GET|POST|DELETE) /[!-~]* HTTP/1\.1\r\n(?:[A-Za-z0-9_-]+:[ \t]*[!-~][ -~]*\r\n)+\r\n")
+LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})\r\n")
+UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding|connection|expect|upgrade)")
+HEALTH = tuple(f"{method} {path}".encode() for method in ("GET", "HEAD") for path in guard.OPEN)
+
+
+def _refusal() -> bytes:
+    """The whole answer that there are too many requests."""
+    response = to_response(Busy("requests"))
+    headers = [*response.raw_headers, *guard.HEADERS]
+    lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+    return b"HTTP/1.1 503 Service Unavailable\r\n" + lines + b"\r\n" + bytes(response.body)
+
+
+TURNED_AWAY = _refusal()
+
+
+class Protocol(H11Protocol):
+    """HTTP, whose requests are turned away unread while as many are being answered as may be.
+
+    To read a request and refuse it takes a good part of the time that answering it does, and those who are refused wait
+    for all others who are. Health is told whatever else is being done.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        if len(self.tasks) >= guard.MOST_RUNNING and self._is_between() and is_whole(data):
+            self.transport.write(TURNED_AWAY)
+            if count := self.app_state.get("turned_away"):
+                count()
+        else:
+            super().data_received(data)
+
+    def _is_between(self) -> bool:
+        """Whether the next byte is the first of a request."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.conn.trailing_data[0]
 
 
 class Server(uvicorn.Server):
@@ -25,7 +66,14 @@ class Server(uvicorn.Server):
         quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
         super().__init__(
             uvicorn.Config(
-                app, proxy_headers=False, ws="none", timeout_keep_alive=30, timeout_graceful_shutdown=60, **quiet
+                app,
+                http=Protocol,
+                backlog=WAITING,
+                proxy_headers=False,
+                ws="none",
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=60,
+                **quiet,
             )
         )
         self._begun = begun
@@ -55,6 +103,17 @@ class Server(uvicorn.Server):
                 connection.transport.abort()
 
 
+def is_whole(data: bytes) -> bool:
+    """Whether these are the bytes of one request that may be refused, beyond doubt, so that the next follows them."""
+    head = WHOLE_HEAD.match(data)
+    if head is None or data.startswith(HEALTH):
+        return False
+    names = head[0].lower()
+    lengths = LENGTH.findall(names)
+    known = len(lengths) == names.count(b"content-length") <= 1 and not UNUSUAL.search(names)
+    return known and len(data) == head.end() + sum(map(int, lengths))
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; raises HashretError if that cannot be had. Port 0 is any that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -63,7 +122,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
-        listening.listen(2048)
+        listening.listen(WAITING)
         return listening
     except (OSError, UnicodeError) as error:
         listening.close()

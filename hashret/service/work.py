@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,13 @@ from hashret.service.gather import Gather
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Problem
 
+if TYPE_CHECKING:
+    from hashret.store import Item
+
 T = TypeVar("T")
 R = TypeVar("R")
 SMALL = 128  # pictures of at most so many pixels a side go as PNG, which keeps each pixel
+MOST_TEXTS = 100_000  # of items, that are kept ready: some 35 MB
 PICTURE_BYTES = 64 * 2**20  # of pictures that are kept ready
 
 
@@ -64,6 +68,7 @@ class Work:
         self.ready = threading.Event()
         self.trouble: str | None = None  # what keeps it from getting ready
         self._info: tuple[int, dict[str, Any]] = (-1, {})
+        self._texts: dict[int, tuple[Item, str]] = {}
         self._pictures: OrderedDict[tuple[str, int], tuple[bytes, str]] = OrderedDict()
         self._pictures_lock = threading.Lock()
         self.queries = Gather("queries", self._answer, metrics, most=MOST_QUERIES, waiting=4096)
@@ -74,6 +79,7 @@ class Work:
         self.groupings = Gather[Callable[[], list[Group]], list[Group]]("groupings", _call, metrics, waiting=8)
         self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)
         self.reads = Gather[Callable[[], Any], Any]("reads", _call, metrics, threads=4, waiting=512)
+        self.filtered_reads = Gather[Callable[[], Any], Any]("filtered reads", _call, metrics, waiting=64)
 
     def warm_up(self) -> None:
         """Load the model and the index, or keep in `trouble` why that cannot be done."""
@@ -87,7 +93,7 @@ class Work:
 
     def close(self) -> None:
         searches = self.queries, self.filtered_queries, self.images, self.groupings
-        gathers: tuple[Gather[Any, Any], ...] = *searches, self.additions, self.changes, self.reads
+        gathers: tuple[Gather[Any, Any], ...] = *searches, self.additions, self.changes, self.reads, self.filtered_reads
         for gather in gathers:
             gather.close()
 
@@ -99,6 +105,19 @@ class Work:
             told = there.info() | {"read_only": there.read_only}
             self._info = told["generation"], told
         return told
+
+    def items(self, cursor: int, limit: int, where: str | None) -> "list[Item]":
+        """What `Collection.items` gives; it is the request's fault if the filter is none."""
+        self.check_filter(where)
+        return self.collection.items(cursor, limit, where=where)
+
+    def check_filter(self, where: str | None) -> None:
+        """Raises Problem if this filter is none."""
+        if where is not None:
+            try:
+                self.collection.matching(where)
+            except HashretError as error:
+                raise Problem(422, str(error)) from None
 
     def picture(self, item_id: int, size: int) -> tuple[bytes, str]:
         """An item's image with no side longer than `size`, as the bytes of a file, and its media type."""
@@ -140,30 +159,64 @@ class Work:
             kind = len(value) if is_code and isinstance(value, bytes) else type(value)
             groups.setdefault((kind, wanted, fingerprint), []).append(i)
         for (_, wanted, _), rows in groups.items():
-            found = _each(self._search, [questions[i] for i in rows])
-            for i, hits in zip(rows, found, strict=True):
-                answers[i] = hits if isinstance(hits, Exception) else self._document(questions[i], hits, wanted)
+            some = [questions[i] for i in rows]
+            told = _each(self._tell_codes if some[0].is_code and not wanted.codes else self._tell, some)
+            for i, answer in zip(rows, told, strict=True):
+                answers[i] = answer
         return answers
+
+    def _tell(self, questions: list[Question]) -> list[bytes | Exception]:
+        """The answers to questions of one kind."""
+        return [self._document(asked, hits) for asked, hits in zip(questions, self._search(questions), strict=True)]
+
+    def _tell_codes(self, questions: list[Question]) -> list[bytes]:
+        """The same for codes, of hits without theirs: what is said of an item is kept ready."""
+        answers = []
+        found = self._search_codes(questions, self.collection.nearest)
+        for asked, (distances, items) in zip(questions, found, strict=True):
+            hits = [
+                f'{{"rank":{rank},"distance":{distance},{self._text(item)}'
+                for rank, (distance, item) in enumerate(zip(distances, items, strict=True), 1)
+            ]
+            answers.append(
+                f'{{"query":{json.dumps(asked.name)},"k":{asked.wanted.k},"hits":[{",".join(hits)}]}}'.encode()
+            )
+        return answers
+
+    def _text(self, item: "Item") -> str:
+        """The end of a hit's JSON, which is the item's."""
+        kept = self._texts.get(item.id)
+        if kept is not None and kept[0] is item:
+            return kept[1]
+        if kept is not None or len(self._texts) > MOST_TEXTS:  # the collection has changed, or has too many
+            self._texts.clear()
+        text = json.dumps(_members(item), separators=(",", ":"))[1:]
+        self._texts[item.id] = item, text
+        return text
 
     def _search(self, questions: list[Question]) -> list[list[Hit]]:
         """The hits of questions of one kind."""
         first, there = questions[0], self.collection
         k, max_distance, where, rank, _ = first.wanted
-        if where is not None:
-            try:
-                there.matching(where)
-            except HashretError as error:
-                raise Problem(422, str(error)) from None
+        if first.is_code:
+            return self._search_codes(questions, there.query_codes)
+        self.check_filter(where)
         if isinstance(first.value, int):
             return [there.query_item(int(asked.value), k, max_distance, where=where) for asked in questions]
         values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
-        if not first.is_code:
-            with self._blaming(questions, values):
-                return there.query_batch(values, k, max_distance, where=where, rank=rank)
+        with self._blaming(questions, values):
+            return there.query_batch(values, k, max_distance, where=where, rank=rank)
+
+    def _search_codes(self, questions: list[Question], search: Callable[..., list[R]]) -> list[R]:
+        """What a search of the collection gives for questions by code, of one kind."""
+        first = questions[0]
+        k, max_distance, where, _, _ = first.wanted
+        self.check_filter(where)
+        values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
         codes: Codes = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
         self._check(first.fingerprint)
         try:
-            found = there.query_codes(codes, k, max_distance, where=where)
+            found = search(codes, k, max_distance, where=where)
         except ValueError as error:  # codes of another width
             raise Problem(422, str(error), "ValueError") from None
         self._check(first.fingerprint)  # so that no other model came in between
@@ -174,19 +227,11 @@ class Work:
             text = f"the code is of model {fingerprint[:64]}, and the collection uses {ours}: encode again"
             raise Problem(409, text)
 
-    def _document(self, asked: Question, hits: list[Hit], wanted: Wanted) -> bytes | Exception:
+    def _document(self, asked: Question, hits: list[Hit]) -> bytes | Exception:
+        wanted = asked.wanted
         told: dict[str, Any] = {"query": asked.name, "k": wanted.k, "hits": []}
         documents: list[dict[str, Any]] = [
-            {
-                "rank": rank,
-                "distance": hit.distance,
-                "id": hit.id,
-                "path": hit.path,
-                "label": hit.label,
-                "paths": hit.paths,
-                "metadata": hit.metadata,
-            }
-            for rank, hit in enumerate(hits, 1)
+            {"rank": rank, "distance": hit.distance} | _members(hit) for rank, hit in enumerate(hits, 1)
         ]
         if wanted.rank != "distance":
             documents = [document | {"score": hit.score} for document, hit in zip(documents, hits, strict=True)]
@@ -239,6 +284,18 @@ class Work:
                 except HashretError as broken:
                     raise _refusal(broken) from None
             raise error from None
+
+
+def _members(found: "Hit | Item") -> dict[str, Any]:
+    """What is told of an item that was found."""
+    path = found.paths[0] if found.paths else None
+    return {
+        "id": found.id,
+        "path": path,
+        "label": found.label,
+        "paths": found.paths,
+        "metadata": found.metadata,
+    }
 
 
 def draw(pixels: NDArray[np.uint8], size: int) -> tuple[bytes, str]:

@@ -135,7 +135,7 @@ function showQuery() {
   $("hint").hidden = there;
   $("remembered").hidden = true;
   $("clear").disabled = $("remember").disabled = !there;
-  $("where-label").hidden = !there;
+  $("where-label").hidden = grouped;
   $("add").disabled = !there || query.id !== undefined || info.read_only;
   if (!there) return;
   const image = $("original");
@@ -167,16 +167,18 @@ function search() {
   });
 }
 
-function browse(cursor = 0) {
+function browse(cursor = 0, where = $("where").value.trim()) {
   return run(async (signal) => {
-    const page = await (await ask(`v1/items?limit=${PAGE}&cursor=${cursor}`, { signal })).json();
+    const asked = new URLSearchParams({ limit: PAGE, cursor, ...(where && { where }) });
+    const page = await (await ask(`v1/items?${asked}`, { signal })).json();
     const cards = page.items.map((item) => makeCard(item));
     if (cursor) $("results").append(...cards);
     else $("results").replaceChildren(...cards);
     $("more").hidden = page.next === null;
-    $("more").onclick = () => browse(page.next);
-    say(cards.length || cursor ? "All images" : "",
-      cards.length || cursor ? "" : "The collection is empty: fill it with hashret index SOURCE.");
+    $("more").onclick = () => browse(page.next, where);
+    if (cards.length || cursor) say(where ? "All images that the filter lets through" : "All images");
+    else say("", where ? "The filter lets no image through." :
+      "The collection is empty: fill it with hashret index SOURCE.");
   });
 }
 
@@ -273,7 +275,7 @@ $("k").oninput = show;
 $("radius").oninput = show;
 $("radius").onchange = () => { if (location.hash.startsWith("#dupes=")) location.hash = `dupes=${$("radius").value}`; };
 $("controls").onsubmit = (event) => event.preventDefault();
-$("where").onchange = () => { if (query) search(); };
+$("where").onchange = () => { if (query) search(); else if (!grouped) browse(); };
 $("clear").onclick = () => { location.hash = ""; };
 $("remember").onclick = async () => {
   try {
@@ -311,7 +313,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key in steps) { event.preventDefault(); move(steps[event.key]); }
   else if (event.key === "Enter" && card === event.target) card.querySelector(".similar").click();
   else if (event.key === "n" && card) card.querySelector(".different")?.click();
-  else if (event.key === "/" && query) { event.preventDefault(); $("where").focus(); }
+  else if (event.key === "/" && !grouped) { event.preventDefault(); $("where").focus(); }
   else if (event.key === "Escape") location.hash = "";
 });
 window.addEventListener("hashchange", route);
