@@ -15,7 +15,7 @@ import numpy as np
 
 from hashret.errors import HashretError
 from hashret.images import Content, Inputs, Prepared, sha256, to_content
-from hashret.sources import Record, Source, cores, in_order
+from hashret.sources import Record, Source, in_order
 from hashret.store import Seen, Store
 from hashret.vectors import AnyPreprocessing, describe
 
@@ -102,10 +102,9 @@ def encoded(
     else:
         hashed = in_order(hash_contents, batches(changed, FILE_CHUNK, weight), ahead=4, weigh=weigh_chunk)
         decoded = in_order(decode_new, map(mark_known, hashed), ahead=4, weigh=weigh_chunk)
-    threads = max(1, cores() - 1) if source.arrays else None
     frozen = gc.get_freeze_count()
     try:
-        yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), threads=threads, ahead=8), BATCH_ITEMS)
+        yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), ahead=8), BATCH_ITEMS)
     finally:
         if not frozen:
             gc.unfreeze()

@@ -366,11 +366,6 @@ class Labelled(Source):
             raise ValueError(f"there are {more} the {len(self._labels)} images that labels were given for")
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_order(
     function: Callable[[T], R],
     items: Iterable[T],
@@ -385,7 +380,7 @@ def in_order(
     together weigh as much. An error in either comes out in its place. Closing the generator drops what has not begun
     and waits for what has.
     """
-    threads = threads or cores()
+    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     most, weight = max(ahead, threads), 0.0
     pending: deque[tuple[Future[R], float]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="hashret-order")
