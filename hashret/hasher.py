@@ -232,8 +232,9 @@ class Hasher:
                 x = to_input(pixels[start : start + BATCH], where)
                 margins = head.margins(member.outputs(x))
                 bits = margins > 0
-                for i in (margins.abs() < DOUBT).any(1).nonzero()[:, 0].tolist():
-                    bits[i] = head.margins(self._exact.outputs(x[i : i + 1].double()))[0] > SNAP
+                doubtful = (margins.abs() < DOUBT).any(1)
+                if doubtful.any():
+                    bits[doubtful] = head.margins(self._exact.outputs(x[doubtful].double())) > SNAP
             out[start : start + BATCH] = bits.cpu().numpy()
         return pack(out)
 
