@@ -46,7 +46,7 @@ from hashret.training import device
 
 HERE = Path(__file__).parent
 BASELINES = ("lsh", "pca", "itq", "anchor-graph")
-HEADS = ("anchor-itq", "itq", "anchor-graph")  # of the default model: the fixed recipes that a choice is compared with
+HEADS = ("anchor-itq", "itq", "anchor-graph")  # of the default model: the one it has, and what it is compared with
 PERCEPTUAL = ("phash", "dhash")
 DATA = {  # budget, and bits
     "digits": ("20s", (64,)),
@@ -115,7 +115,7 @@ class Place:
     def __init__(self, folder: Path | None, root: Path | None, scratch: Path) -> None:
         self.folder, self.root, self._scratch = folder, root, scratch
         self._images: dict[tuple[str, Preprocessing], Images] = {}
-        self.learned: dict[Row, Hasher] = {}  # the last default model, by its row
+        self.learned: dict[Row, Hasher] = {}  # the last network of the default, by the row that it was learned for
 
     def protocol(self, data: str) -> Protocol:
         if data == "digits" or (self.folder is None and data != "photos"):
@@ -162,10 +162,9 @@ def measure(row: Row, place: Place) -> dict[str, Any]:
         encode, images = perceptual(row.model), place.images(row.data, Preprocessing(32, 32, 3))
         codes = encode(photos(place))
     else:
-        hasher = fit(row, place)
+        hasher, learned = fit(row, place)
         encode, images = hasher.encode, place.images(row.data, hasher.preprocessing)
         codes = hasher.encode_pixels(images.pixels)
-        learned = next(iter(place.learned.values()), hasher) if row.model == DEFAULT_MODEL else hasher
         told |= {name: learned.training.get(name) for name in ("images", "steps", "seconds")}
     done = score(place.protocol(row.data), images, codes)
     told |= {"measures": done.measures, "health": done.health._asdict(), "queries": done.queries}
@@ -178,22 +177,24 @@ def measure(row: Row, place: Place) -> dict[str, Any]:
     return row._asdict() | told | {"seconds_in_all": round(time.monotonic() - began, 1)}
 
 
-def fit(row: Row, place: Place) -> Hasher:
-    """The model of a row. A network of the default is learned once for all widths and heads that have the same one."""
+def fit(row: Row, place: Place) -> tuple[Hasher, Hasher]:
+    """The model of a row, and the one that its network was learned for: the default's is the same for several widths
+    and all heads, and is learned once."""
     model = row.model.removesuffix("-labels")
     labels = model != row.model
     settings = {"fine_tune": True} if row.model == "stacked-labels" else {}
     how: dict[str, Any] = {"seed": row.seed, "labels": labels, "data_root": place.root}
     source = place.training(row.data)
     if row.model != DEFAULT_MODEL or row.bits > LATENT:
-        return Hasher(model, row.bits, row.head, **settings).fit(source, **how, **length(row))
+        hasher = Hasher(model, row.bits, row.head, **settings).fit(source, **how, **length(row))
+        return hasher, hasher
     network = row._replace(head=MODELS[DEFAULT_MODEL].head, bits=LATENT)
     if network not in place.learned:
         place.learned = {network: Hasher(model, network.bits, network.head).fit(source, **how, **length(row))}
     learned = place.learned[network]
     if row == network:
-        return learned
-    return Hasher(model, row.bits, row.head).fit(source, **how, init=learned, steps=0)
+        return learned, learned
+    return Hasher(model, row.bits, row.head).fit(source, **how, init=learned, steps=0), learned
 
 
 def length(row: Row) -> dict[str, Any]:
