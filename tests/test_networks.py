@@ -99,6 +99,15 @@ def test_a_network_learns_with_all_its_weights(name: str, channels: int) -> None
     assert losses[-1] < (0.9 if name in NETWORKS else 0.995) * losses[0]  # random features tell little
 
 
+@pytest.mark.parametrize("name", ["resnet", "unet"])
+def test_colour_images_of_48_pixels_are_learned_from(name: str) -> None:
+    """oneDNN crashed here, on the gradient of a 1 × 1 convolution with a stride, channels last."""
+    model = member(name, (3, 48, 48), width=8).to(memory_format=torch.channels_last).train()
+    x = torch.rand(32, 48, 48, 3).permute(0, 3, 1, 2)
+    torch.stack(list(model.loss(x).values())).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_hasher_has_the_same_codes_alone_in_batches_and_from_disk(tmp_path: Path, name: str) -> None:
     settings = {} if name in NETWORKS else {"weights": "random"}
