@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from hashret import Collection, Hasher
-from hashret.hasher import BATCH
+from hashret.hasher import passes
 from hashret.sources import in_order, open_source
 from hashret.training import device, to_input
 
@@ -34,8 +34,8 @@ def forward(hasher: Hasher, pixels: np.ndarray) -> None:
     """What encoding cannot do without: pixels to network input to outputs, a batch at a time."""
     member = hasher._parts()[1]
     with torch.inference_mode():
-        for start in range(0, len(pixels), BATCH):
-            member.outputs(to_input(pixels[start : start + BATCH], device()))
+        for rows in passes(pixels):
+            member.outputs(to_input(pixels[rows], device()))
 
 
 def measure(source: str | np.ndarray, steps: int, repeats: int, decoded: bool) -> dict[str, float]:

@@ -24,7 +24,7 @@ from hashret.evaluation import health
 from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
 from hashret.images import Inputs, as_batch, content_bytes, sha256
-from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, prepare, read, weight
+from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, prepare, read, thawed, weight
 from hashret.judging import Judging
 from hashret.live import make_index
 from hashret.metadata import check_metadata, open_metadata
@@ -141,7 +141,7 @@ class Collection(Judging):
         `committed` is called with what each batch did once that is durable: at most 1,000 items or one second.
         An exception, KeyboardInterrupt too, loses no batch that was committed.
         """
-        with self._writing():
+        with self._writing(), thawed():
             if data_root is not None:
                 with self._store.write(step=0):  # where reindex will look
                     self._store.put_setting("data_root", str(Path(data_root).absolute()))
@@ -158,7 +158,7 @@ class Collection(Judging):
     def retry(self, *, progress: Callable[[Progress], None] | None = None) -> list[Indexed]:
         """Try once more to read what could not be read, where its source is still there; what became of each path."""
         lines: list[Indexed] = []
-        with self._writing():
+        with self._writing(), thawed():
             failed: dict[str, set[str]] = {}
             for root, failure in self._store.failures():
                 failed.setdefault(root, set()).add(failure.path)
@@ -385,7 +385,8 @@ class Collection(Judging):
             with closing(stream):
                 for batch in stream:
                     lines = self._commit(batch, source.root, fingerprint)
-                    only |= {source.root + found.record.name for found in batch} - {line.path for line in lines}
+                    if len(lines) < len(batch):
+                        only |= {source.root + found.record.name for found in batch} - {line.path for line in lines}
                     counts.update(line.status for line in lines)
                     counts["decoded"] += sum(found.pixels is not None for found in batch)
                     failures += [(line.path, line.reason) for line in lines if line.reason is not None]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hashret.errors import HashretError
-from hashret.hasher import BATCH, Hasher
+from hashret.hasher import Hasher, passes
 from hashret.images import Inputs
 from hashret.models.base import Member
 from hashret.models.cvae import ConditionalVariationalAutoencoder
@@ -90,8 +90,7 @@ def _network(hasher: Hasher) -> Member:
 
 
 def _batches(pixels: Inputs) -> Iterator[Tensor]:
-    for start in range(0, len(pixels), BATCH):
-        yield to_input(pixels[start : start + BATCH], device())
+    return (to_input(pixels[rows], device()) for rows in passes(pixels))
 
 
 def _remembered(hasher: Hasher, pixels: Inputs) -> Tensor:

@@ -44,7 +44,7 @@ from hashret.training import Pairs, Training, device, split, tensor_bytes, to_in
 from hashret.vectors import AnyPreprocessing, describe, stored_preprocessing
 
 DEFAULT_MODEL = "contrastive"
-BATCH = 256  # images in one forward pass
+PASS, PASS_NUMBERS = 1000, 2**21  # images in one forward pass, at most, and the numbers that they have together
 MAX_WEIGHTS = 2**30  # of a member: four gigabytes, and training needs as much again three times
 REMEMBERED = 5000  # training images of which it is measured how badly they are remembered
 MOST_NUMBERS = 2**28  # that a head is fitted on: a gigabyte
@@ -182,7 +182,8 @@ class Hasher:
         if not np.isfinite(values).all():
             raise HashretError("the model's outputs are not finite numbers: train with a lower learning rate")
         head = HEADS[self.head](values, self.bits, seed)
-        self._fitted = preprocessing, member, head.steadied(_rounding(member, head, images[rows[:BATCH]]), DOUBT)
+        some = images[rows[: next(passes(images)).stop]]
+        self._fitted = preprocessing, member, head.steadied(_rounding(member, head, some), DOUBT)
         self.settings = settings
         for derived in ("fingerprint", "_fast", "_exact"):
             self.__dict__.pop(derived, None)
@@ -212,7 +213,7 @@ class Hasher:
         A code depends on the image and the model alone, not on the batch. Raises HashretError for a file that cannot
         be read, ValueError for anything else that is no image.
         """
-        codes = [self.encode_pixels(np.stack(batch)) for batch in _batches(self._prepared(images), 4 * BATCH)]
+        codes = [self.encode_pixels(np.stack(batch)) for batch in _batches(self._prepared(images), PASS)]
         return np.concatenate(codes) if codes else np.empty((0, self.bits // 8), np.uint8)
 
     def encode_pixels(self, pixels: Inputs, *, alone: bool = False) -> Codes:
@@ -227,15 +228,16 @@ class Hasher:
             raise ValueError(f"pixels must be {expected}, not {pixels.dtype} {pixels.shape}")
         where = next(chain(member.parameters(), member.buffers(), [head.threshold])).device
         out = np.empty((len(pixels), self.bits), np.bool_)
-        for start in range(0, len(pixels), BATCH):
-            with _full_float32(where, alone):
-                x = to_input(pixels[start : start + BATCH], where)
-                margins = head.margins(member.outputs(x))
-                bits = margins > 0
-                doubtful = (margins.abs() < DOUBT).any(1)
-                if doubtful.any():
-                    bits[doubtful] = head.margins(self._exact.outputs(x[doubtful].double())) > SNAP
-            out[start : start + BATCH] = bits.cpu().numpy()
+        doubtful = np.empty(len(pixels), np.bool_)
+        with _full_float32(where, alone):
+            for rows in passes(pixels):
+                margins = head.margins(member.outputs(to_input(pixels[rows], where)))
+                out[rows] = (margins > 0).cpu().numpy()
+                doubtful[rows] = (margins.abs() < DOUBT).any(1).cpu().numpy()
+            again = np.flatnonzero(doubtful)
+            for rows in passes(pixels[again]):  # together, for a pass over one or two costs as much
+                margins = head.margins(self._exact.outputs(to_input(pixels[again[rows]], where).double()))
+                out[again[rows]] = (margins > SNAP).cpu().numpy()
         return pack(out)
 
     def margins(self, images: Any) -> tuple[Codes, NDArray[np.float32]]:
@@ -243,12 +245,13 @@ class Hasher:
         how far its number lies from the threshold, float32 (n, bits), in training standard deviations, above it for a
         bit of 1. They are computed in float64, so that they depend on the batch no more than codes do."""
         member, head, codes, margins = self._exact, self._parts()[2], [], [np.empty((0, self.bits), np.float32)]
-        for batch in _batches(self._prepared(images), BATCH):
+        for batch in _batches(self._prepared(images), PASS):
             pixels = np.stack(batch)
             codes.append(self.encode_pixels(pixels))
-            with _full_float32(device()):
-                found = head.margins(member.outputs(to_input(pixels, device()).double()))
-            margins.append(found.float().cpu().numpy())
+            for rows in passes(pixels):
+                with _full_float32(device()):
+                    found = head.margins(member.outputs(to_input(pixels[rows], device()).double()))
+                margins.append(found.float().cpu().numpy())
         return np.concatenate([np.empty((0, self.bits // 8), np.uint8), *codes]), np.concatenate(margins)
 
     def errors(self, pixels: Inputs) -> NDArray[np.float32]:
@@ -259,8 +262,8 @@ class Hasher:
             raise HashretError(f"model {self.model!r} has no network to remember images with: train one, such as ae")
         parts = []
         with torch.inference_mode():
-            for start in range(0, len(pixels), BATCH):
-                x = to_input(pixels[start : start + BATCH], device())
+            for rows in passes(pixels):
+                x = to_input(pixels[rows], device())
                 parts.append((member.reconstruct(x) - x).square().flatten(1).sum(1).cpu())
         return np.asarray(torch.cat([torch.empty(0), *parts]).numpy())
 
@@ -270,7 +273,7 @@ class Hasher:
         largest = self._training.get("largest_error")
         if largest is None:
             return [False for _ in _each(images)]
-        parts = [self.errors(np.stack(batch)) > largest for batch in _batches(self._prepared(images), 4 * BATCH)]
+        parts = [self.errors(np.stack(batch)) > largest for batch in _batches(self._prepared(images), PASS)]
         return [bool(worse) for part in parts for worse in part]
 
     @property
@@ -378,7 +381,7 @@ class Hasher:
     @cached_property
     def _exact(self) -> Member:
         with self._lock:
-            return copy.deepcopy(self._parts()[1]).double()
+            return folded(copy.deepcopy(self._parts()[1]).double())
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -485,13 +488,19 @@ def _check_tensors(tensors: dict[str, Tensor], member: Member, bits: int) -> Non
             raise ValueError(f"{name} has numbers that are not positive")
 
 
+def passes(images: Inputs, length: int | None = None) -> Iterator[slice]:
+    """The rows of images, or of so many like them, that go through a network together."""
+    length = len(images) if length is None else length
+    size = max(1, min(PASS, PASS_NUMBERS // math.prod(images.shape[1:])))
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
 def _values(member: Member, images: Inputs, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """The member's outputs, float32 (n, latent), for some of the images, which are in the preprocessing's format."""
     out = np.empty((len(rows), member.latent), np.float32)
     with _full_float32(device()):
-        for start in range(0, len(rows), BATCH):
-            x = to_input(images[rows[start : start + BATCH]], device())
-            out[start : start + BATCH] = member.outputs(x).cpu().numpy()
+        for some in passes(images, len(rows)):
+            out[some] = member.outputs(to_input(images[rows[some]], device())).cpu().numpy()
     return out
 
 

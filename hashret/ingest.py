@@ -8,6 +8,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged, together
-MODEL_CHUNK = 500  # images that the model is given at a time
+MODEL_CHUNK = 1000  # images that the model is given at a time
 FILE_CHUNK = 25  # files that a thread reads or decodes at a time
 CHUNK_BYTES = 2**25  # and of how many bytes together, unless a single one has more
 
@@ -102,14 +103,20 @@ def encoded(
     else:
         hashed = in_order(hash_contents, batches(changed, FILE_CHUNK, weight), ahead=4, weigh=weigh_chunk)
         decoded = in_order(decode_new, map(mark_known, hashed), ahead=4, weigh=weigh_chunk)
+    yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), ahead=4), BATCH_ITEMS)
+    if broken:
+        raise broken[0]
+
+
+@contextmanager
+def thawed() -> Iterator[None]:
+    """At its end the garbage collector looks again at what was put out of its sight meanwhile."""
     frozen = gc.get_freeze_count()
     try:
-        yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), ahead=8), BATCH_ITEMS)
+        yield
     finally:
         if not frozen:
             gc.unfreeze()
-    if broken:
-        raise broken[0]
 
 
 def _changed(source: Source, store: Store, unchanged: Callable[[Seen], None], only: Set[str] | None) -> Iterator[Found]:

@@ -51,6 +51,8 @@ class LiveIndex:
             live = self._live
             if live is None or (live.kind, live.fingerprint) != (kind, fingerprint):
                 live = self._load(settings)
+            if live is not None and live.generation < generation and not len(live.codes):
+                live = None  # all codes in order are read faster than all changes
             if live is not None and live.generation < generation:
                 self._live = None  # while it moves on, no answer of it counts
                 changes = self._store.changes(live.generation, fingerprint, bits)

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hashret.errors import HashretError
-from hashret.hasher import BATCH, Hasher
+from hashret.hasher import Hasher
 from hashret.models.denoising import DenoisingAutoencoder
 from hashret.training import device, to_input
 
 Pixels = NDArray[np.uint8]
+
+TILES = 256  # that go through the network together
 
 
 def denoise(hasher: Hasher, image: Pixels) -> Pixels:
@@ -52,8 +54,8 @@ def _restore(hasher: Hasher, x: Tensor) -> Pixels:
     window = torch.outer(_window(height), _window(width)).to(x)
     total, weight = torch.zeros_like(padded), torch.zeros_like(padded[:, :1])
     places = [(top, left) for top in rows for left in columns]
-    for start in range(0, len(places), BATCH):
-        some = places[start : start + BATCH]
+    for start in range(0, len(places), TILES):
+        some = places[start : start + TILES]
         tiles = torch.cat([padded[..., top : top + height, left : left + width] for top, left in some])
         with torch.inference_mode():
             better = hasher.member.reconstruct(tiles)

@@ -412,10 +412,11 @@ class Store:
         self._rows("INSERT INTO changes VALUES", ((generation, "add", ids[sha256]) for sha256 in fresh))
         stored = [content for content in contents if content.sha256 in ids]
         left: set[int] = set()  # by a path
-        for root in {content.root for content in stored}:
+        roots = {content.root: _text(content.root) for content in stored}
+        for root in roots:
             names = [content.name for content in stored if content.root == root]
             left.update(item_id for _, item_id in self._named("name, item_id", "paths", root, names))
-        keys = [(_text(c.root), _text(c.name)) for c in stored]
+        keys = [(roots[c.root], _text(c.name)) for c in stored]
         rows = ((c.label and _text(c.label), c.size, c.mtime_ns) for c in stored)
         self._rows(
             "INSERT OR REPLACE INTO paths VALUES",
@@ -627,13 +628,13 @@ class Store:
             sql, told = sql + " AND item_id IN (SELECT value FROM json_each(?))", (fingerprint, json.dumps(list(ids)))
         found_ids: list[int] = []
         found = bytearray()
-        for i, code in self.db.conn.execute(sql + " ORDER BY item_id", told):
-            found_ids.append(i)
-            if len(code) * 8 != bits:
-                break  # so that there are too few bytes
-            found += code
-        if len(found) != len(found_ids) * (bits // 8):
-            raise damaged(self.path, f"codes are not of {bits} bits")
+        rows = self.db.conn.execute(sql + " ORDER BY item_id", told)
+        while some := rows.fetchmany(10_000):
+            some_ids, some_codes = zip(*some, strict=True)
+            if set(map(len, some_codes)) != {bits // 8}:
+                raise damaged(self.path, f"codes are not of {bits} bits")
+            found_ids += some_ids
+            found += b"".join(some_codes)
         if found_ids and found_ids[0] < 0:
             raise damaged(self.path, f"an item has the number {found_ids[0]}")
         codes = np.frombuffer(bytes(found), np.uint8).reshape(len(found_ids), bits // 8)

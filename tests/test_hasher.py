@@ -160,7 +160,7 @@ def test_codes_are_the_same_where_float32_is_rough(monkeypatch: pytest.MonkeyPat
     class Rough(Member):
         def outputs(self, x: Tensor) -> Tensor:
             values: Tensor = self.encoder(x)
-            return values * (1 + 1e-6 * (len(x) % 100)) if x.dtype == torch.float32 else values
+            return values * (1 + 1e-6 * min(len(x), 100)) if x.dtype == torch.float32 else values
 
     monkeypatch.setitem(MODELS, "rough", Rough)
     hasher = fit("rough", "mlp", DIGITS)
