@@ -22,7 +22,17 @@ from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Distances, Ids, sort_heaps
 from hashret.indexes.kernels_nearest import nearest
 from hashret.indexes.kernels_within import expand_within, matches_within, sort_rows
-from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, check_items, check_once, read_only
+from hashret.indexes.protocol import (
+    Hits,
+    Path,
+    RangeHits,
+    Searched,
+    check_count,
+    check_ids,
+    check_items,
+    check_once,
+    read_only,
+)
 from hashret.indexes.threads import split
 
 _NO_IDS = read_only(np.empty(0, np.int64))
@@ -45,6 +55,8 @@ class UpdatableIndex(ABC):
     def __init__(self, bits: int) -> None:
         self.bits = check_bits(bits)
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
+        self._searched = Searched(0, 0)
         self._state = self._built(segments.to_words(np.empty((0, bits // 8), np.uint8)), _NO_IDS)
 
     @abstractmethod
@@ -61,6 +73,17 @@ class UpdatableIndex(ABC):
 
     def __len__(self) -> int:
         return self._state.live
+
+    @property
+    def searched(self) -> Searched:
+        """How many queries have been searched for, and how many buckets looked up for them."""
+        return self._searched
+
+    def _count(self, queries: int) -> None:
+        """Count queries that this thread has just searched for."""
+        probes = segments.take_probes()
+        with self._counting:
+            self._searched = Searched(self._searched.queries + queries, self._searched.probes + probes)
 
     def add(self, codes: Codes, ids: NDArray[np.int64]) -> None:
         """Add codes, uint8 (n, bits // 8), under ids, int64 (n,), not negative.
@@ -135,6 +158,7 @@ class UpdatableIndex(ABC):
                     part.reached[:] = 0
                     offer_nearest(state.tail, asked, allowed, part)
             sort_heaps(part.distances, part.ids, part.sizes)
+            self._count(high - low)
 
         if k:
             split(count, search)
@@ -169,6 +193,7 @@ class UpdatableIndex(ABC):
                     )
             ordered = RangeHits(found.limits, np.empty_like(found.distances), np.empty_like(found.ids))
             sort_rows(*found, np.empty(radius + 1, np.int64), *ordered[1:])
+            self._count(high - low)
             return ordered
 
         parts = split(len(queries), search)

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -385,6 +386,31 @@ def test_parts_of_a_batch_make_the_whole(engine: str, share: int) -> None:
         assert_same(Hits(hits.distances[q : q + 1], hits.ids[q : q + 1]), index.search(codes[q : q + 1], 8))
         one = index.within(codes[q : q + 1], 6)
         assert_same(RangeHits(one.limits, ranges.distances[low:high], ranges.ids[low:high]), one)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_look_up_is_counted(threads: int) -> None:
+    index, codes = BitFlipIndex(64), make(64, 3000, 1)
+    index.add(codes, np.arange(3000))
+    base = index._state.base
+    widths, deepest = base.cuts[:, 1].tolist(), int(base.plan[3])
+    m = len(widths)
+    assert m < 8 < deepest and index.searched == (0, 0)
+    expected = 0
+    set_threads(threads)
+    try:
+        for radius in (0, 8):  # the first look-ups of all tables are made together
+            index.within(codes[:40], radius)
+            expected += 40 * sum(math.comb(widths[level % m], level // m) for level in range(max(m, radius + 1)))
+            assert index.searched[1] == expected
+        index.search(codes[:40], 1)  # each is met at once
+        assert index.searched == (120, expected + 40 * m)
+        index.search(codes[:40], 1, allowed=np.arange(3))  # three codes are scanned
+        assert index.searched == (160, expected + 40 * m)
+    finally:
+        set_threads(2)
+    index.add(make(64, 3000, 2), np.arange(3000, 6000))
+    assert index.searched == (160, expected + 40 * m)
 
 
 def assert_same(a: tuple[Array, ...], b: tuple[Array, ...]) -> None:
