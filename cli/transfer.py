@@ -32,7 +32,7 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl or .parquet file of hashret export.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .parquet or .npz file of hashret export.")],
     collection: CollectionFolder = None,
     model: Annotated[
         Path | None, typer.Option("--model", metavar="MODEL_DIR", help="The model of the codes, for a new collection.")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hashret.errors import HashretError, one_line
-from hashret.indexes import INDEXES, CodeIndex, FaissIndex
+from hashret.indexes import INDEXES, CodeIndex, FaissIndex, Searched
 from hashret.ingest import BATCH_ITEMS
 from hashret.store import Store, damaged
 
@@ -72,6 +72,12 @@ class LiveIndex:
                     raise damaged(self._store.path, one_line(error)) from error
             self._live = live
             return live if live.generation == generation else None
+
+    @property
+    def searched(self) -> Searched:
+        """What the index has been asked since it was loaded or built."""
+        live = self._live
+        return Searched(0, 0) if live is None else live.codes.searched
 
     def holds(self, live: Live) -> bool:
         """Whether the index still shows the generation it did: if not, a search of it may have seen a later one."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hashret.codes import Codes, check_codes
 from hashret.errors import HashretError, NotFound
 from hashret.images import as_batch, sha256, to_content
-from hashret.indexes import CodeIndex
+from hashret.indexes import CodeIndex, Searched
 from hashret.indexes.protocol import check_count
 from hashret.ingest import BATCH_ITEMS
 from hashret.opened import Opened
@@ -49,6 +49,12 @@ class Searching(Opened):
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         super().__init__(path, read_only=read_only)
         self._known: tuple[str, dict[int, Item]] = ("", {})  # the generation that these items are of
+
+    @property
+    def searched(self) -> Searched:
+        """How many queries the index was asked since this object last loaded or built it, and how many buckets it
+        looked up for them, none where it scanned."""
+        return self._index.searched
 
     def query(
         self,

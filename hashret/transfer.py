@@ -1,22 +1,28 @@
-"""Items as a file: JSON Lines and Parquet, which can be imported again without a loss, and NumPy arrays.
+"""Items as a file: JSON Lines, Parquet and NumPy arrays, which can be imported again without a loss.
 
 JSON Lines begin with an object that says of which model the codes are, `{"hashret": 1, "fingerprint": …, "bits": …}`;
 every other line is an item: `id`, `sha256`, `code` in hex, `width`, `height`, `bytes`, `added`, `metadata` and `paths`,
 each of which has a `root`, `name`, `label`, `size` and `mtime_ns`. Parquet has the same names as columns, `code` as
-bytes, `metadata` and `paths` as JSON, and the first object in its schema. A `.npz` has the arrays `codes`, `ids` and
-`paths`, the first path of each item. Contents themselves, and the model, are in none of them.
+bytes, `metadata` and `paths` as JSON, and the first object in its schema. A `.npz` has the arrays `codes`, `ids`,
+`paths`, the first path of each item, and `fingerprint`; beside them lie the lines, without codes, as `items.jsonl`.
+
+That is every item whole. What is not of the items is in none of them: the model, which is a folder of its own, the
+contents themselves, those without files neither, verdicts, failures and calibration.
 """
 
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashret.codes import check_bits
 from hashret.errors import HashretError, one_line
@@ -31,6 +37,7 @@ ROW_GROUP = 50_000
 MAX_ID = 2**53  # far from the highest that SQLite has, after which there would be no other
 _MAX = 2**63
 _SHA256 = re.compile("[0-9a-f]{64}")
+_LINES = "items.jsonl"  # in a .npz
 _Item = dict[str, Any]  # with the names above; code as bytes, metadata and paths as they are
 
 _Reading = Generator[_Item, None, None]
@@ -68,8 +75,6 @@ def read(path: Path) -> tuple[Header, Iterator[Content]]:
     Raises HashretError, now or while they are read, if it is not one that `write` could have made.
     """
     kind = format_of(path)
-    if kind not in _READERS:
-        raise ValueError(f"{path}: only {' and '.join(_READERS)} can be imported: {kind} does not hold everything")
     with _plain_errors(path):
         items = _READERS[kind](path)
         told = next(items)
@@ -145,37 +150,74 @@ def _checked(item: _Item, bits: int) -> Iterator[Content]:
 
 
 def _write_jsonl(path: Path, header: Header, items: Iterator[_Item]) -> int:
-    count = 0
-    with path.open("w", encoding="ascii") as file:  # JSON writes everything else, and bytes of paths, in ASCII
-        file.write(json.dumps({"hashret": VERSION, **header._asdict()}) + "\n")
-        for item in items:
-            file.write(json.dumps(item | {"code": item["code"].hex()}) + "\n")
-            count += 1
-    return count
+    with path.open("wb") as file:
+        return _write_lines(file, header, (item | {"code": item["code"].hex()} for item in items))
 
 
 def _read_jsonl(path: Path) -> _Reading:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            item = json.loads(line)
-            if not isinstance(item, dict):
-                raise ValueError(f"line {number} is no JSON object")
-            yield item if number == 1 else item | {"code": bytes.fromhex(item["code"])}
+    with path.open("rb") as file, closing(_read_lines(file)) as lines:
+        yield next(lines, {})
+        for item in lines:
+            yield item | {"code": bytes.fromhex(item["code"])}
+
+
+def _write_lines(file: IO[bytes], header: Header, items: Iterable[_Item]) -> int:
+    """JSON writes everything but ASCII, bytes of paths too, in ASCII."""
+    count = 0
+    file.write(json.dumps({"hashret": VERSION, **header._asdict()}).encode() + b"\n")
+    for count, item in enumerate(items, 1):  # noqa: B007  # how many it was
+        file.write(json.dumps(item).encode() + b"\n")
+    return count
+
+
+def _read_lines(file: Iterable[bytes]) -> _Reading:
+    for number, line in enumerate(file, 1):
+        item = json.loads(line)
+        if not isinstance(item, dict):
+            raise ValueError(f"line {number} is no JSON object")
+        yield item
 
 
 def _write_numpy(path: Path, header: Header, items: Iterator[_Item]) -> int:
-    rows = [(item["id"], item["code"], item["paths"][0]["root"] + item["paths"][0]["name"]) for item in items]
-    codes = np.frombuffer(b"".join(code for _, code, _ in rows), np.uint8).reshape(len(rows), header.bits // 8)
-    ids = np.array([i for i, _, _ in rows], np.int64)
-    with path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            codes=codes,
-            ids=ids,
-            paths=np.array([name for *_, name in rows], np.str_),
-            fingerprint=header.fingerprint,
-        )
-    return len(rows)
+    ids, codes, paths = list[int](), list[bytes](), list[str]()
+
+    def without_codes() -> Iterator[_Item]:
+        for item in items:
+            ids.append(item["id"])
+            codes.append(item.pop("code"))
+            paths.append(item["paths"][0]["root"] + item["paths"][0]["name"])
+            yield item
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        with file.open(_LINES, "w", force_zip64=True) as lines:
+            count = _write_lines(lines, header, without_codes())
+        arrays: dict[str, NDArray[Any]] = {
+            "codes": np.frombuffer(b"".join(codes), np.uint8).reshape(count, header.bits // 8),
+            "ids": np.array(ids, np.int64),
+            "paths": np.array(paths, np.str_),
+            "fingerprint": np.array(header.fingerprint),
+        }
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return count
+
+
+def _read_numpy(path: Path) -> _Reading:
+    try:
+        with zipfile.ZipFile(path) as file:
+            if _LINES not in file.namelist():
+                raise ValueError(f"it has no {_LINES}, as hashret export writes it now: export again")
+            with file.open("codes.npy") as member:
+                codes = np.lib.format.read_array(member, allow_pickle=False)
+            with file.open(_LINES) as member, closing(_read_lines(member)) as lines:
+                yield next(lines, {})
+                if codes.dtype != np.uint8 or codes.ndim != 2:
+                    raise ValueError(f"codes are {codes.dtype} {codes.shape}, not uint8 (n, bits // 8)")
+                for item, code in zip(lines, codes, strict=True):
+                    yield item | {"code": code.tobytes()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, MemoryError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(one_line(error)) from None
 
 
 def _write_parquet(path: Path, header: Header, items: Iterator[_Item]) -> int:
@@ -225,7 +267,11 @@ _WRITERS: dict[str, Callable[[Path, Header, Iterator[_Item]], int]] = {
     "numpy": _write_numpy,
     "parquet": _write_parquet,
 }
-_READERS: dict[str, Callable[[Path], _Reading]] = {"jsonl": _read_jsonl, "parquet": _read_parquet}
+_READERS: dict[str, Callable[[Path], _Reading]] = {
+    "jsonl": _read_jsonl,
+    "numpy": _read_numpy,
+    "parquet": _read_parquet,
+}
 
 
 @contextmanager

@@ -68,6 +68,8 @@ class Workspace(NamedTuple):
     aside: NDArray[np.uint32]  # (budget, 2): codes that may be among the nearest, with their distances
     tally: NDArray[np.int64]  # (FAR,): how many items or blocks there are of each distance
     least: NDArray[np.int16]  # (q, STRETCH): the distance of the code in each block nearest to each query
+    looks: NDArray[np.int64]  # (FAR,): how many buckets are looked up before a level begins
+    probes: NDArray[np.int64]  # (1,): how many have been, for all queries
 
 
 @inlined

@@ -48,7 +48,7 @@ def flip_nearest(
     met, aside, tally = work.met, work.aside, work.tally
     plan = segment.plan
     careless, patient, hopeful, deepest, room = plan[0], plan[1], plan[2], plan[3], plan[4]
-    m, level, count, near, tight = len(segment.cuts), 0, 0, 0, longest(segment.codes)
+    m, level, count, near, tight, high = len(segment.cuts), 0, 0, 0, longest(segment.codes), 0
     nearest_yet = tight
     tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
     while level <= tight and (tight <= deepest or (level <= patient and (level <= careless or nearest_yet <= hopeful))):
@@ -71,6 +71,7 @@ def flip_nearest(
                     near -= tally[tight]
                     tight -= 1
         level += 1
+    work.probes[0] += work.looks[level + (high < 0)]
     kept = 0
     for i in range(count):
         prefetch(segment.ids, aside[i, 0])

@@ -31,7 +31,7 @@ def flip_within(
     Level after level up to the radius, unless flipping costs more than a scan (see `kernels` for the levels, the plan,
     and why this finds each code, once).
     """
-    n, level, room = 0, 0, segment.plan[4]
+    n, level, room, high = 0, 0, segment.plan[4], 0
     cut_query(segment, queries, q, work)
     if radius <= segment.plan[3]:
         announce(segment, queries, q)
@@ -47,6 +47,7 @@ def flip_within(
                 found[n] = j
                 n += 1
         level += 1
+    work.probes[0] += work.looks[level + (high < 0)]
     return n, level
 
 

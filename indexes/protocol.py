@@ -26,6 +26,13 @@ class RangeHits(NamedTuple):
     ids: NDArray[np.int64]  # (limits[-1],)
 
 
+class Searched(NamedTuple):
+    """What an index has been asked since it was made or loaded."""
+
+    queries: int
+    probes: int  # buckets that were looked up for them; none where codes were scanned
+
+
 class CodeIndex(Protocol):
     """Codes in, nearest ids out. Any number of threads may search while one writes: they see before or after."""
 
@@ -39,6 +46,10 @@ class CodeIndex(Protocol):
 
     def __len__(self) -> int:
         """The number of items."""
+
+    @property
+    def searched(self) -> Searched:
+        """What it has been asked so far."""
 
     def add(self, codes: Codes, ids: NDArray[np.int64]) -> None:
         """Add codes, uint8 (n, bits // 8), under ids, int64 (n,), not negative.

@@ -2,7 +2,9 @@
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -192,8 +194,32 @@ def workspace(segment: Segment, queries: int) -> Workspace:
             np.empty((budget, 2), np.uint32),
             np.empty(FAR, np.int64),
             np.empty((queries, STRETCH), np.int16),
+            np.zeros(FAR, np.int64),
+            np.zeros(1, np.int64),
         )
+        _mine.cuts = None
+    if tables and (_mine.cuts is None or _mine.cuts() is not segment.cuts):
+        work.looks[:] = _looks(tuple(segment.cuts[:, 1].tolist()))
+        _mine.cuts = weakref.ref(segment.cuts)  # or a file that is mapped would stay so
     return work
+
+
+@lru_cache
+def _looks(widths: tuple[int, ...]) -> NDArray[np.int64]:
+    """How many buckets of tables with these widths are looked up before each level begins; the first of each table
+    are, together, at level 0."""
+    m = len(widths)
+    flips = [m, *[0] * (m - 1)] + [math.comb(widths[level % m], level // m) for level in range(m, FAR - 1)]
+    return np.cumsum([0, *flips])
+
+
+def take_probes() -> int:
+    """How many buckets this thread has looked up since it was last asked; a level that was begun counts as a whole."""
+    work: Workspace | None = getattr(_mine, "work", None)
+    if work is None:
+        return 0
+    probes, work.probes[0] = int(work.probes[0]), 0
+    return probes
 
 
 def is_dead(segment: Segment, slots: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -2,9 +2,10 @@
 
 An index is a *base* of distinct codes with posting lists, on which an engine works, and a small *tail* of items added
 since, which is simply scanned. When the tail outgrows its share of the base, or a quarter of all items is dead, both
-are built into a new base (a log-structured merge tree of two levels; O'Neil et al. 1996). Nothing that a search reads
-is ever written to: a write makes a new `State` and puts it in place at once, so that a search, which takes the state
-once, sees the index before the write or after it.
+are built into a new base (a log-structured merge tree of two levels; O'Neil et al. 1996). Where that would keep a write
+waiting, and whoever waits for it, a thread does it while the tail goes on to grow. Nothing that a search reads is ever
+written to: a write makes a new `State` and puts it in place at once, so that a search, which takes the state once, sees
+the index before the write or after it.
 """
 
 import threading
@@ -22,11 +23,23 @@ from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Distances, Ids, sort_heaps
 from hashret.indexes.kernels_nearest import nearest
 from hashret.indexes.kernels_within import expand_within, matches_within, sort_rows
-from hashret.indexes.protocol import Hits, Path, RangeHits, check_count, check_ids, check_items, check_once, read_only
+from hashret.indexes.protocol import (
+    Hits,
+    Path,
+    RangeHits,
+    Searched,
+    check_count,
+    check_ids,
+    check_items,
+    check_once,
+    read_only,
+)
 from hashret.indexes.threads import split
 
 _NO_IDS = read_only(np.empty(0, np.int64))
 _FEW = 64  # so few allowed items are always looked up one by one
+_LARGE = 1 << 16  # items that a thread of its own merges: fewer are merged in some 50 ms
+_LONGEST = 4  # a tail of so many times its share is merged at once all the same
 
 
 class State(NamedTuple):
@@ -36,15 +49,25 @@ class State(NamedTuple):
     live: int
 
 
+class Write(NamedTuple):
+    """Items that came, or, without codes, went."""
+
+    words: Words | None
+    ids: Ids
+
+
 class UpdatableIndex(ABC):
     """Items that come and go, over an engine that searches distinct codes and cannot change."""
 
     kind: ClassVar[str]  # what a saved file says it is
-    tail_share: ClassVar[int]  # the tail may hold 1024 items and one in so many of the base
+    tail_share: ClassVar[int]  # the tail should hold 1024 items and one in so many of the base
 
     def __init__(self, bits: int) -> None:
         self.bits = check_bits(bits)
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
+        self._searched = Searched(0, 0)
+        self._since: list[Write] | None = None  # what was written since a thread began to merge
         self._state = self._built(segments.to_words(np.empty((0, bits // 8), np.uint8)), _NO_IDS)
 
     @abstractmethod
@@ -61,6 +84,17 @@ class UpdatableIndex(ABC):
 
     def __len__(self) -> int:
         return self._state.live
+
+    @property
+    def searched(self) -> Searched:
+        """How many queries have been searched for, and how many buckets looked up for them."""
+        return self._searched
+
+    def _count(self, queries: int) -> None:
+        """Count queries that this thread has just searched for."""
+        probes = segments.take_probes()
+        with self._counting:
+            self._searched = Searched(self._searched.queries + queries, self._searched.probes + probes)
 
     def add(self, codes: Codes, ids: NDArray[np.int64]) -> None:
         """Add codes, uint8 (n, bits // 8), under ids, int64 (n,), not negative.
@@ -81,29 +115,57 @@ class UpdatableIndex(ABC):
                     raise ValueError(f"id {segment.ids[there].min()} is in the index already")
             if state.live + len(ids) > segments.MAX_ITEMS:
                 raise ValueError(f"an index holds at most {segments.MAX_ITEMS} items")
-            if len(state.tail.ids) + len(ids) > 1024 + len(state.base.ids) // self.tail_share:
-                self._state = self._merged(state, (words, ids))
-            else:
-                kept = segments.items(state.tail)
-                tail = segments.plain(np.concatenate([kept[0], words]), np.concatenate([kept[1], ids]))
-                self._state = state._replace(tail=tail, live=state.live + len(ids))
+            tail, most = len(state.tail.ids) + len(ids), 1024 + len(state.base.ids) // self.tail_share
+            if tail > most and (len(state.base.ids) < _LARGE or tail > _LONGEST * most):
+                self._since, self._state = None, self._merged(state, (words, ids))
+                return
+            self._write(_added(state, words, ids), Write(words, ids))
+            if tail > most:
+                self._merge_beside()
 
     def remove(self, ids: NDArray[np.int64]) -> int:
         """Remove the items with these ids, int64 (n,), and return how many were there; others are ignored."""
         check_ids(ids)
         with self._lock:
-            state = self._state
-            slots = [_live_slots(segment, ids) for segment in (state.base, state.tail)]
-            removed = sum(map(len, slots))
-            if removed:
-                base, tail = (
-                    segments.buried(segment, gone) if len(gone) else segment
-                    for segment, gone in zip((state.base, state.tail), slots, strict=True)
-                )
-                state = state._replace(base=base, tail=tail, live=state.live - removed)
-                total = len(base.ids) + len(tail.ids)
-                self._state = self._merged(state) if 4 * (total - state.live) > total else state
-            return removed
+            before = self._state
+            state = _removed(before, ids)
+            total = len(state.base.ids) + len(state.tail.ids)
+            many = 4 * (total - state.live) > total
+            if many and total < _LARGE:
+                self._since, self._state = None, self._merged(state)
+            elif state is not before:
+                self._write(state, Write(None, ids))
+                if many:
+                    self._merge_beside()
+            return before.live - state.live
+
+    def _write(self, state: State, write: Write) -> None:
+        """Put a state in place, and note what made it, if a thread is merging the one before."""
+        self._state = state
+        if self._since is not None:
+            self._since.append(write)
+
+    def _merge_beside(self) -> None:
+        """Begin to merge in a thread, unless one does."""
+        if self._since is None:
+            self._since = []
+            threading.Thread(target=self._merge, args=(self._state, self._since), name="hashret-merge").start()
+
+    def _merge(self, state: State, since: list[Write]) -> None:
+        """Put a merged state in place, with what was written meanwhile, unless another was merged by then."""
+        try:
+            state, done = self._merged(state), 0
+            while len(since) > done + 1:  # most of it without keeping writers waiting
+                state, done = _written(state, since[done]), done + 1
+            with self._lock:
+                if self._since is since:
+                    for write in since[done:]:
+                        state = _written(state, write)
+                    self._state = state
+        finally:
+            with self._lock:
+                if self._since is since:
+                    self._since = None
 
     def search(self, queries: Codes, k: int, *, allowed: NDArray[np.int64] | None = None) -> Hits:
         """The k nearest items of each query, uint8 (q, bits // 8), ordered by (distance, id).
@@ -135,6 +197,7 @@ class UpdatableIndex(ABC):
                     part.reached[:] = 0
                     offer_nearest(state.tail, asked, allowed, part)
             sort_heaps(part.distances, part.ids, part.sizes)
+            self._count(high - low)
 
         if k:
             split(count, search)
@@ -169,6 +232,7 @@ class UpdatableIndex(ABC):
                     )
             ordered = RangeHits(found.limits, np.empty_like(found.distances), np.empty_like(found.ids))
             sort_rows(*found, np.empty(radius + 1, np.int64), *ordered[1:])
+            self._count(high - low)
             return ordered
 
         parts = split(len(queries), search)
@@ -230,6 +294,30 @@ class UpdatableIndex(ABC):
         if allowed is None:
             return state.live
         return sum(len(_live_slots(segment, allowed)) for segment in (state.base, state.tail))
+
+
+def _added(state: State, words: Words, ids: Ids) -> State:
+    """The state with items in its tail that are not there yet."""
+    kept = segments.items(state.tail)
+    tail = segments.plain(np.concatenate([kept[0], words]), np.concatenate([kept[1], ids]))
+    return state._replace(tail=tail, live=state.live + len(ids))
+
+
+def _removed(state: State, ids: Ids) -> State:
+    """The state without those of these items that are there; itself if none is."""
+    slots = [_live_slots(segment, ids) for segment in (state.base, state.tail)]
+    removed = sum(map(len, slots))
+    if not removed:
+        return state
+    base, tail = (
+        segments.buried(segment, gone) if len(gone) else segment
+        for segment, gone in zip((state.base, state.tail), slots, strict=True)
+    )
+    return state._replace(base=base, tail=tail, live=state.live - removed)
+
+
+def _written(state: State, write: Write) -> State:
+    return _removed(state, write.ids) if write.words is None else _added(state, write.words, write.ids)
 
 
 class Heaps(NamedTuple):

@@ -23,7 +23,7 @@ from hashret.hasher import Hasher
 from hashret.images import decode
 
 SOAK = "HASHRET_SOAK" in os.environ
-MUTANTS, GOOD = (10_000, 200) if SOAK else (500, 20)
+MUTANTS, GOOD = (10_000, 200) if SOAK else (1000, 20)
 MOST_MEMORY = 2**31  # that a run may take besides what it has when the model is loaded
 
 # Indexes a folder twice and queries with every file in it; tells what became of each.

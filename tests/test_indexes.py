@@ -1,8 +1,10 @@
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ from hashret.indexes import (
     segments,
     set_threads,
     streaming,
+    updatable,
 )
 from hashret.indexes import files as formats
+from hashret.indexes.updatable import UpdatableIndex
 
 Array = np.ndarray[Any, Any]
 Items = dict[int, bytes]
@@ -257,7 +261,10 @@ class Life(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_any_life(engine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_any_life(engine: str, beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if beside:
+        monkeypatch.setattr(updatable, "_LARGE", 0)  # threads merge, however few there are
     machine = type("Machine", (Life,), {"engine": engine, "folder": tmp_path})
     run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
 
@@ -387,6 +394,31 @@ def test_parts_of_a_batch_make_the_whole(engine: str, share: int) -> None:
         assert_same(RangeHits(one.limits, ranges.distances[low:high], ranges.ids[low:high]), one)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_look_up_is_counted(threads: int) -> None:
+    index, codes = BitFlipIndex(64), make(64, 3000, 1)
+    index.add(codes, np.arange(3000))
+    base = index._state.base
+    widths, deepest = base.cuts[:, 1].tolist(), int(base.plan[3])
+    m = len(widths)
+    assert m < 8 < deepest and index.searched == (0, 0)
+    expected = 0
+    set_threads(threads)
+    try:
+        for radius in (0, 8):  # the first look-ups of all tables are made together
+            index.within(codes[:40], radius)
+            expected += 40 * sum(math.comb(widths[level % m], level // m) for level in range(max(m, radius + 1)))
+            assert index.searched[1] == expected
+        index.search(codes[:40], 1)  # each is met at once
+        assert index.searched == (120, expected + 40 * m)
+        index.search(codes[:40], 1, allowed=np.arange(3))  # three codes are scanned
+        assert index.searched == (160, expected + 40 * m)
+    finally:
+        set_threads(2)
+    index.add(make(64, 3000, 2), np.arange(3000, 6000))
+    assert index.searched == (160, expected + 40 * m)
+
+
 def assert_same(a: tuple[Array, ...], b: tuple[Array, ...]) -> None:
     for x, y in zip(a, b, strict=True):
         assert np.array_equal(x, y)
@@ -421,6 +453,56 @@ def test_damaged_files_are_refused(engine: str, tmp_path: Path) -> None:
         with pytest.raises(HashretError, match=engine):
             INDEXES[other].load(path)
     assert len(INDEXES[engine].load(path)) == 1502
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nobody_waits_for_a_merge(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updatable, "_LARGE", 0)
+    index, codes = INDEXES[engine](64), make(64, 9000, 1)
+    begun, may_end, merged = threading.Event(), threading.Event(), UpdatableIndex._merged
+
+    def slowly(self: UpdatableIndex, state: Any, *more: Any) -> Any:
+        begun.set()
+        assert may_end.wait(60)
+        return merged(self, state, *more)
+
+    items = as_items(codes[:3000], np.arange(3000))
+    index.add(codes[:3000], np.arange(3000))  # which is many times what a tail should hold
+    while index._since is not None:
+        time.sleep(0.001)
+    base = index._state.base
+    monkeypatch.setattr(UpdatableIndex, "_merged", slowly)
+    for low in range(3000, 5000, 200):
+        index.add(codes[low : low + 200], np.arange(low, low + 200))
+        items |= as_items(codes[low : low + 200], np.arange(low, low + 200))
+        check_search(index, items, codes[:20], 7)
+    assert begun.wait(60) and index._state.base.codes is base.codes
+    gone = np.arange(0, 5000, 3)  # of what is being merged, and of what came since
+    assert index.remove(gone) == len(gone) and index.remove(gone) == 0
+    items = {i: code for i, code in items.items() if i % 3}
+    index.add(codes[5000:5010], gone[:10])  # ids that are free again
+    items |= as_items(codes[5000:5010], gone[:10])
+    check_search(index, items, codes[:20], 7)
+    assert index._state.base.codes is base.codes
+    may_end.set()
+    while index._since is not None:
+        time.sleep(0.001)
+    assert len(index._state.base.ids) > len(base.ids)
+    check_search(index, items, codes[:20], 7)
+    check_within(index, items, codes[:20], 9)
+    may_end.clear()
+    begun.clear()
+    assert index.remove(np.array([*items][: len(items) // 2])) == len(items) // 2 and begun.wait(60)
+    items = dict([*items.items()][len(items) // 2 :])
+    monkeypatch.undo()
+    index.add(codes[5010:], np.arange(5010, 9000))  # so many that nobody waits for the other
+    items |= as_items(codes[5010:], np.arange(5010, 9000))
+    may_end.set()
+    for thread in threading.enumerate():
+        if thread.name == "hashret-merge":
+            thread.join()
+    check_search(index, items, codes[:20], 7)
+    assert len(index) == len(items)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

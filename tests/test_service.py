@@ -26,6 +26,7 @@ from PIL import Image
 from hashret.codes import to_hex
 from hashret.collection import Collection, Hit
 from hashret.hasher import Hasher
+from hashret.indexes import segments
 
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
@@ -585,6 +586,34 @@ def test_health_and_figures(http: Any, collection: Collection) -> None:
     http.post("/v1/query", json={"id": 1})
     assert _figure(http.get("/metrics").text, counted) == before + 1
     assert 'hashret_request_seconds_count{route="/v1/items/{item_id}"}' not in text or "/v1/items/1" not in text
+
+
+def test_probes_of_the_index_are_counted(
+    collection: Collection, tmp_path: Path, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "MIN_CODES", 2)  # so that there are tables to look codes up in
+    monkeypatch.setattr(segments, "SCAN", 100.0)
+    rng = np.random.default_rng(0)
+    with Collection.create(tmp_path / "c", collection.hasher) as own:
+        own.add(list(rng.integers(0, 256, (1500, 8, 8), np.uint8)))
+
+        def figures() -> tuple[float, float]:
+            text = httpx.get(f"{there}/metrics").text
+            return _figure(text, "hashret_index_queries_total"), _figure(text, "hashret_index_probes_total")
+
+        there = serve(own)
+        while httpx.get(f"{there}/readyz").status_code != 200:
+            time.sleep(0.01)
+        before = figures()
+        code = to_hex(own.codes([1]))[0]
+        for _ in range(3):
+            httpx.post(f"{there}/v1/query", json={"code": code, "k": 1})
+        asked = figures()
+        assert asked[0] == before[0] + 3 and asked[1] > before[1] + 3
+        assert figures() == asked
+        own.rebuild_index()  # another one, which begins at zero
+        httpx.post(f"{there}/v1/query", json={"code": code, "k": 1})
+        assert figures()[0] == asked[0] + 1 and figures()[1] > asked[1]
 
 
 def _figure(text: str, name: str) -> float:

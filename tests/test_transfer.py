@@ -2,6 +2,7 @@ import json
 import os
 import sqlite3
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
@@ -19,7 +20,7 @@ from hashret.hasher import Hasher
 from hashret.transfer import format_of
 
 
-@pytest.fixture(params=["jsonl", "parquet"])
+@pytest.fixture(params=["jsonl", "npz", "parquet"])
 def kind(request: pytest.FixtureRequest) -> str:
     if request.param == "parquet":
         pytest.importorskip("pyarrow")
@@ -132,21 +133,52 @@ def test_the_lines_say_what_is_what(collection: Collection, tmp_path: Path) -> N
 def test_arrays_for_numpy(collection: Collection, tmp_path: Path) -> None:
     assert collection.export(tmp_path / "out", "numpy") == len(collection)
     with np.load(tmp_path / "out") as out:
-        assert sorted(out) == ["codes", "fingerprint", "ids", "paths"] and out["fingerprint"] == hasher().fingerprint
+        assert sorted(out) == ["codes", "fingerprint", "ids", "items.jsonl", "paths"]
+        assert out["fingerprint"] == hasher().fingerprint
         assert out["codes"].dtype == np.uint8 and out["codes"].shape == (len(collection), 2)
         for i, code, path in zip(out["ids"].tolist(), out["codes"], out["paths"].tolist(), strict=True):
             if "blobs/" not in path:
                 assert path in collection.get(i).paths
             assert collection.query_codes(code[None], where=f"id = {i}")[0][0].distance == 0
-    with pytest.raises(ValueError, match="only jsonl and parquet can be imported: numpy does not hold everything"):
-        collection.import_items(tmp_path / "out.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"items.jsonl": None}, "it has no items.jsonl, as hashret export writes it now: export again"),
+        ({"codes.npy": None}, "no item named 'codes.npy'"),
+        ({"codes.npy": b"\x93NUMPY"}, "EOF"),
+        ({"codes.npy": np.zeros((3, 2), np.uint8)}, "shorter"),
+        ({"codes.npy": np.zeros((9999, 2), np.uint8)}, "longer"),
+        ({"codes.npy": np.zeros((9999, 3), np.uint8)}, "a code of as many bits as the first line says"),
+        ({"codes.npy": np.zeros(5, np.int64)}, r"codes are int64 \(5,\), not uint8"),
+        ({"codes.npy": np.array([{}, {}])}, "Object arrays cannot be loaded"),
+        ({"items.jsonl": b""}, "was not written by hashret export"),
+        ({"items.jsonl": b'{"hashret": 2}'}, "was not written by hashret export, or by a newer one"),
+    ],
+)
+def test_arrays_that_no_export_could_be(
+    collection: Collection, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    collection.export(tmp_path / "out.npz")
+    with zipfile.ZipFile(tmp_path / "out.npz") as whole, zipfile.ZipFile(tmp_path / "in.npz", "w") as file:
+        for name in whole.namelist():
+            data = change.get(name, whole.read(name))
+            if isinstance(data, np.ndarray):
+                with file.open(name, "w") as member:
+                    np.lib.format.write_array(member, data)
+            elif data is not None:
+                file.writestr(name, data)
+    before = tables(collection)
+    with pytest.raises(HashretError, match=reason) as caught:
+        collection.import_items(tmp_path / "in.npz")
+    assert "\n" not in str(caught.value) and tables(collection) == before
 
 
 def test_an_empty_collection(tmp_path: Path) -> None:
     with Collection.create(tmp_path / "c", hasher()) as made:
-        for kind in ("jsonl", "numpy"):
-            assert made.export(tmp_path / "out", kind) == 0
-        assert made.export(tmp_path / "out.jsonl") == 0 and made.import_items(tmp_path / "out.jsonl") == 0
+        for name in ("out.jsonl", "out.npz"):
+            assert made.export(tmp_path / name) == 0 and made.import_items(tmp_path / name) == 0
 
 
 def test_formats() -> None:

@@ -328,8 +328,8 @@ def _add_health(app: FastAPI, work: Work, metrics: Metrics) -> None:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented()},
     )
     async def figures() -> Response:
-        items, generation = await work.reads.ask(lambda: (len(there), there.generation))
-        return Response(metrics.page(items, generation), media_type="text/plain; version=0.0.4; charset=utf-8")
+        told = await work.reads.ask(lambda: (len(there), there.generation, there.searched))
+        return Response(metrics.page(*told), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_page(app: FastAPI, token: str | None) -> None:

@@ -27,6 +27,14 @@ class Metrics:
         )
         self._items = Gauge("hashret_items", "Items in the collection.", registry=registry)
         self._generation = Gauge("hashret_generation", "Generation of the index.", registry=registry)
+        self._searched, self._probes = (
+            Counter(f"hashret_index_{name}", text, registry=registry)
+            for name, text in (
+                ("queries", "Queries that the index was asked."),
+                ("probes", "Buckets that the index looked up for them, none where it scanned all codes."),
+            )
+        )
+        self._before = (0, 0)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -42,8 +50,13 @@ class Metrics:
         self._work.labels(stage).observe(seconds)
         self._size.labels(stage).observe(size)
 
-    def page(self, items: int, generation: int) -> bytes:
-        """The text that Prometheus reads."""
+    def page(self, items: int, generation: int, searched: tuple[int, int]) -> bytes:
+        """The text that Prometheus reads; `searched` are the queries and probes of the present index, from its
+        beginning on."""
         self._items.set(items)
         self._generation.set(generation)
+        before = self._before if searched[0] >= self._before[0] else (0, 0)  # of an index since gone
+        self._searched.inc(searched[0] - before[0])
+        self._probes.inc(max(0, searched[1] - before[1]))
+        self._before = searched
         return generate_latest(self._registry)
