@@ -1,4 +1,4 @@
-"""Two views of one image: random crops, turns, mirrorings, light and erasures, for a whole batch at once. Those of a
+"""Views of one image: random crops, turns, mirrorings, light and erasures, for a whole batch at once. Those of a
 vector: noise, and numbers that are left out.
 
 The views of SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709) as one affine resampling a batch, with every
@@ -6,12 +6,55 @@ image drawing its own parameters.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hashret.models.binary import BinaryAutoencoder
+
+BY_THE_IMAGES = -1.0
 FARTHER = 1.2  # than an image: its mirror image, if it is another one
+
+
+class ViewedAutoencoder(BinaryAutoencoder):
+    """A member that learns from views of the images rather than from the images themselves."""
+
+    def __init__(
+        self,
+        *args: Any,
+        crop: float = BY_THE_IMAGES,
+        rotation: float = 10.0,
+        flip: float = BY_THE_IMAGES,
+        light: float = BY_THE_IMAGES,
+        erase: float = 0.0,
+        noise: float = 0.1,
+        masking: float = 0.05,
+        **parts: Any,
+    ) -> None:
+        """What views are like (see `augment`); `noise` and `masking` are for vectors. −1 lets the images choose: a
+        `flip` is ½ unless their mirror images are other images, as of writing; in colour, as photos are, whose objects
+        lie anywhere in any light, `crop` is 0.7 and `light` 0.4, otherwise 0.8 and 0.2."""
+        super().__init__(*args, **parts)
+        colour = self.shape[0] == 3
+        crop = (0.7 if colour else 0.8) if crop == BY_THE_IMAGES else crop
+        light = (0.4 if colour else 0.2) if light == BY_THE_IMAGES else light
+        self.free = flip == BY_THE_IMAGES
+        flip = 0.5 if self.free else flip
+        vectors = {"noise": noise, "masking": masking}
+        self.views = views(crop=crop, rotation=rotation, flip=flip, light=light, erase=erase, **vectors)
+
+    def prepare(self, x: Tensor, labels: Tensor | None) -> None:
+        if self.free and x.ndim == 4:
+            self.views["flip"] = 0.0 if mirror_images_are_rarer(x) else 0.5
+
+    def chosen(self) -> dict[str, float]:
+        return {f"view_{name}": self.views[name] for name in ("crop", "flip", "light")} if len(self.shape) == 3 else {}
+
+    def view(self, x: Tensor) -> Tensor:
+        """Another view of each image of a batch."""
+        return augment(x, **self.views)
 
 
 def views(

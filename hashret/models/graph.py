@@ -7,13 +7,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import augment, views
+from hashret.models.augment import ViewedAutoencoder
 from hashret.models.base import straight_through_sign
-from hashret.models.binary import BinaryAutoencoder
 from hashret.models.heads import Head, anchor_graph
 
 
-class GraphAutoencoder(BinaryAutoencoder):
+class GraphAutoencoder(ViewedAutoencoder):
     """Bits that say where an image lies in the graph of all images, and from which it can be remembered."""
 
     def __init__(
@@ -21,29 +20,25 @@ class GraphAutoencoder(BinaryAutoencoder):
         *args: Any,
         sharpness: float = 2.0,
         reconstruction: float = 5.0,
-        crop: float = 0.8,
         rotation: float = 5.0,
-        light: float = 0.2,
-        noise: float = 0.1,
-        masking: float = 0.05,
         **parts: Any,
     ) -> None:
         """A bit is 1 for the teacher with the probability σ(`sharpness` × its margin in standard deviations).
-        `reconstruction` weighs the decoder's nats per pixel; the others are the views' (see `augment`)."""
-        super().__init__(*args, **parts)
+        `reconstruction` weighs the decoder's nats per pixel."""
+        super().__init__(*args, rotation=rotation, **parts)
         if not (sharpness > 0 and reconstruction >= 0):
             raise ValueError(
                 f"sharpness must be above 0 and reconstruction 0 or more, not {sharpness} and {reconstruction}"
             )
         self.sharpness, self.reconstruction = sharpness, reconstruction
-        self.views = views(crop=crop, rotation=rotation, flip=0.0, light=light, noise=noise, masking=masking)
         self.teacher: Head | None = None
 
     def prepare(self, x: Tensor, labels: Tensor | None) -> None:
+        super().prepare(x, labels)
         self.teacher = anchor_graph(x.flatten(1).cpu().numpy(), self.latent, seed=0)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        h = self.features(augment(x, **self.views) if self.training else x).float()
+        h = self.features(self.view(x) if self.training else x).float()
         nll = self.likelihood.nll(self.decode(straight_through_sign(h)), x).mean() / x[0].numel()
         terms = {"reconstruction": self.reconstruction * nll}
         if self.teacher is not None:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import augment, views
+from hashret.models.augment import ViewedAutoencoder
 from hashret.models.base import straight_through_sign
-from hashret.models.binary import BinaryAutoencoder
 
 
-class OrthoHash(BinaryAutoencoder):
+class OrthoHash(ViewedAutoencoder):
     """Codes near one fixed code for each class, which are as far from each other as chance puts them."""
 
     labelled = True
@@ -26,15 +25,10 @@ class OrthoHash(BinaryAutoencoder):
         margin: float = 0.2,
         scale: float = 8.0,
         reconstruction: float = 0.5,
-        crop: float = 0.8,
-        rotation: float = 10.0,
-        noise: float = 0.1,
-        masking: float = 0.05,
         **parts: Any,
     ) -> None:
         """`margin` is what an image's cosine with its class's code must be ahead by, `scale` the inverse temperature;
-        `reconstruction` weighs the decoder's nats per pixel; `crop`, `rotation`, `noise` and `masking` are of the views
-        (see `augment`). `classes` is counted from the labels."""
+        `reconstruction` weighs the decoder's nats per pixel. `classes` is counted from the labels."""
         super().__init__(*args, **parts)
         if not (0 <= margin < 2 and scale > 0 and reconstruction >= 0):
             raise ValueError(
@@ -42,15 +36,13 @@ class OrthoHash(BinaryAutoencoder):
                 f"{margin}, {scale} and {reconstruction}"
             )
         self.margin, self.scale, self.reconstruction = margin, scale, reconstruction
-        flip = 0.5 * (self.shape[0] == 3)
-        self.views = views(crop=crop, rotation=rotation, flip=flip, light=0.2, noise=noise, masking=masking)
         self.register_buffer("targets", torch.empty(classes, self.latent).bernoulli_(0.5).mul_(2).sub_(1))
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         return self.labelled_loss(x, torch.full((len(x),), -1, device=x.device))
 
     def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        h = self.features(augment(x, **self.views) if self.training else x)
+        h = self.features(self.view(x) if self.training else x)
         nll = self.likelihood.nll(self.decode(straight_through_sign(h)), x).mean() / x[0].numel()
         terms = {"reconstruction": self.reconstruction * nll}
         known = labels >= 0
