@@ -17,6 +17,10 @@ and e(u) >= s for u > t, so distance(x) = Σ e(u) >= (t + 1)(s + 1) + (m - t - 1
 
 *Switching.* After level L a scan has to offer only codes that are first met later, ``first_level(x) > L``.
 
+*Sifting.* Beside the number of a code, a table may keep a **sift**, some bits of the code outside its substring.
+A code met after s flips is at least s bits away, and as many more as its sift differs in from the query's, because no
+bit is counted twice. So most codes of large buckets are rejected unread, and far fewer buckets have to be looked up.
+
 *Waiting.* Nearly every read is of memory that no cache holds, so time goes by the reads waited for one after another.
 A level therefore reads all its buckets' bounds side by side, then asks for all postings, then for all codes; and what
 the first look-ups of the next two queries read is asked for while this one is searched (`announce`).
@@ -28,12 +32,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.indexes.jit import inlined, popcount, prefetch, trailing_zeros
-from hashret.indexes.kernels_codes import Words, substring
-from hashret.indexes.kernels_heap import Distances, Ids, push
+from hashret.indexes.kernels_codes import Words, distance, substring
+from hashret.indexes.kernels_heap import Ids
 
 BLOCK = 2048  # codes compared with every waiting query while they are in the fastest cache
 STRETCH = 1024  # blocks whose least distances are known before any of them is looked at closely
 PART = 64  # codes of such a block compared once more to find which are near
+SIFTED = 256  # codes of a bucket of which is known how they differ before any of them is looked at closely
+WALKED = 32  # so many codes are sifted while one is checked
 FLIPS = 256  # buckets whose bounds are read side by side
 LINE = 8  # a line of the cache holds at most so many codes, and twice as many postings
 
@@ -46,15 +52,16 @@ class Segment(NamedTuple):
     """
 
     codes: Words  # (d,) or (d, words), distinct and ascending if there are tables
-    ids: Ids  # (n,): the id in each slot: slot j has the least of code j, the slots from d on have the others
+    ids: Ids  # (n,), uint32 if all fit: the id in each slot: slot j has the least of code j, those from d on the others
     shared: NDArray[np.uint64]  # marks of the codes that have more than one id; no rows if none has
     starts: NDArray[np.uint32]  # (such codes + 1,): where the other ids of each begin, ascending, in the order of codes
     by_id: NDArray[np.uint32]  # (n,): the slots in the order of their ids
     dead: NDArray[np.uint8]  # one bit a slot, set when its id was removed; empty if none was
-    cuts: NDArray[np.int64]  # (m, 3): each substring's first bit, width, and first row in `marks`
+    cuts: NDArray[np.int64]  # (m, 5): each substring's first bit, width, and first row in `marks`; its sift's first two
     marks: NDArray[np.uint64]  # marks of the buckets that are not empty, table after table
     bounds: NDArray[np.uint32]  # where the postings of each such bucket begin, and, a table's last, end
     postings: NDArray[np.uint32]  # (m - 1, d): numbers of codes; table 0 needs none, as codes are sorted by substring 0
+    sifts: NDArray[np.uint8]  # (m - 1, 3, d): sifts, lowest byte first; more of them stands above the numbers; or empty
     plan: NDArray[np.int64]  # (5,): careless, patient, hopeful, deepest, budget; see `flip_nearest`
 
 
@@ -64,6 +71,10 @@ class Workspace(NamedTuple):
     own: Ids  # (m,): the substrings of the query at hand
     ranges: NDArray[np.int64]  # (FLIPS, 2): of places in the postings
     met: NDArray[np.uint32]  # (budget,): numbers of the codes met at one level, or at the first m
+    opened: NDArray[np.int64]  # (m + 1,): where the ranges of each of the first m levels end, from 0 on
+    differ: NDArray[np.uint8]  # (SIFTED,): in how many bits codes differ from the query, at least
+    eights: NDArray[np.uint64]  # (SIFTED / 8,): the same memory, eight at once
+    walked: NDArray[np.int64]  # (1,): how many postings were sifted for the query
     ends: NDArray[np.int64]  # (m + 1,): where those met at each of the first m levels end, from 0 on; -1: no room
     aside: NDArray[np.uint32]  # (budget, 2): codes that may be among the nearest, with their distances
     tally: NDArray[np.int64]  # (FAR,): how many items or blocks there are of each distance
@@ -122,6 +133,8 @@ def announce(segment: Segment, queries: Words, q: int) -> None:
                 for place in range(low, min(high, low + FLIPS), LINE):
                     if t:
                         prefetch(segment.postings[t - 1], place)
+                        for byte in range(3 if len(segment.sifts) else 0):
+                            prefetch(segment.sifts[t - 1, byte], place)
                     else:
                         prefetch(segment.codes, place)
 
@@ -143,7 +156,18 @@ def look_up(segment: Segment, s: int, t: int, flip: int, work: Workspace, n: int
     for i in range(begin, n):
         bound = ranges[i, 0]
         ranges[i, 0], ranges[i, 1] = segment.bounds[bound], segment.bounds[bound + 1]
-        if t:
+        if len(segment.sifts):
+            low, last = ranges[i, 0], min(ranges[i, 1], ranges[i, 0] + FLIPS)
+            for place in range(low, last, 2 * LINE if t else LINE):
+                if t:
+                    prefetch(segment.postings[t - 1], place)
+                else:
+                    prefetch(segment.codes, place)
+            if t:
+                for byte in range(3):
+                    for place in range(low, last, 8 * LINE):
+                        prefetch(segment.sifts[t - 1, byte], place)
+        elif t:
             prefetch(segment.postings[t - 1], ranges[i, 0])
     return flip, n
 
@@ -164,86 +188,93 @@ def gather(segment: Segment, t: int, begin: int, end: int, room: int, work: Work
 
 
 @inlined
-def meet(segment: Segment, level: int, room: int, work: Workspace) -> tuple[int, int]:
+def differences(segment: Segment, queries: Words, q: int, t: int, low: int, high: int, work: Workspace) -> None:
+    """Write in how many bits the sifts in places low ... high - 1 of table t differ from the query's.
+
+    For table 0, which has the codes themselves at hand, their distances, 127 at most.
+    """
+    differ = work.differ  # all loops here run over whole arrays: else they do not vectorise
+    if t == 0:
+        codes = segment.codes[low:high]
+        for i in range(len(codes)):
+            differ[i] = min(127, distance(codes, i, queries, q))
+        return
+    width = segment.cuts[t, 4]
+    shift, own = np.uint64(32 - max(0, width - 24)), np.uint64(substring(queries, q, segment.cuts[t, 3], width))
+    postings, sifts = segment.postings[t - 1, low:high], segment.sifts[t - 1]
+    lowest, middle, highest = sifts[0, low:high], sifts[1, low:high], sifts[2, low:high]
+    for i in range(len(postings)):
+        theirs = np.uint64(postings[i]) >> shift << np.uint64(24)
+        theirs |= np.uint64(lowest[i]) | np.uint64(middle[i]) << np.uint64(8) | np.uint64(highest[i]) << np.uint64(16)
+        differ[i] = popcount(theirs ^ own)
+
+
+@inlined
+def sift(
+    segment: Segment, queries: Words, q: int, t: int, begin: int, end: int, bound: int, work: Workspace, n: int
+) -> int:
+    """Write the numbers of those codes in some ranges of table t after the n met that differ in at most `bound` bits.
+
+    Returns how many then; -1 if all that was sifted costs more than a scan, or there is no room.
+    """
+    met, byte, high_bits = work.met, np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+    numbers = (np.uint64(1) << np.uint64(32 - max(0, segment.cuts[t, 4] - 24))) - np.uint64(1)
+    beyond = np.uint64(127 - min(bound, 127)) * byte  # added to eight differences, it sets the high bits of the greater
+    for i in range(begin, end):
+        first, last = work.ranges[i, 0], work.ranges[i, 1]
+        work.walked[0] += last - first
+        if work.walked[0] > WALKED * segment.plan[4] or n + last - first > len(met):
+            return -1
+        for low in range(first, last, SIFTED):
+            high = min(low + SIFTED, last)
+            differences(segment, queries, q, t, low, high, work)
+            for eight in range(low, high, 8):
+                near = ~(work.eights[(eight - low) >> 3] + beyond) & high_bits
+                if high - eight < 8:
+                    near &= (np.uint64(1) << np.uint64(8 * (high - eight))) - np.uint64(1)
+                while near:
+                    place = eight + (trailing_zeros(np.int64(near)) >> 3)
+                    met[n] = np.uint64(segment.postings[t - 1, place]) & numbers if t else place
+                    n += 1
+                    near &= near - np.uint64(1)
+    return n
+
+
+@inlined
+def meet(
+    segment: Segment, queries: Words, q: int, level: int, bound: int, room: int, work: Workspace
+) -> tuple[int, int]:
     """Meet the codes of a level, at most `room`: from where to where in `met` their numbers are (-1: too many).
 
-    Level 0 meets those of the first m levels, for which one look-up each is enough, together.
+    Level 0 looks up the first m levels, for which one look-up each is enough, together, and unless codes are sifted
+    meets all their codes. Sifting leaves out codes that are farther than `bound`.
     """
-    m, ends = len(segment.cuts), work.ends
+    m, ends, opened, sifted = len(segment.cuts), work.ends, work.opened, len(segment.sifts) > 0
     if level == 0:
-        n = ends[0] = 0
+        n = opened[0] = ends[0] = work.walked[0] = 0
         for t in range(m):
             _, n = look_up(segment, 0, t, 0, work, n)
+            opened[t + 1] = n
+        n = 0
+        for t in range(m if not sifted else 0):
+            n = gather(segment, t, opened[t], opened[t + 1], room, work, n) if n >= 0 else -1
             ends[t + 1] = n
-        n = begin = 0
-        for t in range(m):
-            n = gather(segment, t, begin, ends[t + 1], room, work, n) if n >= 0 else -1
-            begin = ends[t + 1]
-            ends[t + 1] = n
-    if level < m:
-        return ends[level], ends[level + 1]
     s, t, n = level // m, level % m, 0
-    flip, last = (1 << s) - 1, 1 << segment.cuts[t, 1]
-    while flip < last and n >= 0:
-        flip, count = look_up(segment, s, t, flip, work, 0)
-        n = gather(segment, t, 0, count, room, work, n)
+    if level < m and not sifted:
+        return ends[level], ends[level + 1]
+    if level < m:
+        n = sift(segment, queries, q, t, opened[t], opened[t + 1], bound, work, 0)
+    else:
+        flip, last = (1 << s) - 1, 1 << segment.cuts[t, 1]
+        while flip < last and n >= 0:
+            flip, count = look_up(segment, s, t, flip, work, 0)
+            if sifted:
+                n = sift(segment, queries, q, t, 0, count, bound - s if t else bound, work, n)
+            else:
+                n = gather(segment, t, 0, count, room, work, n)
+    if sifted and n > room:
+        n = -1
+    if sifted and t:
+        for i in range(n):
+            prefetch(segment.codes, work.met[i])
     return 0, n
-
-
-@inlined
-def contains(ascending: Ids, wanted: int) -> bool:
-    low, high = 0, len(ascending)
-    while low < high:
-        middle = (low + high) >> 1
-        if ascending[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low < len(ascending) and ascending[low] == wanted
-
-
-@inlined
-def other_slots(segment: Segment, j: int | np.int64) -> tuple[int, int]:
-    """The slots of code j besides slot j: from where to where."""
-    if len(segment.shared):
-        shared, number = marked(segment.shared, j >> 6, j & 63)
-        if shared:
-            return int(segment.starts[number]), int(segment.starts[number + 1])
-    return 0, 0
-
-
-@inlined
-def qualifies(segment: Segment, slot: int, allowed: Ids, filtered: bool) -> bool:
-    dead = segment.dead
-    if len(dead) and (dead[slot >> 3] >> (slot & 7)) & 1:
-        return False
-    return not filtered or contains(allowed, segment.ids[slot])
-
-
-@inlined
-def qualifying(segment: Segment, j: int, allowed: Ids, filtered: bool) -> int:
-    """How many items of code j qualify."""
-    low, high = other_slots(segment, j)
-    if not len(segment.dead) and not filtered:
-        return int(1 + high - low)
-    count = int(qualifies(segment, j, allowed, filtered))
-    for slot in range(low, high):
-        count += qualifies(segment, slot, allowed, filtered)
-    return count
-
-
-@inlined
-def offer(
-    segment: Segment, j: int, d: int, allowed: Ids, filtered: bool, distances: Distances, ids: Ids, n: int
-) -> int:
-    """Offer the ids of code j, at distance d, to the heap of the best k so far; its new size."""
-    low, high = other_slots(segment, j)
-    slot = j
-    for following in range(low, high + 1):
-        candidate = segment.ids[slot]
-        if n == len(ids) and (d > distances[0] or (d == distances[0] and candidate > ids[0])):
-            break  # ids ascend within a posting list: the rest is no better
-        if qualifies(segment, slot, allowed, filtered):
-            n = push(distances, ids, n, d, candidate)
-        slot = following
-    return n

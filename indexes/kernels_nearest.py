@@ -14,11 +14,10 @@ from hashret.indexes.kernels import (
     cut_query,
     is_new,
     meet,
-    offer,
-    qualifying,
 )
 from hashret.indexes.kernels_codes import FAR, Words, distance, least_distance, longest
 from hashret.indexes.kernels_heap import Distances, Ids
+from hashret.indexes.kernels_items import offer, qualifying
 
 
 @inlined
@@ -52,10 +51,10 @@ def flip_nearest(
     nearest_yet = tight
     tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
     while level <= tight and (tight <= deepest or (level <= patient and (level <= careless or nearest_yet <= hopeful))):
-        low, high = meet(segment, level, room, work)
+        low, high = meet(segment, queries, q, level, tight, room, work)
         if high < 0:
             break
-        if level >= m - 1:
+        if level >= m - 1 or len(segment.sifts):
             room -= high
         for i in range(low, high):
             j = np.int64(met[i])

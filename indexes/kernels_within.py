@@ -13,11 +13,10 @@ from hashret.indexes.kernels import (
     cut_query,
     is_new,
     meet,
-    other_slots,
-    qualifies,
 )
 from hashret.indexes.kernels_codes import Words, distance, least_distance
 from hashret.indexes.kernels_heap import Distances, Ids
+from hashret.indexes.kernels_items import other_slots, qualifies
 
 Numbers = NDArray[np.uint32]  # of codes
 
@@ -36,10 +35,10 @@ def flip_within(
     if radius <= segment.plan[3]:
         announce(segment, queries, q)
     while level <= radius <= segment.plan[3]:
-        low, high = meet(segment, level, room, work)
+        low, high = meet(segment, queries, q, level, radius, room, work)
         if high < 0:
             break
-        if level >= len(segment.cuts) - 1:
+        if level >= len(segment.cuts) - 1 or len(segment.sifts):
             room -= high
         for i in range(low, high):
             j = np.int64(work.met[i])

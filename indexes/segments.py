@@ -5,23 +5,33 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
-from typing import NamedTuple
+from itertools import chain, repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.indexes.kernels import FLIPS, STRETCH, Segment, Workspace
+from hashret.indexes.kernels import FLIPS, SIFTED, STRETCH, Segment, Workspace
 from hashret.indexes.kernels_build import count_buckets, mark, open_buckets, place_codes
 from hashret.indexes.kernels_codes import FAR, Words
 from hashret.indexes.kernels_heap import Ids
 
 MAX_ITEMS = (1 << 32) - 1  # slots and codes are numbered in 32 bits
 MAX_WIDTH = 24  # a table of 2**24 buckets takes 64 MiB
+SIFT_BITS = 128  # the sifts of longer codes tell too little of them
+WIDER = 5  # bits by which the substrings are shorter than log2(count) where codes are sifted
 
-# What the planner believes, in nanoseconds: looking one bucket up, checking one code found there, scanning one word.
-LOOK_UP, CHECK, SCAN = 4.0, 16.0, 0.2  # a scan for many queries together costs a fourth, but few ever wait for one
+# What the planner believes, in nanoseconds: looking one bucket up, checking one code found there; the same where codes
+# are sifted; scanning one word.
+LOOK_UP, CHECK, OPEN, SIFT, SCAN = (
+    4.0,
+    16.0,
+    15.0,
+    0.3,
+    0.2,
+)  # a scan for many queries together costs a fourth, but few ever wait for one
+SIFT_CODES = 1 << 22  # fewer are found faster in small buckets, without sifting
 MIN_CODES = 8192  # fewer are scanned faster than flipping starts
 
 _LINE = 64  # bytes of a line of the cache
@@ -30,7 +40,8 @@ _mine = threading.local()
 _NO_MARKS = np.empty((0, 2), np.uint64)
 _NO_NUMBERS = np.empty(0, np.uint32)
 _NO_PLAN = np.array([-1, -1, -1, -1, 0], np.int64)
-_NO_TABLES = (np.empty((0, 3), np.int64), _NO_MARKS, _NO_NUMBERS, np.empty((0, 0), np.uint32), _NO_PLAN)
+_NO_SIFTS = np.empty((0, 3, 0), np.uint8)
+_NO_TABLES = (np.empty((0, 5), np.int64), _NO_MARKS, _NO_NUMBERS, np.empty((0, 0), np.uint32), _NO_SIFTS, _NO_PLAN)
 _ALL_LIVE = np.empty(0, np.uint8)
 
 
@@ -51,6 +62,12 @@ def from_words(words: Words, bits: int) -> Codes:
     return np.ascontiguousarray(rows[:, : bits // 8])
 
 
+def narrow(ids: NDArray[Any], greatest: int | None = None) -> NDArray[Any]:
+    """The same ids as uint32, if all, or the greatest of all, fit."""
+    most = ids.max(initial=0) if greatest is None else greatest
+    return ids.astype(np.uint32) if most < 1 << 32 else ids
+
+
 def frozen(segment: Segment) -> Segment:
     """The same segment with read-only arrays: many threads read it, and kernels are compiled for one kind of array."""
     for array in segment:
@@ -63,7 +80,7 @@ def plain(words: Words, ids: Ids) -> Segment:
     order = np.argsort(ids, kind="stable")  # merges a tail and what is added to it in linear time
     words, ids = words[order], ids[order]
     by_id = np.arange(len(ids), dtype=np.uint32)
-    return frozen(Segment(words, ids, _NO_MARKS, _NO_NUMBERS, by_id, _ALL_LIVE, *_NO_TABLES))
+    return frozen(Segment(words, narrow(ids), _NO_MARKS, _NO_NUMBERS, by_id, _ALL_LIVE, *_NO_TABLES))
 
 
 def _aligned(words: Words) -> Words:
@@ -112,7 +129,7 @@ def distinct(words: Words, ids: Ids) -> Segment:
         starts = len(codes) + np.cumsum(np.append(0, counts[counts > 0])).astype(np.uint32)
         ids = np.concatenate([ids, others])
     by_id = np.argsort(ids).astype(np.uint32)
-    return frozen(Segment(_aligned(codes), ids, shared, starts, by_id, _ALL_LIVE, *_NO_TABLES))
+    return frozen(Segment(_aligned(codes), narrow(ids), shared, starts, by_id, _ALL_LIVE, *_NO_TABLES))
 
 
 def with_tables(segment: Segment, bits: int) -> Segment:
@@ -120,55 +137,71 @@ def with_tables(segment: Segment, bits: int) -> Segment:
     cuts, plan = cut(len(segment.codes), bits)
     if not len(cuts):
         return segment
-    postings = np.empty((len(cuts) - 1, len(segment.codes)), np.uint32)
-    tables = list(fill_tables(lambda: [segment.codes], cuts, postings))
+    shape = len(cuts) - 1, len(segment.codes)
+    postings = np.empty(shape, np.uint32)
+    sifts = np.empty((shape[0], 3, shape[1]) if cuts[-1, 4] else (0, 3, 0), np.uint8)
+    rows = zip(postings, sifts if len(sifts) else repeat(np.empty((3, 0), np.uint8)), strict=False)
+    tables = list(fill_tables(lambda: [segment.codes], cuts, rows))
     marks, bounds = (np.concatenate(parts) for parts in zip(*tables, strict=True))
-    return frozen(segment._replace(cuts=cuts, marks=marks, bounds=bounds, postings=postings, plan=plan))
+    return frozen(segment._replace(cuts=cuts, marks=marks, bounds=bounds, postings=postings, sifts=sifts, plan=plan))
 
 
 def cut(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The `cuts` and `plan` of tables over so many codes: m ≈ bits / log2(count) of them, none if there are too few."""
+    """The `cuts` and `plan` of tables over so many codes, none if there are too few.
+
+    Without sifts m ≈ bits / log2(count) is best, with them one table more, of buckets that hold about a hundred codes.
+    """
     if count < MIN_CODES:
         return _NO_TABLES[0], _NO_PLAN
-    m = max(round(bits / math.log2(count)), -(-bits // MAX_WIDTH))
+    sifted = bits <= SIFT_BITS and count >= SIFT_CODES
+    width = max(1.0, math.log2(count) - WIDER) if sifted else math.log2(count)
+    m = max(round(bits / width), -(-bits // MAX_WIDTH))
     widths = [bits // m + (t < bits % m) for t in range(m)]
-    cuts = np.empty((m, 3), np.int64)
+    cuts = np.zeros((m, 5), np.int64)
     cuts[:, 0] = np.cumsum([0, *widths[:-1]])
     cuts[:, 1] = widths
     cuts[:, 2] = np.cumsum([0, *(((1 << width) + 63) >> 6 for width in widths[:-1])])
-    return cuts, _plan(count, bits, widths)
+    if sifted and m > 1:  # the bits after the substring, or the first ones, if these are more
+        spare = 32 - (count - 1).bit_length()
+        before, after = cuts[:, 0], bits - cuts[:, 0] - cuts[:, 1]
+        cuts[:, 3] = np.where(after >= before, cuts[:, 0] + cuts[:, 1], 0)
+        cuts[:, 4] = np.minimum(24 + spare, np.maximum(before, after))
+    return cuts, _plan(count, bits, widths, bool(cuts[-1, 4]))
 
 
 def fill_tables(
-    blocks: Callable[[], Iterable[Words]], cuts: NDArray[np.int64], rows: Iterable[NDArray[np.uint32]]
+    blocks: Callable[[], Iterable[Words]],
+    cuts: NDArray[np.int64],
+    rows: Iterable[tuple[NDArray[np.uint32], NDArray[np.uint8]]],
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
-    """The marks and bounds of one table after another; each table but the first fills a row with its postings.
+    """The marks and bounds of one table after another; each table but the first fills rows of postings and sifts.
 
     `blocks` gives all codes, a read-only block after the other, each time it is called.
     """
     filled = 0
-    for (first, width, _), row in zip(cuts.tolist(), chain([None], rows), strict=False):
-        ends = np.zeros(1 << width, np.uint32)
+    for cut, row in zip(cuts, chain([None], rows), strict=False):
+        ends = np.zeros(1 << cut[1], np.uint32)
         for codes in blocks():
-            count_buckets(codes, first, width, ends)
+            count_buckets(codes, cut[0], cut[1], ends)
         marks, bounds = open_buckets(ends)
         marks[:, 1] += np.uint64(filled)
         filled += len(bounds)
         if row is not None:
             number = 0
             for codes in blocks():
-                place_codes(codes, number, first, width, ends, row)
+                place_codes(codes, number, cut, ends, *row)
                 number += len(codes)
         yield marks, bounds
 
 
-def _plan(count: int, bits: int, widths: list[int]) -> NDArray[np.int64]:
+def _plan(count: int, bits: int, widths: list[int], sifted: bool) -> NDArray[np.int64]:
     """The planner's five numbers (see `kernels.flip_nearest`), from what flips cost if buckets are filled evenly."""
     scan = SCAN * count * -(-bits // 64)
+    look_up, check = (OPEN, SIFT) if sifted else (LOOK_UP, CHECK)
     m, spent, careless, patient, hopeful, deepest = len(widths), 0.0, 0, 0, 0, 0
     for level in range(bits):
         s, width = level // m, widths[level % m]
-        spent += math.comb(width, s) * (LOOK_UP + CHECK * count / 2**width)
+        spent += math.comb(width, s) * (look_up + check * count / 2**width)
         if spent > scan:
             break
         deepest = level
@@ -186,10 +219,15 @@ def workspace(segment: Segment, queries: int) -> Workspace:
     budget, tables = int(segment.plan[4]), len(segment.cuts)
     work: Workspace | None = getattr(_mine, "work", None)
     if work is None or len(work.met) < budget or len(work.ends) <= tables or len(work.least) < queries:
+        eights = np.zeros(SIFTED // 8, np.uint64)
         work = _mine.work = Workspace(
             np.empty(tables, np.int64),
             np.empty((FLIPS, 2), np.int64),
             np.empty(budget, np.uint32),
+            np.empty(tables + 1, np.int64),
+            eights.view(np.uint8),
+            eights,
+            np.empty(1, np.int64),
             np.empty(tables + 1, np.int64),
             np.empty((budget, 2), np.uint32),
             np.empty(FAR, np.int64),
@@ -249,4 +287,4 @@ def items(segment: Segment, slots: NDArray[np.int64] | None = None) -> tuple[Wor
         others = slots >= len(segment.codes)
         numbers = slots.copy()
         numbers[others] = sharing[np.searchsorted(segment.starts, slots[others].astype(np.uint32), "right") - 1]
-    return segment.codes[numbers], segment.ids[slots]
+    return segment.codes[numbers], segment.ids[slots].astype(np.int64)

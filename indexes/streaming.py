@@ -65,28 +65,29 @@ def build(path: protocol.Path, kind: str, bits: int, batches: Batches, told: Tol
         records = Column(folder / "records", f"S{width + 8}")
         least, others = Column(folder / "least", np.int64), Column(folder / "others", np.int64)
         counts = Column(folder / "counts", np.uint32)
-        total = _write_records(records, batches, bits, told)
+        total, greatest = _write_records(records, batches, bits, told)
         writer.write("base.codes", _distinct(_sorted_parts(records), tail.codes, least, others, counts, told))
-        writer.write("base.ids", (ids for column in (least, others) for ids in _blocks(column.read, len(column))))
+        ids = (block for column in (least, others) for block in _blocks(column.read, len(column)))
+        writer.write("base.ids", (segments.narrow(block, greatest) for block in ids))
         distinct = len(counts)
         writer.write("base.shared", _shared(counts) if distinct < total else [tail.shared])
         writer.write("base.starts", _starts(counts, distinct) if distinct < total else [tail.starts])
         for column in (least, others, counts):
             column.delete()
-        writer.write("base.by_id", _by_id(lambda begin, end: writer.read("base.ids", begin, end), total, told))
+        writer.write("base.by_id", _by_id(lambda *rows: writer.read("base.ids", *rows).astype(np.int64), total, told))
         writer.write("base.dead", [tail.dead])
-        _write_tables(writer, distinct, bits, told)
+        _write_tables(writer, distinct, bits, Column(folder / "sifts", np.uint8), told)
         for name, array in tail._asdict().items():
             writer.write(f"tail.{name}", [array])
         writer.finish({"bits": bits, "live": total})
 
 
-def _write_records(records: Column, batches: Batches, bits: int, told: Told) -> int:
-    """Write down the items of all batches; how many there are."""
-    total, width = 0, bits // 8
+def _write_records(records: Column, batches: Batches, bits: int, told: Told) -> tuple[int, int]:
+    """Write down the items of all batches; how many there are, and the greatest id."""
+    total, greatest, width = 0, 0, bits // 8
     for codes, ids in batches:
         protocol.check_items(codes, ids, bits)
-        total += len(ids)
+        total, greatest = total + len(ids), max(greatest, int(ids.max(initial=0)))
         if total > segments.MAX_ITEMS:
             raise ValueError(f"an index holds at most {segments.MAX_ITEMS} items")
         rows = np.empty((len(ids), width + 8), np.uint8)
@@ -94,7 +95,7 @@ def _write_records(records: Column, batches: Batches, bits: int, told: Told) -> 
         rows[:, width:] = ids.astype(">i8").view(np.uint8).reshape(-1, 8)
         records.append(rows)
         told("reading", total)
-    return total
+    return total, greatest
 
 
 def _from_records(records: NDArray[np.bytes_]) -> tuple[Words, Ids]:
@@ -216,25 +217,30 @@ def _by_id(read: Read, count: int, told: Told) -> Iterator[NDArray[np.uint32]]:
         told("ids", done)
 
 
-def _write_tables(writer: Writer, count: int, bits: int, told: Told) -> None:
-    """Write tables of so many codes, with the postings of one in memory at a time."""
+def _write_tables(writer: Writer, count: int, bits: int, sifts: Column, told: Told) -> None:
+    """Write tables of so many codes, with the postings and sifts of one in memory at a time."""
     cuts, plan = segments.cut(count, bits)
     marks, bounds = [np.empty((0, 2), np.uint64)], [np.empty(0, np.uint32)]
+    rows, sifted = max(0, len(cuts) - 1), len(cuts) > 1 and bool(cuts[0, 4])
 
     def codes() -> Iterator[Words]:
         return _blocks(lambda begin, end: writer.read("base.codes", begin, end), count)
 
     def postings() -> Iterator[NDArray[np.uint32]]:
-        row = np.empty(count if len(cuts) > 1 else 0, np.uint32)
+        row, sift = np.empty(count * (rows > 0), np.uint32), np.empty((3, count * sifted), np.uint8)
         yield np.empty((0, count if len(cuts) else 0), np.uint32)
-        for t, table in enumerate(segments.fill_tables(codes, cuts, repeat(row))):
+        for t, table in enumerate(segments.fill_tables(codes, cuts, repeat((row, sift)))):
             marks.append(table[0])
             bounds.append(table[1])
             if t:
                 yield row[None]
+                sifts.append(sift)
             told("tables", t + 1)
 
     writer.write("base.postings", postings())
+    table = 3 * count * sifted
+    written = (sifts.read(t * table, (t + 1) * table).reshape(1, 3, -1) for t in range(rows))
+    writer.write("base.sifts", written if sifted else [np.empty((0, 3, 0), np.uint8)])
     writer.write("base.cuts", [cuts])
     writer.write("base.marks", marks)
     writer.write("base.bounds", bounds)

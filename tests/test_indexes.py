@@ -43,6 +43,7 @@ FACTORIES = ["BFlat", "BIVF4", "BHNSW8"]
 def flip_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have tables, and use them, at sizes that brute force can judge."""
     monkeypatch.setattr(segments, "MIN_CODES", 2)
+    monkeypatch.setattr(segments, "SIFT_CODES", 64)
     monkeypatch.setattr(segments, "SCAN", 100.0)
 
 
@@ -142,14 +143,17 @@ def test_equals_brute_force(
 
 @pytest.mark.parametrize("bits", [8, 24, 64, 72, 128, 1024])
 @pytest.mark.parametrize("scan", [0.001, 0.1, 1.0, 100.0])
+@pytest.mark.parametrize("least", [64, 10**6])
 def test_flipping_and_scanning_agree_wherever_the_planner_switches(
-    bits: int, scan: float, monkeypatch: pytest.MonkeyPatch
+    bits: int, scan: float, least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(segments, "SCAN", scan)
+    monkeypatch.setattr(segments, "SIFT_CODES", least)
     codes, queries, ids = make(bits, 5000, 1, 40, 0.2), make(bits, 60, 2, 40, 0.2), np.arange(5000) * 7
     index, items = BitFlipIndex(bits), as_items(codes, ids)
     index.add(codes, ids)
     assert index._state.base.plan.tolist() != [-1, -1, -1, -1, 0]
+    assert (len(index._state.base.sifts) > 0) == (least == 64 and bits <= 128)
     for k in (1, 10, 300):
         check_search(index, items, queries, k)
         check_search(index, items, queries, k, np.sort(np.random.default_rng(k).permutation(ids)[:1000]))
@@ -159,10 +163,14 @@ def test_flipping_and_scanning_agree_wherever_the_planner_switches(
 
 @pytest.mark.parametrize("bits", [64, 128, 256, 320])
 @pytest.mark.parametrize("flips", ["none", "all", "some"])
-def test_scanning_goes_on_where_flipping_stopped(bits: int, flips: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("least", [64, 10**6])
+def test_scanning_goes_on_where_flipping_stopped(
+    bits: int, flips: str, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Several blocks, a last one that is short, codes that share ids or do not, dead items or none, any planner."""
+    monkeypatch.setattr(segments, "SIFT_CODES", least)
     budget = {"none": 0, "all": 10**6, "some": 300}[flips]
-    monkeypatch.setattr(segments, "_plan", lambda count, bits, widths: np.array([bits // 18, *[bits // 9] * 3, budget]))
+    monkeypatch.setattr(segments, "_plan", lambda *asked: np.array([bits // 18, *[bits // 9] * 3, budget]))
     queries = make(bits, 30, 2, 400, 0.2)
     for count, share in ((5000, 5000), (7000, 6500)):
         codes, ids = make(bits, count, 1, 400, 0.2), np.random.default_rng(3).permutation(count)
@@ -401,11 +409,11 @@ def test_every_look_up_is_counted(threads: int) -> None:
     base = index._state.base
     widths, deepest = base.cuts[:, 1].tolist(), int(base.plan[3])
     m = len(widths)
-    assert m < 8 < deepest and index.searched == (0, 0)
+    assert m < deepest and index.searched == (0, 0)
     expected = 0
     set_threads(threads)
     try:
-        for radius in (0, 8):  # the first look-ups of all tables are made together
+        for radius in (0, m + 1):  # the first look-ups of all tables are made together
             index.within(codes[:40], radius)
             expected += 40 * sum(math.comb(widths[level % m], level // m) for level in range(max(m, radius + 1)))
             assert index.searched[1] == expected

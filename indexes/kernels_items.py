@@ -1,0 +1,66 @@
+"""The kernels that go from a code to its items: which of them qualify, and offering these to a heap."""
+
+import numpy as np
+
+from hashret.indexes.jit import inlined
+from hashret.indexes.kernels import Segment, marked
+from hashret.indexes.kernels_heap import Distances, Ids, push
+
+
+@inlined
+def contains(ascending: Ids, wanted: int) -> bool:
+    low, high = 0, len(ascending)
+    while low < high:
+        middle = (low + high) >> 1
+        if ascending[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low < len(ascending) and ascending[low] == wanted
+
+
+@inlined
+def other_slots(segment: Segment, j: int | np.int64) -> tuple[int, int]:
+    """The slots of code j besides slot j: from where to where."""
+    if len(segment.shared):
+        shared, number = marked(segment.shared, j >> 6, j & 63)
+        if shared:
+            return int(segment.starts[number]), int(segment.starts[number + 1])
+    return 0, 0
+
+
+@inlined
+def qualifies(segment: Segment, slot: int, allowed: Ids, filtered: bool) -> bool:
+    dead = segment.dead
+    if len(dead) and (dead[slot >> 3] >> (slot & 7)) & 1:
+        return False
+    return not filtered or contains(allowed, segment.ids[slot])
+
+
+@inlined
+def qualifying(segment: Segment, j: int, allowed: Ids, filtered: bool) -> int:
+    """How many items of code j qualify."""
+    low, high = other_slots(segment, j)
+    if not len(segment.dead) and not filtered:
+        return int(1 + high - low)
+    count = int(qualifies(segment, j, allowed, filtered))
+    for slot in range(low, high):
+        count += qualifies(segment, slot, allowed, filtered)
+    return count
+
+
+@inlined
+def offer(
+    segment: Segment, j: int, d: int, allowed: Ids, filtered: bool, distances: Distances, ids: Ids, n: int
+) -> int:
+    """Offer the ids of code j, at distance d, to the heap of the best k so far; its new size."""
+    low, high = other_slots(segment, j)
+    slot = j
+    for following in range(low, high + 1):
+        candidate = np.int64(segment.ids[slot])
+        if n == len(ids) and (d > distances[0] or (d == distances[0] and candidate > ids[0])):
+            break  # ids ascend within a posting list: the rest is no better
+        if qualifies(segment, slot, allowed, filtered):
+            n = push(distances, ids, n, d, candidate)
+        slot = following
+    return n
