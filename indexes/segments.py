@@ -4,6 +4,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from hashret.indexes.kernels import FLIPS, SIFTED, STRETCH, Segment, Workspace
 from hashret.indexes.kernels_build import count_buckets, mark, open_buckets, place_codes
 from hashret.indexes.kernels_codes import FAR, Words
 from hashret.indexes.kernels_heap import Ids
+from hashret.indexes.threads import get_threads
 
 MAX_ITEMS = (1 << 32) - 1  # slots and codes are numbered in 32 bits
 MAX_WIDTH = 24  # a table of 2**24 buckets takes 64 MiB
@@ -140,9 +142,10 @@ def with_tables(segment: Segment, bits: int) -> Segment:
     shape = len(cuts) - 1, len(segment.codes)
     postings = np.empty(shape, np.uint32)
     sifts = np.empty((shape[0], 3, shape[1]) if cuts[-1, 4] else (0, 3, 0), np.uint8)
-    rows = zip(postings, sifts if len(sifts) else repeat(np.empty((3, 0), np.uint8)), strict=False)
-    tables = list(fill_tables(lambda: [segment.codes], cuts, rows))
-    marks, bounds = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    rows = chain([None], zip(postings, sifts if len(sifts) else repeat(np.empty((3, 0), np.uint8)), strict=False))
+    with ThreadPoolExecutor(get_threads()) as pool:
+        tables = list(pool.map(lambda cut, row: fill_table(lambda: [segment.codes], cut, row), cuts, rows))
+    marks, bounds = (np.concatenate(parts) for parts in zip(*numbered(tables), strict=True))
     return frozen(segment._replace(cuts=cuts, marks=marks, bounds=bounds, postings=postings, sifts=sifts, plan=plan))
 
 
@@ -169,28 +172,35 @@ def cut(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return cuts, _plan(count, bits, widths, bool(cuts[-1, 4]))
 
 
-def fill_tables(
+def fill_table(
     blocks: Callable[[], Iterable[Words]],
-    cuts: NDArray[np.int64],
-    rows: Iterable[tuple[NDArray[np.uint32], NDArray[np.uint8]]],
-) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
-    """The marks and bounds of one table after another; each table but the first fills rows of postings and sifts.
+    cut: NDArray[np.int64],
+    row: tuple[NDArray[np.uint32], NDArray[np.uint8]] | None,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """The marks and bounds of a table; each but the first fills rows of postings and sifts.
 
     `blocks` gives all codes, a read-only block after the other, each time it is called.
     """
-    filled = 0
-    for cut, row in zip(cuts, chain([None], rows), strict=False):
-        ends = np.zeros(1 << cut[1], np.uint32)
+    ends = np.zeros(1 << cut[1], np.uint32)
+    for codes in blocks():
+        count_buckets(codes, cut[0], cut[1], ends)
+    marks, bounds = open_buckets(ends)
+    if row is not None:
+        number = 0
         for codes in blocks():
-            count_buckets(codes, cut[0], cut[1], ends)
-        marks, bounds = open_buckets(ends)
+            place_codes(codes, number, cut, ends, *row)
+            number += len(codes)
+    return marks, bounds
+
+
+def numbered(
+    tables: Iterable[tuple[NDArray[np.uint64], NDArray[np.uint32]]],
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
+    """The same tables, their marks as if the bounds of all were one array."""
+    filled = 0
+    for marks, bounds in tables:
         marks[:, 1] += np.uint64(filled)
         filled += len(bounds)
-        if row is not None:
-            number = 0
-            for codes in blocks():
-                place_codes(codes, number, cut, ends, *row)
-                number += len(codes)
         yield marks, bounds
 
 

@@ -7,7 +7,6 @@ and even items that all share one code can be split. Then codes, ids and tables 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -229,7 +228,8 @@ def _write_tables(writer: Writer, count: int, bits: int, sifts: Column, told: To
     def postings() -> Iterator[NDArray[np.uint32]]:
         row, sift = np.empty(count * (rows > 0), np.uint32), np.empty((3, count * sifted), np.uint8)
         yield np.empty((0, count if len(cuts) else 0), np.uint32)
-        for t, table in enumerate(segments.fill_tables(codes, cuts, repeat((row, sift)))):
+        tables = (segments.fill_table(codes, cut, (row, sift) if t else None) for t, cut in enumerate(cuts))
+        for t, table in enumerate(segments.numbered(tables)):
             marks.append(table[0])
             bounds.append(table[1])
             if t:
