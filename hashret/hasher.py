@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +45,8 @@ from hashret.vectors import AnyPreprocessing, describe, stored_preprocessing
 
 DEFAULT_MODEL = "contrastive"
 PASS, PASS_NUMBERS = 1000, 2**21  # images in one forward pass, at most, and the numbers that they have together
+SMALL_FILE, SMALL_ARRAY = 2**12, 2**14  # bytes of images that are decoded one after the other
+SMALL_BATCH = 2**16  # bytes of a batch that a single thread codes: more of them spend their time waiting for each other
 MAX_WEIGHTS = 2**30  # of a member: four gigabytes, and training needs as much again three times
 REMEMBERED = 5000  # training images of which it is measured how badly they are remembered
 MOST_NUMBERS = 2**28  # that a head is fitted on: a gigabyte
@@ -227,6 +229,7 @@ class Hasher:
             expected = f"{preprocessing.dtype} {('n', *preprocessing.shape)}"
             raise ValueError(f"pixels must be {expected}, not {pixels.dtype} {pixels.shape}")
         where = next(chain(member.parameters(), member.buffers(), [head.threshold])).device
+        alone |= pixels.nbytes <= SMALL_BATCH
         out = np.empty((len(pixels), self.bits), np.bool_)
         doubtful = np.empty(len(pixels), np.bool_)
         with _full_float32(where, alone):
@@ -357,7 +360,15 @@ class Hasher:
     def _prepared(self, images: Any) -> Iterator[Inputs]:
         """Each of a batch of images as the model sees it."""
         preprocessing = self.preprocessing
-        return in_order(lambda image: preprocessing(to_content(image)).pixels, _each(images))
+
+        def prepare(image: Any) -> Inputs:
+            return preprocessing(to_content(image)).pixels
+
+        for small, some in groupby(_each(images), _is_small):
+            if small:  # threads would take longer to take turns than to decode
+                yield from map(prepare, some)
+            else:
+                yield from in_order(prepare, some)
 
     def _parts(self) -> tuple[AnyPreprocessing, Member, Head]:
         if self._fitted is None:
@@ -399,6 +410,13 @@ class Hasher:
         named |= {f"head.{name}": tensor for name, tensor in head.tensors().items()}
         named |= {f"preprocessing.{name}": torch.from_numpy(a) for name, a in preprocessing.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def _is_small(image: Any) -> bool:
+    """Whether an image is in memory and decoded in a fraction of a millisecond, beyond doubt or nearly so."""
+    return (isinstance(image, bytes) and len(image) <= SMALL_FILE) or (
+        isinstance(image, np.ndarray) and image.nbytes <= SMALL_ARRAY
+    )
 
 
 def _each(images: Any) -> Iterable[Any]:

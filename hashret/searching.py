@@ -86,15 +86,13 @@ class Searching(Opened):
     ) -> list[list[Hit]]:
         """What `query` gives, for each of a batch of images as `Hasher.encode` takes them."""
         check_rank(rank)
-        images, apart = self._judged_apart(images)
-        more = None if k is None else check_count(k, 1, "k") + max(map(len, apart), default=0)
-        while True:
-            hasher = self.hasher
-            codes, margins = (hasher.encode(images), None) if rank == "distance" else hasher.margins(images)
-            found = self._answer(codes, more, max_distance, hasher.fingerprint, where, margins=margins)
-            if found is not None:  # None if the collection has changed to another model meanwhile
-                hits = _as_hits(*found)
-                return _without(hits, apart, k) if apart else hits
+        return _as_hits(*self._found(images, k, max_distance, where, rank))
+
+    def nearest_images(
+        self, images: Any, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+    ) -> list[Nearest]:
+        """What `query_batch` gives, as `nearest` does."""
+        return self._found(images, k, max_distance, where, "distance")[0]
 
     def query_codes(
         self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
@@ -121,8 +119,8 @@ class Searching(Opened):
                 raise NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")
             more = None if k is None else check_count(k, 1, "k") + len(left_out)
             found = self._answer(codes, more, max_distance, settings["fingerprint"], where)
-            if found is not None:  # as in query_batch
-                return _without(_as_hits(*found), [left_out], k)[0]
+            if found is not None:  # as in _found
+                return _as_hits(*_without(*found, [left_out], k))[0]
 
     def matching(self, where: str) -> list[int]:
         """Ids, ascending, of the items that an SQLite expression holds for, such as "label = 'cat' AND width > 800".
@@ -151,6 +149,19 @@ class Searching(Opened):
                     some: list[int] = ids[start : start + limit].tolist()
                     found = self._store.items(some)
                     return [self._absolute(found[i]) for i in some]
+
+    def _found(
+        self, images: Any, k: int | None, max_distance: int | None, where: str | None, rank: str
+    ) -> tuple[list[Nearest], list[list[float]] | None]:
+        """What is found for each image, with scores unless the rank is by distance."""
+        images, apart = self._judged_apart(images)
+        more = None if k is None else check_count(k, 1, "k") + max(map(len, apart), default=0)
+        while True:
+            hasher = self.hasher
+            codes, margins = (hasher.encode(images), None) if rank == "distance" else hasher.margins(images)
+            found = self._answer(codes, more, max_distance, hasher.fingerprint, where, margins=margins)
+            if found is not None:  # None if the collection has changed to another model meanwhile
+                return _without(*found, apart, k) if apart else found
 
     def _answer(
         self,
@@ -262,6 +273,18 @@ def _apart_from(item_id: int, pairs: NDArray[np.int64]) -> set[int]:
     return set(pairs[(pairs == item_id).any(axis=1)].ravel().tolist()) - {item_id}
 
 
-def _without(hits: list[list[Hit]], left_out: list[set[int]], k: int | None) -> list[list[Hit]]:
-    """The first k hits of each query without the items that are left out of it."""
-    return [[hit for hit in row if hit.id not in out][:k] for row, out in zip(hits, left_out, strict=True)]
+def _without(
+    found: list[Nearest], scores: list[list[float]] | None, left_out: list[set[int]], k: int | None
+) -> tuple[list[Nearest], list[list[float]] | None]:
+    """The first k of what was found for each query, without the items that are left out of it."""
+    kept = [
+        [place for place, item in enumerate(items) if item.id not in out][:k]
+        for (_, items), out in zip(found, left_out, strict=True)
+    ]
+    found = [
+        Nearest([distances[place] for place in places], [items[place] for place in places])
+        for (distances, items), places in zip(found, kept, strict=True)
+    ]
+    if scores is not None:
+        scores = [[row[place] for place in places] for row, places in zip(scores, kept, strict=True)]
+    return found, scores

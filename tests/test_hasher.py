@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hashret.codes import Codes, hamming, pack, to_hex
 from hashret.errors import HashretError
-from hashret.hasher import FORMAT, Hasher, parse_duration
+from hashret.hasher import FORMAT, SMALL_BATCH, Hasher, parse_duration
 from hashret.images import Preprocessing
 from hashret.models import MODELS, Member
 from hashret.models.heads import HEADS
@@ -253,10 +253,12 @@ def test_a_thread_alone_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     hasher = fit("counting", "mlp", DIGITS[:100], steps=2)
     torch.set_num_threads(2)
     try:
-        for alone in (True, False):
+        few, many = DIGITS[:4, ..., None], np.repeat(DIGITS[:4, ..., None], 300, axis=0)
+        assert few.nbytes < SMALL_BATCH < many.nbytes  # which decides where nobody else does
+        for pixels, alone, threads in ((many, True, 1), (many, False, 2), (few, True, 1), (few, False, 1)):
             seen.clear()
-            hasher.encode_pixels(DIGITS[:4, ..., None], alone=alone)
-            assert set(seen) == {1 if alone else 2}
+            hasher.encode_pixels(pixels, alone=alone)
+            assert set(seen) == {threads}
     finally:
         torch.set_num_threads(1)
 
@@ -932,3 +934,14 @@ def test_margins_say_how_far_each_bit_is_from_flipping(name: str) -> None:
         parts = [hasher.margins(images[i : i + size])[1] for i in range(0, len(images), size)]
         assert np.concatenate(parts) == pytest.approx(margins, rel=1e-6)
     assert [len(part) for part in hasher.margins([])] == [0, 0]
+
+
+def test_small_and_large_images_keep_their_order() -> None:
+    """Small ones are decoded one after the other, large ones by threads."""
+    rng = np.random.default_rng(0)
+    sizes = [8, 200, 8, 8, 300, 250, 8]
+    small = rng.integers(0, 256, (len(sizes), 8, 8), np.uint8)
+    images = [np.asarray(Image.fromarray(s).resize((n, n))) for s, n in zip(small, sizes, strict=True)]
+    hasher = Hasher("lsh", 32).fit(rng.integers(0, 256, (50, 8, 8), np.uint8))
+    one_by_one = np.concatenate([hasher.encode([image]) for image in images])
+    assert (hasher.encode(images) == one_by_one).all() and len(np.unique(one_by_one, axis=0)) == len(images)

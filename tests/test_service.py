@@ -588,6 +588,35 @@ def test_health_and_figures(http: Any, collection: Collection) -> None:
     assert 'hashret_request_seconds_count{route="/v1/items/{item_id}"}' not in text or "/v1/items/1" not in text
 
 
+@pytest.mark.parametrize(
+    "address", ["", "?k=3", "?max_distance=9", "?rank=asymmetric&k=4", "?codes=true", "?where=id<9"]
+)
+def test_an_image_is_answered_alike_by_both_ways(http: Any, address: str) -> None:
+    """What a page asks goes by the framework's layers, and what a program asks by ours."""
+    http.post("/v1/verdicts", json={"a": 1, "b": 2, "verdict": "different"})
+    data = Path(http.get("/v1/items/1").json()["paths"][0]).read_bytes()
+    headers = {"content-type": "image/png"}
+    ours = http.post(f"/v1/query{address}", content=data, headers=headers)
+    headers |= {"origin": str(http.base_url).rstrip("/")}
+    theirs = http.post(f"/v1/query{address}", content=data, headers=headers)
+    assert ours.status_code == theirs.status_code == 200 and ours.content == theirs.content
+    hits = [hit["id"] for hit in ours.json()["hits"]]
+    assert hits[0] == 1 and 2 not in hits
+
+
+@pytest.mark.parametrize(
+    ("address", "content", "status"),
+    [("?k=0", b"x", 422), ("?k=x", b"x", 422), ("?size=3", b"x", 422), ("", b"", 422), ("?where=(", b"x", 422)],
+)
+def test_an_image_is_refused_alike_by_both_ways(http: Any, address: str, content: bytes, status: int) -> None:
+    headers = {"content-type": "image/png"}
+    ours = http.post(f"/v1/query{address}", content=content, headers=headers)
+    headers |= {"origin": str(http.base_url).rstrip("/")}
+    theirs = http.post(f"/v1/query{address}", content=content, headers=headers)
+    assert ours.status_code == theirs.status_code == status
+    assert ours.json() == theirs.json() and ours.headers["content-type"] == "application/problem+json"
+
+
 def test_probes_of_the_index_are_counted(
     collection: Collection, tmp_path: Path, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -595,7 +624,8 @@ def test_probes_of_the_index_are_counted(
     monkeypatch.setattr(segments, "SCAN", 100.0)
     rng = np.random.default_rng(0)
     with Collection.create(tmp_path / "c", collection.hasher) as own:
-        own.add(list(rng.integers(0, 256, (1500, 8, 8), np.uint8)))
+        np.save(tmp_path / "rows.npy", rng.integers(0, 256, (1500, 8, 8), np.uint8))
+        own.index(tmp_path / "rows.npy")
 
         def figures() -> tuple[float, float]:
             text = httpx.get(f"{there}/metrics").text

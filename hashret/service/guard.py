@@ -31,7 +31,8 @@ READING = {QUERY, "/v1/encode", "/v1/reconstruct"}  # by POST
 
 
 class Guard:
-    """ASGI middleware around the application `app`; queries by JSON, where no page asks, go to `queries` instead."""
+    """ASGI middleware around the application `app`; queries by JSON or one image, where no page asks, go to `queries`
+    instead."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Guard:
             self._metrics.answered(route, scope["method"], status, time.perf_counter() - began)
 
     def _admit(self, scope: MutableMapping[str, Any], open_to_all: bool) -> bool:
-        """Raises Problem unless this request may be made; whether it is a query by JSON that no page asks."""
+        """Raises Problem unless this request may be made; whether it is a query for `queries`."""
         host = origin = authorization = cookie = kind = b""
         for name, value in scope["headers"]:
             if name == b"host":
@@ -126,8 +127,10 @@ class Guard:
             raise Problem(403, "the service is read-only: start it without --read-only to change the collection")
         if self._token is not None and (writes or not self._loopback) and not self._knows(authorization, cookie, scope):
             raise Problem(401, "this needs the token: send Authorization: Bearer TOKEN", WWW_Authenticate="Bearer")
-        plain = path == QUERY and method == "POST" and not origin and not scope["query_string"]
-        return plain and kind.partition(b";")[0].strip().lower() == b"application/json"
+        if path != QUERY or method != "POST" or origin:
+            return False
+        kind = kind.partition(b";")[0].strip().lower()
+        return kind.startswith(b"image/") or (kind == b"application/json" and not scope["query_string"])
 
     def _knows(self, authorization: bytes, cookie: bytes, scope: MutableMapping[str, Any]) -> bool:
         assert self._token is not None

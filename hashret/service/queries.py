@@ -1,4 +1,4 @@
-"""Queries by code and by item, which come as JSON.
+"""Queries by code and by item, which come as JSON, and by one image, which comes as it is.
 
 They take less work than FastAPI's and Starlette's layers would, so the guard hands them straight to `Queries`. What is
 asked, answered and refused is the same as by the ordinary way.
@@ -7,6 +7,7 @@ asked, answered and refused is the same as by the ordinary way.
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -26,7 +27,11 @@ class Queries:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         try:
-            answer = await answer_json(self._work, await _body(receive))
+            body = await _body(receive)
+            if is_image(scope):
+                answer = await answer_image(self._work, body, scope["query_string"])
+            else:
+                answer = await answer_json(self._work, body)
         except ClientDisconnect:
             await Response(status_code=400)(scope, receive, send)  # to nobody
         except (Problem, HashretError) as error:
@@ -46,6 +51,14 @@ async def answer_json(work: Work, body: bytes) -> bytes:
     return await answer(work, questions, several=several)
 
 
+async def answer_image(work: Work, image: bytes, address: bytes) -> bytes:
+    """The answer to a query by an image, whose options stand in the address, as JSON."""
+    wanted = _PLAIN
+    if address:
+        wanted = wanted_of(validate(messages.ImageOptions, dict(QueryParams(address)), text=True))
+    return await answer(work, [Question(None, image, False, wanted)], several=False)
+
+
 async def answer(work: Work, questions: Sequence[Question], *, several: bool) -> bytes:
     """The answers to questions of one kind as JSON: a list if there may be several."""
     wanted = questions[0].wanted
@@ -61,6 +74,15 @@ async def answer(work: Work, questions: Sequence[Question], *, several: bool) ->
 def wanted_of(options: messages.Options) -> Wanted:
     rank = options.rank if isinstance(options, messages.ImageOptions) else "distance"
     return Wanted(options.most, options.max_distance, options.where, rank, options.codes)
+
+
+_PLAIN = wanted_of(messages.ImageOptions())
+
+
+def is_image(scope: Message) -> bool:
+    """Whether a request says that its body is an image."""
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+    return bool(kinds) and kinds[-1].lstrip().lower().startswith(b"image/")
 
 
 def _questions(asked: Any) -> tuple[list[Question], bool]:

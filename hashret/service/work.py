@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -160,7 +161,8 @@ class Work:
             groups.setdefault((kind, wanted, fingerprint), []).append(i)
         for (_, wanted, _), rows in groups.items():
             some = [questions[i] for i in rows]
-            told = _each(self._tell_codes if some[0].is_code and not wanted.codes else self._tell, some)
+            plain = not wanted.codes and wanted.rank == "distance" and not isinstance(some[0].value, int)
+            told = _each(self._tell_plainly if plain else self._tell, some)
             for i, answer in zip(rows, told, strict=True):
                 answers[i] = answer
         return answers
@@ -169,10 +171,15 @@ class Work:
         """The answers to questions of one kind."""
         return [self._document(asked, hits) for asked, hits in zip(questions, self._search(questions), strict=True)]
 
-    def _tell_codes(self, questions: list[Question]) -> list[bytes]:
-        """The same for codes, of hits without theirs: what is said of an item is kept ready."""
+    def _tell_plainly(self, questions: list[Question]) -> list[bytes]:
+        """The same for codes and images, of hits by distance and without their codes: what is said of an item is kept
+        ready."""
         answers = []
-        found = self._search_codes(questions, self.collection.nearest)
+        there = self.collection
+        if questions[0].is_code:
+            found = self._search_codes(questions, there.nearest)
+        else:
+            found = self._search_images(questions, there.nearest_images)
         for asked, (distances, items) in zip(questions, found, strict=True):
             hits = [
                 f'{{"rank":{rank},"distance":{distance},{self._text(item)}'
@@ -200,12 +207,18 @@ class Work:
         k, max_distance, where, rank, _ = first.wanted
         if first.is_code:
             return self._search_codes(questions, there.query_codes)
-        self.check_filter(where)
         if isinstance(first.value, int):
+            self.check_filter(where)
             return [there.query_item(int(asked.value), k, max_distance, where=where) for asked in questions]
+        return self._search_images(questions, partial(there.query_batch, rank=rank))
+
+    def _search_images(self, questions: list[Question], search: Callable[..., list[R]]) -> list[R]:
+        """What a search of the collection gives for questions by image, of one kind."""
+        k, max_distance, where, _, _ = questions[0].wanted
+        self.check_filter(where)
         values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
         with self._blaming(questions, values):
-            return there.query_batch(values, k, max_distance, where=where, rank=rank)
+            return search(values, k, max_distance, where=where)
 
     def _search_codes(self, questions: list[Question], search: Callable[..., list[R]]) -> list[R]:
         """What a search of the collection gives for questions by code, of one kind."""
