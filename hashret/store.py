@@ -204,7 +204,8 @@ class Store:
         self._inode = path.stat().st_ino
         self._threads = threading.local()
         self._matching: tuple[str, str, NDArray[np.int64]] | None = None  # the last one asked for
-        self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._opened: weakref.WeakSet[_Connections] = weakref.WeakSet()  # by all threads
+        self._lock = threading.Lock()  # for what each of them has open, and whether it uses that
         with sqlite_errors(path):
             version = self.db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
@@ -271,14 +272,37 @@ class Store:
 
     def _connection(self, name: str, read_only: bool) -> Database:
         """One of this thread's connections, opened when it is first asked for."""
-        if not hasattr(self._threads, name):
+        named = self._mine.named
+        if name not in named:
             uri = f"file:{_quoted(self.path)}?mode={'ro' if read_only else 'rw'}"
             if read_only and not os.access(self.path.parent, os.W_OK) and not _has_wal(self.path):
                 uri += "&immutable=1"
-            setattr(self._threads, name, _Connection(_connect(uri, read_only)))
-            self._opened.add(getattr(self._threads, name))
-        connection: _Connection = getattr(self._threads, name)
-        return connection.db
+            named[name] = _connect(uri, read_only)
+        return named[name]
+
+    @property
+    def _mine(self) -> "_Connections":
+        """What this thread has open."""
+        if not hasattr(self._threads, "mine"):
+            with self._lock:
+                self._threads.mine = _Connections()
+                self._opened.add(self._threads.mine)
+        mine: _Connections = self._threads.mine
+        return mine
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """`close` leaves what this thread has open alone meanwhile: closed in the middle of a statement, it would crash."""
+        mine = self._mine
+        with self._lock:
+            mine.uses += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                mine.uses -= 1
+                if mine.unwanted and not mine.uses:
+                    mine.close()
 
     def check_in_place(self) -> None:
         """Raises HashretError if the database was deleted or replaced: what is written to it then is lost."""
@@ -286,14 +310,18 @@ class Store:
             raise HashretError(f"{self.path} was deleted or replaced since it was opened: open the collection again")
 
     def close(self) -> None:
-        for connection in list(self._opened):
-            connection.db.close()
-        self._threads = threading.local()
+        """Close the connections of all threads; those that a thread is just reading with, when that has been read."""
+        with self._lock:
+            for held in list(self._opened):
+                if held.uses:
+                    held.unwanted = True
+                else:
+                    held.close()
 
     @contextmanager
     def read(self) -> Iterator[dict[str, str]]:
         """A transaction in which everything read is of one generation; gives the settings."""
-        with sqlite_errors(self.path):
+        with sqlite_errors(self.path), self._in_use():
             conn = self.db.conn
             conn.execute("BEGIN")
             try:
@@ -308,7 +336,7 @@ class Store:
 
         With a `step` of 0 it makes no new one: nothing may change that an answer is made of.
         """
-        with sqlite_errors(self.path):
+        with sqlite_errors(self.path), self._in_use():
             conn = self.db.conn
             # Digests come in no order, so a batch touches pages all over their index: they are kept, and written back
             # from the log less often.
@@ -339,7 +367,7 @@ class Store:
         self.db.conn.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, _text(value)))
 
     def count(self, table: str) -> int:
-        with sqlite_errors(self.path):
+        with sqlite_errors(self.path), self._in_use():
             return int(self.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
     # Paths and failures
@@ -744,14 +772,21 @@ class Store:
         self.forget_changes(generation)
 
 
-class _Connection:
-    """What a thread holds; it is closed with the thread, or by `Store.close`."""
+class _Connections:
+    """What a thread has open; it is closed with the thread, or by `Store.close`."""
 
-    def __init__(self, db: Database) -> None:
-        self.db = db
+    def __init__(self) -> None:
+        self.named: dict[str, Database] = {}
+        self.uses = 0  # one within the other
+        self.unwanted = False  # to be closed when it is used no more
+
+    def close(self) -> None:
+        self.unwanted = False
+        while self.named:
+            self.named.popitem()[1].close()
 
     def __del__(self) -> None:
-        self.db.close()
+        self.close()
 
 
 def _connect(uri: str, read_only: bool) -> Database:

@@ -154,3 +154,35 @@ def right(state: State, code: str, k: int | None, r: int | None) -> list[list[in
     order = np.lexsort((state.ids, distances))
     pairs = np.stack([distances[order], state.ids[order]], axis=1)
     return [[int(d), int(i)] for d, i in pairs.tolist() if r is None or d <= r][:k]
+
+
+CLOSE = """
+import sys, threading
+from hashret.collection import Collection
+
+there, over = Collection.open(sys.argv[1]), threading.Event()
+
+def ask():
+    while not over.is_set():
+        assert len(there.items(0, 1000)) == 1000 and len(there) == 4000
+
+readers = [threading.Thread(target=ask) for _ in range(4)]
+for reader in readers:
+    reader.start()
+for _ in range(300):
+    over.wait(0.002)
+    there.close()
+over.set()
+for reader in readers:
+    reader.join()
+there.close()
+"""
+
+
+def test_a_collection_may_be_closed_while_other_threads_read(tmp_path: Path) -> None:
+    """A connection that is closed in the middle of a statement crashes the process."""
+    with Collection.create(tmp_path / "c", Hasher("lsh", 16).fit(images())) as there:
+        np.save(tmp_path / "images.npy", images())
+        there.index(tmp_path / "images.npy")
+    done = subprocess.run([sys.executable, "-c", CLOSE, tmp_path / "c"], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
