@@ -1,10 +1,14 @@
-"""What a collection of a million items costs: rows a second, opening, following, and looking at files again.
+"""What a collection of a million items costs: rows a second, opening, following a writer, and looking at files again.
 
     python benchmarks/collection.py --items 1000000 --files 100000
 
 Beside each figure stands the least that the same can cost in the same run: bare SQLite inserts of the same rows in
 transactions of the same size, a bare walk of the same folder. A cold start is a process of its own. Answers of the
-million are compared with brute force.
+million are compared with brute force. An item is a row in each of four tables: items, codes, changes and paths.
+
+For some seconds a writer commits a thousand items twenty times a second while another process asks by code: the longest
+that either took stands beside the longest that it took alone. A writer waits for the disk alone, and for a core where
+there are too few: that differs more from run to run than by whether anybody reads.
 """
 
 import argparse
@@ -42,6 +46,25 @@ assert "torch" not in sys.modules
 print(took, int(most) / 1024, *(hit.id for hit in hits))
 """
 
+READ = """
+import sys, time
+from hashret import Collection
+from hashret.codes import from_hex
+from hashret.indexes import set_threads
+set_threads(1)
+with Collection.open(sys.argv[1], read_only=True) as there:
+    query = from_hex(sys.argv[2], 64)
+    there.query_codes(query, 10)
+    print("ready", flush=True)
+    longest, until = 0.0, time.monotonic() + float(sys.argv[3])
+    while time.monotonic() < until:
+        began = time.perf_counter()
+        there.query_codes(query, 10)
+        longest = max(longest, time.perf_counter() - began)
+        time.sleep(0.002)
+print(longest)
+"""
+
 
 def clustered(items: int) -> np.ndarray:
     """Codes around one centre for every 500 items, each bit flipped with probability 0.06."""
@@ -66,14 +89,17 @@ def contents(codes: np.ndarray, start: int) -> list[Content]:
 
 def fill(there: Collection, codes: np.ndarray) -> float:
     """Seconds that the store takes for the rows of so many items."""
-    took, fingerprint = 0.0, there.fingerprint
-    for start in range(0, len(codes), BATCH):
-        rows = contents(codes[start : start + BATCH], start)
-        began = time.perf_counter()
-        with there._store.write() as generation:
-            there._store.put(rows, fingerprint, generation)
-        took += time.perf_counter() - began
-    return took
+    return sum(fill_from(there, codes, start) for start in range(0, len(codes), BATCH))
+
+
+def fill_from(there: Collection, codes: np.ndarray, start: int) -> float:
+    """Seconds that the store takes for the rows of a thousand items, with the codes that come in turn."""
+    fingerprint = there.fingerprint
+    rows = contents(codes[start % len(codes) :][:BATCH], start)
+    began = time.perf_counter()
+    with there._store.write() as generation:
+        there._store.put(rows, fingerprint, generation)
+    return time.perf_counter() - began
 
 
 def fill_bare(path: Path, codes: np.ndarray) -> float:
@@ -109,6 +135,26 @@ def cold(folder: Path, code: str) -> tuple[float, float, float, list[int]]:
     return float(inside), whole, float(mib), [int(i) for i in ids]
 
 
+def read_beside(folder: Path, code: str, seconds: float) -> subprocess.Popen[str]:
+    """A process that asks for so long, and then prints the longest that an answer took; it has begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", READ, folder, code, str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def longest_commit(there: Collection, codes: np.ndarray, start: int, seconds: float) -> tuple[float, int]:
+    """The longest that a commit of a thousand new items took, of twenty a second; and how many items there are then."""
+    longest, until = 0.0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.perf_counter()
+        fill_from(there, codes, start)
+        longest, start = max(longest, time.perf_counter() - began), start + BATCH
+        time.sleep(max(0.0, 0.05 - time.perf_counter() + began))
+    return longest, start
+
+
 def files(folder: Path, count: int) -> Path:
     """So many small image files, a thousand in a folder."""
     pixels = np.random.default_rng(1).integers(0, 256, (count, 8, 8), np.uint8)
@@ -132,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=10.0, help="for which a reader is beside a writer")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     hasher = Hasher("lsh", 64).fit(np.random.default_rng(2).integers(0, 256, (100, 8, 8), np.uint8))
@@ -142,6 +189,7 @@ def main() -> None:
         with Collection.create(folder / "c", hasher) as there:
             ours, bare = asked.items / fill(there, codes), asked.items / fill_bare(folder / "bare.db", codes)
             rows["items.db, items a second"] = ours, bare, "bare inserts"
+            rows["items.db, rows a second, four an item"] = 4 * ours, 4 * bare, "bare inserts"
             began = time.perf_counter()
             there.rebuild_index()
             rows["index built and saved, s"] = time.perf_counter() - began, None, ""
@@ -153,6 +201,14 @@ def main() -> None:
         inside, whole, mib, _ = min(cold(folder / "c", to_hex(query[None])[0]) for _ in range(3))
         rows["first answer of a new process, s"] = inside, whole, "with Python's own start"
         rows["and its memory, MiB"] = mib, None, ""
+        with Collection.open(folder / "c") as there:
+            code, seconds = to_hex(query[None])[0], asked.seconds
+            alone = float(read_beside(folder / "c", code, seconds / 2).communicate()[0])
+            commit_alone, count = longest_commit(there, codes, asked.items, seconds / 2)
+            process = read_beside(folder / "c", code, seconds + 1)
+            commit, count = longest_commit(there, codes, count, seconds)
+            rows["longest answer beside a writer, ms"] = 1000 * float(process.communicate()[0]), 1000 * alone, "alone"
+            rows["longest commit beside a reader, ms"] = 1000 * commit, 1000 * commit_alone, "alone"
         photos = files(folder / "photos", asked.files)
         with Collection.create(folder / "d", hasher) as there:
             began = time.perf_counter()
@@ -171,7 +227,7 @@ def main() -> None:
     print(f"{asked.items:,} items, {asked.files:,} files, {os.cpu_count()} cores")
     for what, (ours, beside, whose) in rows.items():
         least = "" if beside is None else f"{beside:>14,.2f}  {whose}"
-        print(f"{what:36}{ours:>14,.2f}{least}")
+        print(f"{what:40}{ours:>14,.2f}{least}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections import Counter
@@ -25,6 +26,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from hashret import images
 from hashret.collection import Collection
 from hashret.hasher import Hasher
 
@@ -283,6 +285,48 @@ def test_bombs_do_not_go_off(address: str, path: str, bomb: bytes, status: int) 
     headers = {"content-type": "image/png", "authorization": f"Bearer {TOKEN}"}
     response = httpx.post(address + path, content=bomb, headers=headers)
     assert response.status_code == status, response.text
+
+
+def slow_bmp(side: int) -> bytes:
+    """A BMP of run-length coding whose rows Pillow fills up dot by dot."""
+    data = b"\1\5\0\0" * side
+    info = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(data), 0, 0, 1078) + info + bytes(1024) + data
+
+
+@pytest.mark.parametrize(
+    ("path", "other", "askers", "more"), [("/v1/query", "/v1/query", 1, 7), ("/v1/reconstruct", "/readyz", 4, 0)]
+)
+def test_an_image_that_keeps_its_decoder_busy_keeps_nobody_else_waiting(
+    address: str, monkeypatch: Any, path: str, other: str, askers: int, more: int
+) -> None:
+    """Nor is it decoded again and again to find out which of a batch it is."""
+    monkeypatch.setattr(images, "DECODE_SECONDS", 1.5)
+    slow, tried, prepare = slow_bmp(9000), [], images.Preprocessing.__call__
+
+    def counted(self: images.Preprocessing, content: Any) -> Any:
+        tried.append(content)
+        return prepare(self, content)
+
+    monkeypatch.setattr(images.Preprocessing, "__call__", counted)
+    good = png_of(8, 8, zlib.compress(bytes(72)))
+    files = [("file", ("slow.bmp", slow)), *[("file", ("good.png", good))] * more]
+    answers: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(httpx.post(address + path, files=files, timeout=120)))
+        for _ in range(askers)
+    ]
+    for thread in threads:
+        thread.start()
+    while slow not in tried:
+        time.sleep(0.01)
+    with httpx.Client(base_url=address, timeout=60) as http:
+        there = http.post(other, json={"id": 1}) if other == path else http.get(other)
+    assert there.status_code == 200 and all(thread.is_alive() for thread in threads)
+    for thread in threads:
+        thread.join()
+    assert [(told.status_code, told.json()["detail"][:10]) for told in answers] == [(422, "takes more")] * askers
+    assert tried.count(slow) == (2 if more else askers)
 
 
 def test_damaged_images_are_refused_or_read(address: str, collection: Collection) -> None:

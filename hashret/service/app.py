@@ -181,7 +181,7 @@ def _add_queries(app: FastAPI, work: Work) -> None:
         else:
             upload = await _images_alone(request)
             image = upload.images[0][1]
-        data, media_type = await work.reads.ask(partial(work.remembered, image))
+        data, media_type = await work.memories.ask(partial(work.remembered, image))
         return Response(data, media_type=media_type)
 
 

@@ -62,7 +62,7 @@ async def answer_image(work: Work, image: bytes, address: bytes) -> bytes:
 async def answer(work: Work, questions: Sequence[Question], *, several: bool) -> bytes:
     """The answers to questions of one kind as JSON: a list if there may be several."""
     wanted = questions[0].wanted
-    gather = work.queries if wanted.where is None else work.filtered_queries
+    gather = work.gather_for(questions)
     if not several:
         return await gather.ask(questions[0])
     if wanted.k * len(questions) > MOST_HITS:

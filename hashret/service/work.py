@@ -4,8 +4,7 @@ import io
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -31,6 +30,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 SMALL = 128  # pictures of at most so many pixels a side go as PNG, which keeps each pixel
 MOST_TEXTS = 100_000  # of items, that are kept ready: some 35 MB
+SMALL_IMAGE = 2**12  # bytes of an image that cannot keep others waiting for long
 PICTURE_BYTES = 64 * 2**20  # of pictures that are kept ready
 
 
@@ -73,12 +73,14 @@ class Work:
         self._pictures: OrderedDict[tuple[str, int], tuple[bytes, str]] = OrderedDict()
         self._pictures_lock = threading.Lock()
         self.queries = Gather("queries", self._answer, metrics, most=MOST_QUERIES, waiting=4096)
-        # A filter may take a second, which no other query shall wait for.
+        # A filter may take a second, and an image half a minute, which no other query shall wait for.
         self.filtered_queries = Gather("filtered queries", self._answer, metrics, most=MOST_QUERIES, waiting=256)
+        self.image_queries = Gather("image queries", self._answer, metrics, most=MOST_QUERIES, waiting=1024)
         self.images = Gather("images", self._encode, metrics, most=MOST_QUERIES, waiting=1024)
         self.additions = Gather("additions", self._add, metrics, most=16, waiting=64)
         self.groupings = Gather[Callable[[], list[Group]], list[Group]]("groupings", _call, metrics, waiting=8)
         self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)
+        self.memories = Gather[Callable[[], Any], Any]("memories", _call, metrics, waiting=64)
         self.reads = Gather[Callable[[], Any], Any]("reads", _call, metrics, threads=4, waiting=512)
         self.filtered_reads = Gather[Callable[[], Any], Any]("filtered reads", _call, metrics, waiting=64)
 
@@ -93,10 +95,20 @@ class Work:
             self.trouble = str(error)
 
     def close(self) -> None:
-        searches = self.queries, self.filtered_queries, self.images, self.groupings
-        gathers: tuple[Gather[Any, Any], ...] = *searches, self.additions, self.changes, self.reads, self.filtered_reads
+        searches = self.queries, self.filtered_queries, self.image_queries, self.images, self.groupings
+        others = self.additions, self.changes, self.memories, self.reads, self.filtered_reads
+        gathers: tuple[Gather[Any, Any], ...] = *searches, *others
         for gather in gathers:
             gather.close()
+
+    def gather_for(self, questions: Sequence[Question]) -> Gather[Question, bytes]:
+        """Where questions of one kind wait."""
+        if questions[0].wanted.where is not None:
+            return self.filtered_queries
+        small = all(
+            asked.is_code or isinstance(asked.value, int) or len(asked.value) <= SMALL_IMAGE for asked in questions
+        )
+        return self.queries if small else self.image_queries
 
     def info(self) -> dict[str, Any]:
         """What `Collection.info` says, which takes a while, as of the present generation."""
@@ -162,7 +174,7 @@ class Work:
         for (_, wanted, _), rows in groups.items():
             some = [questions[i] for i in rows]
             plain = not wanted.codes and wanted.rank == "distance" and not isinstance(some[0].value, int)
-            told = _each(self._tell_plainly if plain else self._tell, some)
+            told = _each(self._tell_plainly if plain else self._tell, some, self._fault_of_question)
             for i, answer in zip(rows, told, strict=True):
                 answers[i] = answer
         return answers
@@ -217,8 +229,7 @@ class Work:
         k, max_distance, where, _, _ = questions[0].wanted
         self.check_filter(where)
         values = [asked.value for asked in questions if isinstance(asked.value, bytes)]
-        with self._blaming(questions, values):
-            return search(values, k, max_distance, where=where)
+        return search(values, k, max_distance, where=where)
 
     def _search_codes(self, questions: list[Question], search: Callable[..., list[R]]) -> list[R]:
         """What a search of the collection gives for questions by code, of one kind."""
@@ -268,35 +279,32 @@ class Work:
         hasher = self.collection.hasher
 
         def encode(some: list[bytes]) -> list[tuple[str, bytes]]:
-            with self._blaming(some, some):
-                return [(hasher.fingerprint, code.tobytes()) for code in hasher.encode(some)]
+            return [(hasher.fingerprint, code.tobytes()) for code in hasher.encode(some)]
 
-        return _each(encode, images)
+        return _each(encode, images, lambda image: self._fault([image]))
 
     def _add(self, requests: list[Addition]) -> list[list[int] | Exception]:
         """The items of each request's images, of which all are added or none."""
 
         def add(some: list[Addition]) -> list[list[int]]:
             images = [image for request in some for image in request.images]
-            with self._blaming(some, images):
-                ids = iter(self.collection.add(images, [told for request in some for told in request.metadata]))
+            ids = iter(self.collection.add(images, [told for request in some for told in request.metadata]))
             return [list(islice(ids, len(request.images))) for request in some]
 
-        return _each(add, requests)
+        return _each(add, requests, lambda request: self._fault(request.images))
 
-    @contextmanager
-    def _blaming(self, asked: list[T], contents: list[bytes]) -> Iterator[None]:
-        """Tell errors that are the fault of an image, which cannot be decoded, once it is clear who asked."""
+    def _fault_of_question(self, asked: Question) -> Exception | None:
+        return self._fault([asked.value] if isinstance(asked.value, bytes) and not asked.is_code else [])
+
+    def _fault(self, images: list[bytes]) -> Exception | None:
+        """How the first of these images that cannot be decoded is refused, if there is one."""
         prepare = self.collection.hasher.preprocessing
-        try:
-            yield
-        except HashretError as error:
-            for content in contents if len(asked) == 1 else []:
-                try:
-                    prepare(content)
-                except HashretError as broken:
-                    raise _refusal(broken) from None
-            raise error from None
+        for image in images:
+            try:
+                prepare(image)
+            except HashretError as broken:
+                return _refusal(broken)
+        return None
 
 
 def _members(found: "Hit | Item") -> dict[str, Any]:
@@ -323,13 +331,25 @@ def draw(pixels: NDArray[np.uint8], size: int) -> tuple[bytes, str]:
     return file.getvalue(), "image/jpeg"
 
 
-def _each(work: Callable[[list[T]], Sequence[R]], items: list[T]) -> list[R | Exception]:
-    """What `work` gives for all items; where it fails, for each half, so that what is broken fails alone."""
+def _each(
+    work: Callable[[list[T]], Sequence[R]], items: list[T], fault: Callable[[T], Exception | None]
+) -> list[R | Exception]:
+    """What `work` gives for all items. Where it fails, each of which `fault` tells is refused as that says, and the
+    others are tried again, so that a slow item is not tried over and over; or each half is, if the fault is of none."""
     try:
         return list(work(items))
     except (HashretError, Problem) as error:
+        faults = [fault(item) for item in items]
+        if any(faults):
+            sound = [item for item, told in zip(items, faults, strict=True) if told is None]
+            rest = iter(_each(work, sound, fault) if sound else [])
+            return [next(rest) if told is None else told for told in faults]
         half = len(items) // 2
-        return [*_each(work, items[:half]), *_each(work, items[half:])] if half else [error]
+        return [*_halved(work, items[:half]), *_halved(work, items[half:])] if half else [error]
+
+
+def _halved(work: Callable[[list[T]], Sequence[R]], items: list[T]) -> list[R | Exception]:
+    return _each(work, items, lambda item: None)
 
 
 def _refusal(error: HashretError) -> Exception:
