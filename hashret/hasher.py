@@ -238,7 +238,7 @@ class Hasher:
                 out[rows] = (margins > 0).cpu().numpy()
                 doubtful[rows] = (margins.abs() < DOUBT).any(1).cpu().numpy()
             again = np.flatnonzero(doubtful)
-            for rows in passes(pixels[again]):  # together, for a pass over one or two costs as much
+            for rows in passes(pixels, len(again)):  # together, for a pass over one or two costs as much
                 margins = head.margins(self._exact.outputs(to_input(pixels[again[rows]], where).double()))
                 out[again[rows]] = (margins > SNAP).cpu().numpy()
         return pack(out)

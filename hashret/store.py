@@ -292,7 +292,7 @@ class Store:
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """`close` leaves alone what this thread has open: it would crash if it were closed in the middle of a statement."""
+        """`close` leaves alone what this thread has open: closed in the middle of a statement, it would crash."""
         mine = self._mine
         with self._lock:
             mine.uses += 1
