@@ -338,10 +338,12 @@ class Store:
         """
         with sqlite_errors(self.path), self._in_use():
             conn = self.db.conn
-            # Digests come in no order, so a batch touches pages all over their index: they are kept, and written back
-            # from the log less often.
-            conn.execute("PRAGMA cache_size = -65536")  # KiB
-            conn.execute("PRAGMA wal_autocheckpoint = 8000")  # pages, of 4 KiB
+            if not self._mine.writing:
+                # Digests come in no order, so a batch touches pages all over their index: they are kept, and written
+                # back from the log less often.
+                conn.execute("PRAGMA cache_size = -65536")  # KiB
+                conn.execute("PRAGMA wal_autocheckpoint = 8000")  # pages, of 4 KiB
+                self._mine.writing = True
             conn.execute("BEGIN IMMEDIATE")
             try:
                 generation = int(self.settings()["generation"]) + step
@@ -450,7 +452,8 @@ class Store:
             "INSERT OR REPLACE INTO paths VALUES",
             ((*key, ids[c.sha256], *row) for key, c, row in zip(keys, stored, rows, strict=True)),
         )
-        self._rows("DELETE FROM failures WHERE (root, name) IN (VALUES", keys, ")")
+        if self.db.conn.execute("SELECT EXISTS (SELECT 1 FROM failures)").fetchone()[0]:
+            self._rows("DELETE FROM failures WHERE (root, name) IN (VALUES", keys, ")")
         last = {(c.root, c.name): ids[c.sha256] for c in stored}  # an archive may hold a name twice
         self._drop_orphans(left.union(ids.values()).difference(last.values()), generation)
         return [ids.get(content.sha256) for content in contents]
@@ -779,9 +782,10 @@ class _Connections:
         self.named: dict[str, Database] = {}
         self.uses = 0  # one within the other
         self.unwanted = False  # to be closed when it is used no more
+        self.writing = False  # whether its connection was told what it needs for that
 
     def close(self) -> None:
-        self.unwanted = False
+        self.unwanted = self.writing = False
         while self.named:
             self.named.popitem()[1].close()
 
