@@ -268,9 +268,13 @@ class Collection(Judging):
                 if len(items) < len(missing):
                     raise damaged(self._store.path, "it lists items that it does not hold")
                 raise MissingContents([(self._absolute(item).paths or [f"id:{item.id}"])[0] for item in items])
+            settings = self._settings()
+            cache = self._index.prepare(settings["index"], fingerprint, hasher.bits, int(settings["generation"]) + 1)
             with self._store.write() as generation:
                 self._store.remove_items(missing, generation)
                 self._store.switch(fingerprint, hasher.bits, generation)
+                if cache is not None:
+                    self._store.put_setting("cache", cache)
             self._index.keep()
         return len(missing)
 
@@ -278,10 +282,14 @@ class Collection(Judging):
         """Search by another index from now on: "bitflip", or "faiss:FACTORY"; ValueError if there is none such."""
         make_index(kind, self.bits)
         with self._writing():
-            if self._settings()["index"] != kind:
+            settings = self._settings()
+            if settings["index"] != kind:
+                generation = int(settings["generation"])
+                cache = self._index.prepare(kind, settings["fingerprint"], int(settings["bits"]), generation)
                 with self._store.write(step=0):
                     self._store.put_setting("index", kind)
-                self._index.forget()
+                    if cache is not None:
+                        self._store.put_setting("cache", cache)
                 self._index.keep()
 
     def rebuild_index(self) -> None:

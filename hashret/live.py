@@ -64,12 +64,7 @@ class LiveIndex:
                     changes = None
                 live = None if changes is None else Live(kind, fingerprint, generation, live.codes)
             if live is None:
-                ids, codes = self._store.codes(fingerprint, bits)
-                live = Live(kind, fingerprint, generation, make_index(kind, bits))
-                try:
-                    live.codes.add(codes, ids)
-                except ValueError as error:  # an id that comes twice
-                    raise damaged(self._store.path, one_line(error)) from error
+                live = self._build(kind, fingerprint, bits, generation)
             self._live = live
             return live if live.generation == generation else None
 
@@ -116,10 +111,41 @@ class LiveIndex:
             near = behind <= BATCH_ITEMS or behind <= self._store.count("items") // 20
             with suppress(OSError):
                 if told is not None and near and _status(self._folder / told.name) == told.status:
+                    self._discard_all_but(told.name)
                     return
             live = self.at(settings)
         assert live is not None  # nobody else can have written
-        kind = re.sub("[^a-zA-Z0-9]", "-", settings["index"])
+        record = self._save(live)
+        with self._store.write(step=0):
+            self._store.put_setting("cache", record)
+            # Other processes, which are at the last cache or later, can follow from there.
+            self._store.forget_changes(max(reached, int(settings["changes_after"])))
+        self._discard_all_but(json.loads(record)["name"])
+
+    def prepare(self, kind: str, fingerprint: str, bits: int, generation: int) -> str | None:
+        """Write the cache of an index that is to be used from a commit on; what that commit has to put under "cache",
+        so that nobody has to build the index after it. None if it cannot be written.
+
+        To be called by whoever holds the write lock; `keep` clears up after the commit, or instead of it.
+        """
+        live = self._build(kind, fingerprint, bits, generation)
+        try:
+            return self._save(live)
+        except HashretError:
+            return None
+
+    def _build(self, kind: str, fingerprint: str, bits: int, generation: int) -> Live:
+        ids, codes = self._store.codes(fingerprint, bits)
+        live = Live(kind, fingerprint, generation, make_index(kind, bits))
+        try:
+            live.codes.add(codes, ids)
+        except ValueError as error:  # an id that comes twice
+            raise damaged(self._store.path, one_line(error)) from error
+        return live
+
+    def _save(self, live: Live) -> str:
+        """Write a cache; its record, as JSON."""
+        kind = re.sub("[^a-zA-Z0-9]", "-", live.kind)
         file = self._folder / f"{live.fingerprint[:16]}-{live.generation:012d}.{kind}"
         try:
             self._folder.mkdir(exist_ok=True)
@@ -135,16 +161,15 @@ class LiveIndex:
             name=file.name,
             fingerprint=live.fingerprint,
             generation=live.generation,
-            index=settings["index"],
+            index=live.kind,
             status=_status(file),
             sha256=_checksum(file),
         )
-        with self._store.write(step=0):
-            self._store.put_setting("cache", json.dumps(asdict(record)))
-            # Other processes, which are at the last cache or later, can follow from there.
-            self._store.forget_changes(max(reached, int(settings["changes_after"])))
+        return json.dumps(asdict(record))
+
+    def _discard_all_but(self, name: str) -> None:
         for old in self._folder.iterdir():
-            if old.name != file.name and _CACHE.fullmatch(old.name):  # the folder may be a link to who knows where
+            if old.name != name and _CACHE.fullmatch(old.name):  # the folder may be a link to who knows where
                 with suppress(OSError):  # what stays costs only its place
                     old.unlink()
 

@@ -117,6 +117,13 @@ ASKED: list[tuple[int | None, int | None]] = [
 ]
 
 
+def check_starts_at_once(reader: Collection) -> None:
+    """After a switch a reader finds an index that is ready, and reads no codes to make one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader._store, "codes", pytest.fail)
+        reader.query_codes(np.zeros((1, reader.bits // 8), np.uint8))
+
+
 def check_answers(
     collection: Collection, *views: Collection, asked: list[tuple[int | None, int | None]] = ASKED
 ) -> None:
@@ -940,6 +947,7 @@ def test_another_kind_of_index_is_used_by_everyone(collection: Collection, monke
     with Collection.open(collection.path) as other:
         check_answers(other)
         collection.use_index("faiss:BFlat")
+        check_starts_at_once(other)
         check_answers(collection, other)
         other.add(digits()[100:200])  # writes a cache, of the kind that it has to be of
         (cache,) = caches(other)
@@ -1249,6 +1257,8 @@ def test_reindexing_codes_everything_anew(collection: Collection, photos: Path, 
     with Collection.open(collection.path, read_only=True) as reader:
         reader.query(digits()[0])
         collection.reindex(hasher("pca", 32))
+        check_starts_at_once(reader)
+        assert len(caches(collection)) == 1
         assert collection.fingerprint == reader.fingerprint == hasher("pca", 32).fingerprint
         assert collection.bits == 32 and len(collection) == items and stored(collection)[0].tolist() == ids
         for view in (reader, collection):
