@@ -8,7 +8,8 @@ million are compared with brute force. An item is a row in each of four tables: 
 
 For some seconds a writer commits a thousand items twenty times a second while another process asks by code: the longest
 that either took stands beside the longest that it took alone. A writer waits for the disk alone, and for a core where
-there are too few: that differs more from run to run than by whether anybody reads.
+there are too few: that differs more from run to run than by whether anybody reads. So does not how long it waits to be
+let into the database. At last a process asks while the collection is switched from another kind of index to its own.
 """
 
 import argparse
@@ -89,17 +90,19 @@ def contents(codes: np.ndarray, start: int) -> list[Content]:
 
 def fill(there: Collection, codes: np.ndarray) -> float:
     """Seconds that the store takes for the rows of so many items."""
-    return sum(fill_from(there, codes, start) for start in range(0, len(codes), BATCH))
+    return sum(fill_from(there, codes, start)[0] for start in range(0, len(codes), BATCH))
 
 
-def fill_from(there: Collection, codes: np.ndarray, start: int) -> float:
-    """Seconds that the store takes for the rows of a thousand items, with the codes that come in turn."""
+def fill_from(there: Collection, codes: np.ndarray, start: int) -> tuple[float, float]:
+    """Seconds that the store takes for the rows of a thousand items, with the codes that come in turn, and how many of
+    them it waits to be let in."""
     fingerprint = there.fingerprint
     rows = contents(codes[start % len(codes) :][:BATCH], start)
     began = time.perf_counter()
     with there._store.write() as generation:
+        let_in = time.perf_counter()
         there._store.put(rows, fingerprint, generation)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, let_in - began
 
 
 def fill_bare(path: Path, codes: np.ndarray) -> float:
@@ -144,15 +147,16 @@ def read_beside(folder: Path, code: str, seconds: float) -> subprocess.Popen[str
     return process
 
 
-def longest_commit(there: Collection, codes: np.ndarray, start: int, seconds: float) -> tuple[float, int]:
-    """The longest that a commit of a thousand new items took, of twenty a second; and how many items there are then."""
-    longest, until = 0.0, time.monotonic() + seconds
+def longest_commit(there: Collection, codes: np.ndarray, start: int, seconds: float) -> tuple[float, float, int]:
+    """The longest that a commit of a thousand new items took, of twenty a second, and that one waited to be let in; and
+    how many items there are then."""
+    longest, waited, until = 0.0, 0.0, time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.perf_counter()
-        fill_from(there, codes, start)
-        longest, start = max(longest, time.perf_counter() - began), start + BATCH
+        took, let_in = fill_from(there, codes, start)
+        longest, waited, start = max(longest, took), max(waited, let_in), start + BATCH
         time.sleep(max(0.0, 0.05 - time.perf_counter() + began))
-    return longest, start
+    return longest, waited, start
 
 
 def files(folder: Path, count: int) -> Path:
@@ -204,11 +208,17 @@ def main() -> None:
         with Collection.open(folder / "c") as there:
             code, seconds = to_hex(query[None])[0], asked.seconds
             alone = float(read_beside(folder / "c", code, seconds / 2).communicate()[0])
-            commit_alone, count = longest_commit(there, codes, asked.items, seconds / 2)
+            commit_alone, wait_alone, count = longest_commit(there, codes, asked.items, seconds / 2)
             process = read_beside(folder / "c", code, seconds + 1)
-            commit, count = longest_commit(there, codes, count, seconds)
+            commit, wait, count = longest_commit(there, codes, count, seconds)
             rows["longest answer beside a writer, ms"] = 1000 * float(process.communicate()[0]), 1000 * alone, "alone"
             rows["longest commit beside a reader, ms"] = 1000 * commit, 1000 * commit_alone, "alone"
+            rows["longest wait to be let in, ms"] = 1000 * wait, 1000 * wait_alone, "alone"
+            there.use_index("faiss:BFlat")
+            flat = float(read_beside(folder / "c", code, seconds / 2).communicate()[0])
+            process = read_beside(folder / "c", code, seconds)
+            there.use_index("bitflip")
+            rows["longest answer beside a switch, ms"] = 1000 * float(process.communicate()[0]), 1000 * flat, "alone"
         photos = files(folder / "photos", asked.files)
         with Collection.create(folder / "d", hasher) as there:
             began = time.perf_counter()

@@ -19,9 +19,8 @@ from hashret.files import put_in_place, sync
 from hashret.hasher import Hasher
 from hashret.indexes import INDEXES
 from hashret.opened import locked
+from hashret.pages import Cell, cells
 from hashret.store import BLOBS, Store
-
-_MOST_LOOKS = 100_000  # at what is damaged, in search of rows between
 
 
 class Finding(NamedTuple):
@@ -61,12 +60,11 @@ def recover(folder: Path) -> Recovered:
     """Make a new database of all that can still be read in a damaged one, which is kept beside it.
 
     An item is whole with its row, a path and its code; the images of others are found again by indexing their sources.
-    Raises HashretError if no model is left, or nothing can be read, as when the first page of a table is lost.
+    Raises HashretError if no model is left, or nothing can be read.
     """
     database, made = folder / "items.db", folder / "recovery"
     with locked(folder):
-        with closing(_connect(database)) as conn:
-            tables = {table: _salvage(conn, table, key) for table, key in _KEYS.items()}
+        tables = _read(database)
         settings = _settings(folder, tables) if tables["items"] else {}
         whole, rows = _whole(tables, settings) if settings else (set[int](), {})
         if not whole:
@@ -167,55 +165,44 @@ _COLUMNS = {
     "changes": ("generation", "op", "item_id"),
     "sqlite_sequence": ("name", "seq"),
 }
-_KEYS = {  # in whose order each table lies
-    "items": ("id",),
-    "paths": ("root", "name"),
-    "codes": ("fingerprint", "item_id"),
-    "failures": ("root", "name"),
-    "verdicts": ("item_a", "item_b"),
-    "settings": ("key",),
-    "changes": ("generation", "item_id", "op"),
-    "sqlite_sequence": ("name",),
-}
 Row = tuple[Any, ...]
 
 
-def _salvage(conn: sqlite3.Connection, table: str, key: tuple[str, ...]) -> list[Row]:
-    """The rows from the beginning to the first damage, from the end to the last, and, by number, from between."""
-    columns = _COLUMNS[table]
-    found: dict[Row, Row] = {}
-    whole = False
-    for order in ("", " DESC"):
-        sql = f"SELECT {', '.join(columns)} FROM {table} ORDER BY {', '.join(name + order for name in key)}"
-        with suppress(sqlite3.DatabaseError):
-            for row in () if whole else conn.execute(sql):
-                found[tuple(row[columns.index(name)] for name in key)] = row
-            whole = True
-    if whole:
-        return list(found.values())
-    number = "id" if table == "items" else "item_id" if table in ("codes", "paths") else None
-    if number is not None:
-        for row in _between(conn, f"SELECT {', '.join(columns)} FROM {table} WHERE {number} BETWEEN ? AND ?"):
-            found.setdefault(tuple(row[columns.index(name)] for name in key), row)
-    if table == "paths":  # the index of it holds names too; what is not in it will be found out by indexing
-        covered = "SELECT root, name, item_id, NULL, -1, 0 FROM paths INDEXED BY paths_by_item WHERE item_id"
-        for row in _between(conn, f"{covered} BETWEEN ? AND ?"):
-            found.setdefault(row[:2], row)
-    return list(found.values())
-
-
-def _between(conn: sqlite3.Connection, sql: str) -> Iterator[Row]:
-    """What a statement gives for ranges of numbers that miss the damage, which is closed in on by halves."""
-    ranges, looks = [(1, 2**40)], 0
-    while ranges and looks < _MOST_LOOKS:
-        low, high = ranges.pop()
-        try:
-            yield from list(conn.execute(sql, (low, high)))
-        except sqlite3.DatabaseError:
-            looks += 1
-            if low < high:
-                middle = (low + high) // 2
-                ranges += [(middle + 1, high), (low, middle)]
+def _read(database: Path) -> dict[str, list[Row]]:
+    """The rows of each table; of one that is damaged those that lie in pages which are not."""
+    tables: dict[str, list[Row]] = {}
+    with closing(_connect(database)) as conn:
+        for table, columns in _COLUMNS.items():
+            with suppress(sqlite3.DatabaseError):
+                tables[table] = conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()
+    if len(tables) < len(_COLUMNS):
+        found: dict[str, dict[Row, Row]] = {table: {} for table in _COLUMNS}
+        named: list[Row] = []
+        for cell in cells(database):
+            match cell:
+                # As they lie there: first the key, then the rest.
+                case Cell(int(number), (None, str(), int(), int(), int(), str(), str() | None) as values):
+                    found["items"][number,] = (number, *values[1:])
+                case Cell(int(number), (str(), int()) as values):
+                    found["sqlite_sequence"][number,] = values
+                case Cell(None, (str() | bytes(), str() | bytes(), int(), str() | bytes() | None, int(), int()) as row):
+                    found["paths"][row[:2]] = row
+                case Cell(None, (str() | bytes(), str() | bytes(), int(), int(), str(), str()) as row):
+                    found["failures"][row[:2]] = row
+                case Cell(None, (str(fingerprint), int(number), bytes(code))):
+                    found["codes"][fingerprint, number] = (number, fingerprint, code)
+                case Cell(None, (int(), int(), str(), str()) as row):
+                    found["verdicts"][row[:2]] = row
+                case Cell(None, (str(key), str()) as row):
+                    found["settings"][key,] = row
+                case Cell(None, (int(generation), int(number), "add" | "remove" as op)):
+                    found["changes"][generation, number, op] = (generation, op, number)
+                case Cell(None, (int(number), str() | bytes() as root, str() | bytes() as name)):
+                    named.append((root, name, number, None, -1, 0))
+        for row in named:  # the index of paths holds names too; what is not in it will be found out by indexing
+            found["paths"].setdefault(row[:2], row)
+        tables = {table: list(rows.values()) for table, rows in found.items()} | tables
+    return tables
 
 
 def _settings(folder: Path, tables: dict[str, list[Row]]) -> dict[str, str]:
