@@ -1,6 +1,7 @@
 """The service, on a real server and over real connections."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -100,6 +101,16 @@ def refused(response: Any, status: int, *words: str) -> None:
     problem = response.json()
     assert problem["status"] == status and problem["type"] == "about:blank" and problem["title"]
     assert "\n" not in problem["detail"] and all(word in problem["detail"] for word in words), problem
+
+
+def test_nobody_waits_for_a_look_through_all_of_pytorch(own: Collection, serve: Serve) -> None:
+    """Whose objects are a hundred times as many as others: to look for garbage among them takes 0.2 s."""
+    there = serve(own)
+    for _ in range(100):
+        if httpx.get(f"{there}/readyz").status_code == 200:
+            break
+        time.sleep(0.1)
+    assert gc.get_freeze_count() > 100_000
 
 
 # Queries

@@ -1,5 +1,6 @@
 """What is done for requests, in threads that `Gather` keeps: searching, encoding, adding, and drawing pictures."""
 
+import gc
 import io
 import json
 import threading
@@ -90,6 +91,8 @@ class Work:
             hasher = self.collection.hasher
             blank = np.zeros((1, *hasher.preprocessing.shape), hasher.preprocessing.dtype)
             self.collection.query_codes(hasher.encode_pixels(blank), 1)
+            gc.collect()
+            gc.freeze()  # to look for garbage among PyTorch's objects keeps everyone waiting for 0.2 s
             self.ready.set()
         except HashretError as error:
             self.trouble = str(error)
@@ -100,6 +103,7 @@ class Work:
         gathers: tuple[Gather[Any, Any], ...] = *searches, *others
         for gather in gathers:
             gather.close()
+        gc.unfreeze()  # else nanobind tells of leaks when the process ends
 
     def gather_for(self, questions: Sequence[Question]) -> Gather[Question, bytes]:
         """Where questions of one kind wait."""
