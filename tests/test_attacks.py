@@ -4,6 +4,7 @@ The numbers are small by default; HASHRET_SOAK=1 makes them those of an attacker
 """
 
 import io
+import json
 import os
 import random
 import re
@@ -109,6 +110,45 @@ def test_what_is_never_sent_whole_is_not_waited_for(address: str, sent: bytes, m
     with connect(address) as connection:
         connection.sendall(sent)
         assert closed(connection)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"what is this\r\n\r\n",
+        b"\x16\x03\x01" + bytes(200) + b"\r\n\r\n",
+        b"GET /v1/items?where=" + b"%F3" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 5_000_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET\r\n\r\n",
+    ],
+    ids=["text", "TLS", "long address", "long header", "second request"],
+)
+def test_what_is_no_request_is_told_so(address: str, sent: bytes) -> None:
+    """Even to who goes on sending: the answer must not get lost."""
+    with connect(address) as connection:
+        connection.sendall(sent)
+        answer = b""
+        while received := connection.recv(65536):
+            answer += received
+    head, _, body = answer[answer.rindex(b"HTTP/1.1") :].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n") and b"application/problem+json" in head
+    assert json.loads(body)["detail"].startswith("this is no HTTP request, or its address")
+
+
+def test_what_is_no_body_ends_the_connection(address: str) -> None:
+    with connect(address) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n")
+        assert closed(connection)
+
+
+def test_who_goes_on_after_a_refusal_is_cut_off(address: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.5)
+    with connect(address) as connection:
+        connection.sendall(b"what is this\r\n\r\n")
+        with pytest.raises(OSError):
+            for _ in range(200):
+                connection.sendall(b"x")
+                time.sleep(0.1)
 
 
 def test_uploads_that_trickle_in_are_cut_off(address: str, monkeypatch: Any) -> None:

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -15,11 +16,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hashret.errors import HashretError
 from hashret.service import guard
-from hashret.service.problems import Busy, to_response
+from hashret.service.problems import Busy, Problem, to_response
 
 IDLE_SECONDS = 15.0  # without a request, or within the head of one
 UPLOAD_SECONDS = 60.0  # for the body of one
 REQUEST_SECONDS = 300.0  # for a request and its answer
+HEAD_BYTES = 2**16  # of a request's address and headers
 WAITING = 4096  # connections that have come and have not been looked at
 # The usual request: others are left to h11.
 WHOLE_HEAD = re.compile(rb"(?:GET|POST|DELETE) /[!-~]* HTTP/1\.1\r\n(?:[A-Za-z0-9_-]+:[ \t]*[!-~][ -~]*\r\n)+\r\n")
@@ -28,15 +30,18 @@ UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding|connection|expect|upgrade)")
 HEALTH = tuple(f"{method} {path}".encode() for method in ("GET", "HEAD") for path in guard.OPEN)
 
 
-def _refusal() -> bytes:
-    """The whole answer that there are too many requests."""
-    response = to_response(Busy("requests"))
+def _whole(problem: Problem) -> bytes:
+    """The whole of an answer that is not left to h11."""
+    response = to_response(problem)
     headers = [*response.raw_headers, *guard.HEADERS]
     lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-    return b"HTTP/1.1 503 Service Unavailable\r\n" + lines + b"\r\n" + bytes(response.body)
+    phrase = HTTPStatus(problem.status).phrase.encode()
+    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (problem.status, phrase, lines, response.body)
 
 
-TURNED_AWAY = _refusal()
+TURNED_AWAY = _whole(Busy("requests"))
+LONG = "this is no HTTP request, or its address and headers are over 64 KiB: send a shorter one"
+UNREADABLE = _whole(Problem(400, LONG, "ValueError", Connection="close"))
 
 
 class Protocol(H11Protocol):
@@ -46,13 +51,29 @@ class Protocol(H11Protocol):
     for all others who are. Health is told whatever else is being done.
     """
 
+    _deaf = False  # from when what came could not be read
+
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         if len(self.tasks) >= guard.MOST_RUNNING and self._is_between() and is_whole(data):
             self.transport.write(TURNED_AWAY)
             if count := self.app_state.get("turned_away"):
                 count()
         else:
             super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read. What follows it is passed over until the client closes, or is idle for too long:
+        were the connection closed here, the answer would be lost to who is still sending."""
+        between = self.cycle is None or self.cycle.response_complete
+        if between or not self.cycle.response_started:
+            self.transport.write(UNREADABLE)
+        if between and self.transport.can_write_eof():
+            self._deaf = True
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def _is_between(self) -> bool:
         """Whether the next byte is the first of a request."""
@@ -69,6 +90,7 @@ class Server(uvicorn.Server):
                 app,
                 http=Protocol,
                 backlog=WAITING,
+                h11_max_incomplete_event_size=HEAD_BYTES,
                 proxy_headers=False,
                 ws="none",
                 timeout_keep_alive=30,
