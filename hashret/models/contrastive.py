@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import ViewedAutoencoder
+from hashret.models.augment import BY_THE_IMAGES, ViewedAutoencoder
 from hashret.models.base import straight_through_sign
 from hashret.models.networks import Shape
 
@@ -38,12 +38,14 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         width: int = 16,
         latent: int = 0,
         temperature: float = 0.1,
-        reconstruction: float = 50.0,
+        reconstruction: float = BY_THE_IMAGES,
         **parts: Any,
     ) -> None:
         """`latent` is 0 for one unit a bit, or 64 if there are fewer bits. `reconstruction` weighs the decoder's nats
-        per pixel."""
+        per pixel; −1 lets the images choose: 5 in colour, where what the views agree on says more, otherwise 50."""
         super().__init__(shape, bits, width=width, latent=latent or max(bits, LATENT), **parts)
+        if reconstruction == BY_THE_IMAGES:
+            reconstruction = 5.0 if self.colour else 50.0
         if not (temperature > 0 and reconstruction >= 0):
             raise ValueError(
                 f"temperature must be above 0 and reconstruction 0 or more, not {temperature} and {reconstruction}"
