@@ -6,7 +6,7 @@ Server and load generator are a process each. The generator sends bytes that wer
 connections that stay open; its own share of a core is printed, so that one sees who waits for whom. Parts:
 
 - rates: closed loops, targets in turn, medians of the rounds: the empty route, queries by code (those of items with
-  three bits flipped), by image (PNG), one or 64 a request; in process, `Collection.query_batch` of 256 and of one; and
+  three bits flipped), by image (PNG), one or 256 a request; in process, `Collection.query_batch` of 256 and of one; and
   the server's processor time for a request, which holds where the machine has other work too
 - latency: queries by code at half of the rate found, evenly spaced; p50 and p99 from when each was due
 - memory: of the server, before and after --requests queries by code
@@ -43,7 +43,7 @@ from hashret.sources import open_source
 
 PARTS = ("rates", "latency", "memory", "writer", "overload")
 QUERIES = 4000  # different ones
-TOGETHER = 64  # images in a request that has several
+TOGETHER = 256  # images in a request that has several, as many as may be
 
 
 class Load(NamedTuple):

@@ -40,21 +40,20 @@ class Gather(Generic[T, R]):
 
     async def ask(self, item: T) -> R:
         """The result of `item`; raises what `work` gave instead."""
-        if len(self._waiting) >= self._limit:
-            raise Busy(self.name)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-        self._waiting.append((item, future, time.monotonic()))
-        if self._free and not self._called:
-            self._called = True
-            loop.call_soon(self._start, loop)  # when the other requests that have come by now have asked as well
-        return await future
+        (result,) = await self.ask_all([item])
+        return result
 
     async def ask_all(self, items: Sequence[T]) -> list[R]:
         """The result of each item; raises the first that `work` gave instead."""
         if len(self._waiting) + len(items) > max(self._limit, len(items)):
             raise Busy(self.name)
-        return await asyncio.gather(*map(self.ask, items))
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
+        self._waiting += ((item, future, now) for item, future in zip(items, futures, strict=True))
+        if self._free and not self._called:
+            self._called = True
+            loop.call_soon(self._start, loop)  # when the other requests that have come by now have asked as well
+        return [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
 
     def close(self) -> None:
         """Wait for what is being done."""
