@@ -54,7 +54,7 @@ DATA = {  # budget, and bits
     "fashion-mnist": ("2m", (32, 64)),
     "cifar10": ("20m", (64,)),
     "cifar10-1k-59k": ("20m", (64,)),
-    "photos": ("2m", (64,)),
+    "photos": ("10m", (64,)),
 }
 LONGER = {"mnist": ("4m", "8m"), "fashion-mnist": ("4m", "8m")}  # twice and four times the budget: is there drift?
 SEEDS = (0, 1, 2)
