@@ -195,7 +195,7 @@ def test_parts_that_do_not_exist_or_cannot_be_are_refused_with_those_that_can() 
         ("denoising", {"strength": 1.5}),
         ("denoising", {"strength": math.nan}),
         ("contrastive", {"temperature": 0.0}),
-        ("contrastive", {"reconstruction": -1.0}),
+        ("contrastive", {"reconstruction": -2.0}),
         ("contrastive", {"rotation": -1.0}),
         ("contrastive", {"crop": 0.0}),
         ("contrastive", {"crop": 1.5}),
