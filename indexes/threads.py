@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -34,7 +35,14 @@ def split(count: int, work: Callable[[int, int], Result]) -> list[Result]:
     bounds = [count * part // parts for part in range(parts + 1)]
     if _threads == 1:
         return list(map(work, bounds[:-1], bounds[1:]))
-    return list(_pool(_threads, os.getpid()).map(work, bounds[:-1], bounds[1:]))
+    pool = _pool(_threads - 1, os.getpid())
+    others = [pool.submit(work, low, high) for low, high in pairwise(bounds[1:])]
+    own = [work(bounds[0], bounds[1])]  # here, for to wake a thread and to wait for it takes as long as some queries
+    left = len(others)
+    while left and others[left - 1].cancel():  # nobody has begun with it
+        left -= 1
+        own.append(work(bounds[left + 1], bounds[left + 2]))
+    return [own[0], *(other.result() for other in others[:left]), *reversed(own[1:])]
 
 
 @cache

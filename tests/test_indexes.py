@@ -24,12 +24,14 @@ from hashret.indexes import (
     FaissIndex,
     Hits,
     RangeHits,
+    get_threads,
     segments,
     set_threads,
     streaming,
     updatable,
 )
 from hashret.indexes import files as formats
+from hashret.indexes.threads import split
 from hashret.indexes.updatable import UpdatableIndex
 
 Array = np.ndarray[Any, Any]
@@ -757,3 +759,17 @@ def test_kernels_are_compiled_once_per_machine_and_again_when_any_source_changes
     with (package / "indexes" / "kernels.py").open("a") as kernels:
         kernels.write("\nEDITED = True\n")
     assert ask(package.parent, tmp_path / "cache")["folder"] != first["folder"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 16, 100, 7171])
+def test_parts_of_a_batch_come_in_order_whoever_searches_them(threads: int, count: int) -> None:
+    before = get_threads()
+    set_threads(threads)
+    try:
+        parts = split(count, lambda low, high: list(range(low, high)))
+        with pytest.raises(ZeroDivisionError):
+            split(max(count, 1), lambda low, high: 1 // (high < count))
+    finally:
+        set_threads(before)
+    assert sum(parts, []) == list(range(count))
