@@ -772,4 +772,4 @@ def test_parts_of_a_batch_come_in_order_whoever_searches_them(threads: int, coun
             split(max(count, 1), lambda low, high: 1 // (high < count))
     finally:
         set_threads(before)
-    assert sum(parts, []) == list(range(count))
+    assert [i for part in parts for i in part] == list(range(count))
