@@ -8,8 +8,8 @@ million are compared with brute force. An item is a row in each of four tables: 
 
 For some seconds a writer commits a thousand items twenty times a second while another process asks by code: the longest
 that either took stands beside the longest that it took alone. A writer waits for the disk alone, and for a core where
-there are too few: that differs more from run to run than by whether anybody reads. So does not how long it waits to be
-let into the database. At last a process asks while the collection is switched from another kind of index to its own.
+there are too few: that differs more from run to run than by whether anybody reads. How long it waits to be let into the
+database stands apart. At last a process asks while the collection is switched from another kind of index to its own.
 """
 
 import argparse

@@ -121,12 +121,8 @@ def test_several_pages_may_be_lost(folder: Path) -> None:
         for page in chance.sample(range(1, pages), pages // 5):
             file.seek(page * 4096)
             file.write(chance.randbytes(4096))
-    try:
-        told = recover(folder)
-    except HashretError as error:
-        assert "nothing can be read" in str(error)
-    else:
-        assert check_found(folder) == told.items
+    told = recover(folder)
+    assert 0 < told.items == check_found(folder)
 
 
 @pytest.mark.parametrize("size", [512, 4096, 65536])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -51,11 +52,9 @@ class Protocol(H11Protocol):
     for all others who are. Health is told whatever else is being done.
     """
 
-    _deaf = False  # from when what came could not be read
-
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            return
+        if self.conn.their_state is h11.ERROR:
+            return  # see `send_400_response`
         if len(self.tasks) >= guard.MOST_RUNNING and self._is_between() and is_whole(data):
             self.transport.write(TURNED_AWAY)
             if count := self.app_state.get("turned_away"):
@@ -66,18 +65,20 @@ class Protocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be read. What follows it is passed over until the client closes, or is idle for too long:
         were the connection closed here, the answer would be lost to who is still sending."""
-        between = self.cycle is None or self.cycle.response_complete
-        if between or not self.cycle.response_started:
+        answered = self._has_answered()
+        if answered or not self.cycle.response_started:
             self.transport.write(UNREADABLE)
-        if between and self.transport.can_write_eof():
-            self._deaf = True
+        if answered and self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()
 
     def _is_between(self) -> bool:
         """Whether the next byte is the first of a request."""
-        return (self.cycle is None or self.cycle.response_complete) and not self.conn.trailing_data[0]
+        return self._has_answered() and not self.conn.trailing_data[0]
+
+    def _has_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
 
 class Server(uvicorn.Server):
