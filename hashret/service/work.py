@@ -6,7 +6,6 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -20,7 +19,6 @@ from hashret.collection import Collection, Hit
 from hashret.copies import Group
 from hashret.errors import HashretError, NotFound, TooLarge
 from hashret.images import decode
-from hashret.ingest import thawed
 from hashret.service import MOST_QUERIES
 from hashret.service.gather import Gather
 from hashret.service.metrics import Metrics
@@ -69,7 +67,7 @@ class Work:
 
     def __init__(self, collection: Collection, metrics: Metrics) -> None:
         self.collection = collection
-        self._thawing = ExitStack()
+        self._frozen = False  # whether it has put what there was out of the garbage collector's sight
         self.ready = threading.Event()
         self.trouble: str | None = None  # what keeps it from getting ready
         self._info: tuple[int, dict[str, Any]] = (-1, {})
@@ -95,7 +93,7 @@ class Work:
             blank = np.zeros((1, *hasher.preprocessing.shape), hasher.preprocessing.dtype)
             self.collection.query_codes(hasher.encode_pixels(blank), 1)
             gc.collect()
-            self._thawing.enter_context(thawed())
+            self._frozen = not gc.get_freeze_count()
             gc.freeze()  # to look for garbage among PyTorch's objects keeps everyone waiting for 0.2 s
             self.ready.set()
         except HashretError as error:
@@ -107,7 +105,8 @@ class Work:
         gathers: tuple[Gather[Any, Any], ...] = *searches, *others
         for gather in gathers:
             gather.close()
-        self._thawing.close()
+        if self._frozen:
+            gc.unfreeze()
 
     def gather_for(self, questions: Sequence[Question]) -> Gather[Question, bytes]:
         """Where questions of one kind wait."""
