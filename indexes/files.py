@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hashret.errors import HashretError
 
-MAGIC = b"hashret\x04"
+MAGIC = b"hashret\x05"
 _ALIGN = 64
 _PRELUDE = len(MAGIC) + 8
 _HEADER = 8192  # bytes kept free for prelude and header, which are written last

@@ -62,7 +62,7 @@ class Segment(NamedTuple):
     bounds: NDArray[np.uint32]  # where the postings of each such bucket begin, and, a table's last, end
     postings: NDArray[np.uint32]  # (m - 1, d): numbers of codes; table 0 needs none, as codes are sorted by substring 0
     sifts: NDArray[np.uint8]  # (m - 1, 3, d): sifts, lowest byte first; more of them stands above the numbers; or empty
-    plan: NDArray[np.int64]  # (5,): careless, patient, hopeful, deepest, budget; see `flip_nearest`
+    plan: NDArray[np.int64]  # (6,): careless, patient, fair, deepest, hopeful, budget; see `flip_nearest`
 
 
 class Workspace(NamedTuple):
@@ -223,7 +223,7 @@ def sift(
     for i in range(begin, end):
         first, last = work.ranges[i, 0], work.ranges[i, 1]
         work.walked[0] += last - first
-        if work.walked[0] > WALKED * segment.plan[4] or n + last - first > len(met):
+        if work.walked[0] > WALKED * segment.plan[5] or n + last - first > len(met):
             return -1
         for low in range(first, last, SIFTED):
             high = min(low + SIFTED, last)

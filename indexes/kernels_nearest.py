@@ -19,6 +19,8 @@ from hashret.indexes.kernels_codes import FAR, Words, distance, least_distance, 
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import offer, qualifying
 
+SHARING = 8  # queries that make a scan for all of them together cost each a fourth of one of its own
+
 
 @inlined
 def flip_nearest(
@@ -30,6 +32,7 @@ def flip_nearest(
     distances: Distances,
     ids: Ids,
     n: int,
+    shared: bool,
     work: Workspace,
 ) -> tuple[int, int]:
     """Search query q by flipping bits: the heap's new size, and the level a scan must start from (FAR if none must).
@@ -37,16 +40,19 @@ def flip_nearest(
     New codes are put aside with their distances, and counted, until k items have been met within `tight` bits: so far
     is the k-th nearest at most. Whatever is farther is dropped at once, and posting lists are read at the end.
 
-    The plan, five numbers worked out once per segment: up to level `careless` flipping costs next to nothing beside a
-    scan, up to `patient` a small part of one, up to `hopeful` a fourth, and after `deepest` more than one; `budget`
+    The plan, six numbers worked out once per segment: up to level `careless` flipping costs next to nothing beside a
+    scan, up to `patient` a small part of one, up to `fair` a fourth, and after `deepest` more than one; `budget`
     candidates cost as much as one. After `careless` we go on only if a code within `hopeful` has been met; after
-    `patient`, only if `tight` promises an end by `deepest`.
+    `patient`, only if `tight` promises an end by `deepest`. If other queries will share a scan, which then costs each
+    a fourth, `careless` takes the place of `patient`, and `fair` that of `deepest`.
     """
     announce(segment, queries, q)
     cut_query(segment, queries, q, work)
     met, aside, tally = work.met, work.aside, work.tally
     plan = segment.plan
-    careless, patient, hopeful, deepest, room = plan[0], plan[1], plan[2], plan[3], plan[4]
+    careless, patient, fair, deepest, hopeful, room = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
+    if shared:
+        patient, deepest = careless, fair
     m, level, count, near, tight, high = len(segment.cuts), 0, 0, 0, longest(segment.codes), 0
     nearest_yet = tight
     tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
@@ -190,14 +196,17 @@ def nearest(
 ) -> None:
     """Offer the items of a segment to each query's heap, a row each: by flipping bits, then scanning for what is left.
 
-    Only codes first met at level reached[q] or later are offered; FAR means none.
+    Only codes first met at level reached[q] or later are offered; FAR means none. Where half of the first queries of
+    many cost more by flipping than their share of a scan for all, the others make way for that scan.
     """
-    waiting = 0
+    waiting, dear = 0, 0
     for q in range(len(queries)):
         if reached[q] == 0 and len(segment.cuts):
+            shared = dear >= max(SHARING, q // 2) and len(queries) >= 4 * SHARING
             sizes[q], reached[q] = flip_nearest(
-                segment, queries, q, allowed, filtered, distances[q], ids[q], sizes[q], work
+                segment, queries, q, allowed, filtered, distances[q], ids[q], sizes[q], shared, work
             )
+            dear += reached[q] == FAR and distances[q, 0] > segment.plan[2]
         waiting += reached[q] < FAR
     if waiting:
         scan_nearest(segment, queries, allowed, filtered, distances, ids, sizes, reached, work)

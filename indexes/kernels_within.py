@@ -30,7 +30,7 @@ def flip_within(
     Level after level up to the radius, unless flipping costs more than a scan (see `kernels` for the levels, the plan,
     and why this finds each code, once).
     """
-    n, level, room, high = 0, 0, segment.plan[4], 0
+    n, level, room, high = 0, 0, segment.plan[5], 0
     cut_query(segment, queries, q, work)
     if radius <= segment.plan[3]:
         announce(segment, queries, q)

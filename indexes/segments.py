@@ -26,13 +26,9 @@ WIDER = 5  # bits by which the substrings are shorter than log2(count) where cod
 
 # What the planner believes, in nanoseconds: looking one bucket up, checking one code found there; the same where codes
 # are sifted; scanning one word.
-LOOK_UP, CHECK, OPEN, SIFT, SCAN = (
-    4.0,
-    16.0,
-    15.0,
-    0.3,
-    0.2,
-)  # a scan for many queries together costs a fourth, but few ever wait for one
+LOOK_UP, CHECK, OPEN, SIFT, SCAN = 4.0, 16.0, 150.0, 1.5, 0.2  # a scan shared by many queries costs each a fourth
+# Shares of a scan that levels cost at most, for the planner; the first codes of large buckets tell little of the next.
+SHARES, SIFTED_SHARES = (1 / 400, 1 / 25, 1 / 4, 1, 1 / 4), (1 / 400, 1 / 8, 1 / 4, 1, 4)
 SIFT_CODES = 1 << 22  # fewer are found faster in small buckets, without sifting
 MIN_CODES = 8192  # fewer are scanned faster than flipping starts
 
@@ -41,7 +37,7 @@ _BIG_ENDIAN = np.dtype(">u8")
 _mine = threading.local()
 _NO_MARKS = np.empty((0, 2), np.uint64)
 _NO_NUMBERS = np.empty(0, np.uint32)
-_NO_PLAN = np.array([-1, -1, -1, -1, 0], np.int64)
+_NO_PLAN = np.array([-1, -1, -1, -1, -1, 0], np.int64)
 _NO_SIFTS = np.empty((0, 3, 0), np.uint8)
 _NO_TABLES = (np.empty((0, 5), np.int64), _NO_MARKS, _NO_NUMBERS, np.empty((0, 0), np.uint32), _NO_SIFTS, _NO_PLAN)
 _ALL_LIVE = np.empty(0, np.uint8)
@@ -96,6 +92,19 @@ def _aligned(words: Words) -> Words:
     return lined
 
 
+def _ranked(ids: Ids) -> NDArray[np.uint32]:
+    """Where the ids stand, in their order: without sorting, if at least one in four of the ids up to the greatest is
+    there."""
+    greatest = int(ids.max(initial=0))
+    if greatest >= 4 * len(ids) or len(ids) > MAX_ITEMS:
+        return np.argsort(ids).astype(np.uint32)
+    none = np.uint32(MAX_ITEMS)
+    slots = np.full(greatest + 1, none)
+    slots[ids] = np.arange(len(ids), dtype=np.uint32)
+    ranked: NDArray[np.uint32] = slots[slots != none]
+    return ranked
+
+
 class Grouped(NamedTuple):
     """Items by their codes."""
 
@@ -130,7 +139,7 @@ def distinct(words: Words, ids: Ids) -> Segment:
         shared = mark(counts)[0]
         starts = len(codes) + np.cumsum(np.append(0, counts[counts > 0])).astype(np.uint32)
         ids = np.concatenate([ids, others])
-    by_id = np.argsort(ids).astype(np.uint32)
+    by_id = _ranked(ids)
     return frozen(Segment(_aligned(codes), narrow(ids), shared, starts, by_id, _ALL_LIVE, *_NO_TABLES))
 
 
@@ -205,28 +214,22 @@ def numbered(
 
 
 def _plan(count: int, bits: int, widths: list[int], sifted: bool) -> NDArray[np.int64]:
-    """The planner's five numbers (see `kernels.flip_nearest`), from what flips cost if buckets are filled evenly."""
+    """The planner's six numbers (see `kernels_nearest.flip_nearest`), from what flips cost if buckets are filled
+    evenly."""
     scan = SCAN * count * -(-bits // 64)
-    look_up, check = (OPEN, SIFT) if sifted else (LOOK_UP, CHECK)
-    m, spent, careless, patient, hopeful, deepest = len(widths), 0.0, 0, 0, 0, 0
+    look_up, check, shares = (OPEN, SIFT, SIFTED_SHARES) if sifted else (LOOK_UP, CHECK, SHARES)
+    m, spent, plan = len(widths), 0.0, [0] * len(shares)
     for level in range(bits):
         s, width = level // m, widths[level % m]
         spent += math.comb(width, s) * (look_up + check * count / 2**width)
-        if spent > scan:
-            break
-        deepest = level
-        if spent <= scan / 4:
-            hopeful = level
-        if spent <= scan / 25:
-            patient = level
-        if spent <= scan / 400 or level < m:
-            careless = level
-    return np.array([careless, patient, hopeful, deepest, int(scan / CHECK)], np.int64)
+        plan = [level if spent <= share * scan else last for share, last in zip(shares, plan, strict=True)]
+    plan[0] = max(plan[0], min(m - 1, plan[3]))
+    return np.array([*plan, int(scan / CHECK)], np.int64)
 
 
 def workspace(segment: Segment, queries: int) -> Workspace:
     """What a search of the segment scribbles on: this thread's, made anew only when it is too small."""
-    budget, tables = int(segment.plan[4]), len(segment.cuts)
+    budget, tables = int(segment.plan[5]), len(segment.cuts)
     work: Workspace | None = getattr(_mine, "work", None)
     if work is None or len(work.met) < budget or len(work.ends) <= tables or len(work.least) < queries:
         eights = np.zeros(SIFTED // 8, np.uint64)

@@ -154,7 +154,7 @@ def test_flipping_and_scanning_agree_wherever_the_planner_switches(
     codes, queries, ids = make(bits, 5000, 1, 40, 0.2), make(bits, 60, 2, 40, 0.2), np.arange(5000) * 7
     index, items = BitFlipIndex(bits), as_items(codes, ids)
     index.add(codes, ids)
-    assert index._state.base.plan.tolist() != [-1, -1, -1, -1, 0]
+    assert index._state.base.plan.tolist() != [-1, -1, -1, -1, -1, 0]
     assert (len(index._state.base.sifts) > 0) == (least == 64 and bits <= 128)
     for k in (1, 10, 300):
         check_search(index, items, queries, k)
@@ -172,7 +172,7 @@ def test_scanning_goes_on_where_flipping_stopped(
     """Several blocks, a last one that is short, codes that share ids or do not, dead items or none, any planner."""
     monkeypatch.setattr(segments, "SIFT_CODES", least)
     budget = {"none": 0, "all": 10**6, "some": 300}[flips]
-    monkeypatch.setattr(segments, "_plan", lambda *asked: np.array([bits // 18, *[bits // 9] * 3, budget]))
+    monkeypatch.setattr(segments, "_plan", lambda *asked: np.array([bits // 18, *[bits // 9] * 4, budget]))
     queries = make(bits, 30, 2, 400, 0.2)
     for count, share in ((5000, 5000), (7000, 6500)):
         codes, ids = make(bits, count, 1, 400, 0.2), np.random.default_rng(3).permutation(count)
