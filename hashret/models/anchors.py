@@ -94,10 +94,12 @@ def graph_coordinates(values: Tensor, anchors: Tensor, reach: Tensor, most: int)
     return unit, float(damping[0] ** 2)
 
 
-def lifted_rotation(values: Tensor, bits: int, generator: torch.Generator) -> Tensor:
-    """A matrix (r, bits) with orthonormal rows that brings values (n, r) near to their signs: a random one, then 50
-    alternations of iterative quantisation (Gong and Lazebnik 2011), whose rotations it takes in."""
-    lift: Tensor = torch.linalg.qr(torch.randn(bits, values.shape[1], generator=generator)).Q.T
+def lifted_rotation(values: Tensor, bits: int, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
+    """A matrix (r, bits) with orthonormal rows that brings values (n, r) near to their signs: `start` or a random one,
+    then 50 alternations of iterative quantisation (Gong and Lazebnik 2011), whose rotations it takes in."""
+    lift = start
+    if lift is None:
+        lift = torch.linalg.qr(torch.randn(bits, values.shape[1], generator=generator)).Q.T
     for _ in range(50):
         u, _, vh = torch.linalg.svd(values.T @ (values @ lift).sign(), full_matrices=False)
         lift = u @ vh

@@ -20,12 +20,14 @@ from hashret.models.base import choose
 
 Values = NDArray[np.float32]
 
+CLEAR = 0.25  # the least that says of a graph that there are kinds of images (see `anchor_itq`)
+
 
 @dataclass(frozen=True)
 class Head:
     """`threshold` and `scale` (bits), with `mean` (d) and `projection` (d, bits), or neither for d = bits; for an
-    anchor graph besides `anchors` (m, d) and `reach` (), and `projection` (m, bits); where what is centred has unit
-    length, or less if it is shorter than `length` (), and is projected too, besides these `detail` (d, bits). All are
+    anchor graph besides `anchors` (m, d) and `reach` (), and `projection` (m, bits). Where what is centred has unit
+    length, or less if it is shorter than `length` (), it may be projected too, by `detail` (d, bits). All are
     float64."""
 
     threshold: Tensor
@@ -72,7 +74,8 @@ class Head:
             return shapes | ({"length": (), "detail": (numbers, bits)} if "detail" in tensors else {})
         if numbers == bits and not {"mean", "projection"} & tensors.keys():
             return shapes
-        return shapes | {"mean": (numbers,), "projection": (numbers, bits)}
+        shapes |= {"mean": (numbers,), "projection": (numbers, bits)}
+        return shapes | ({"length": ()} if "length" in tensors else {})
 
 
 def _gap(column: Values, choose: Callable[[Values, NDArray[np.int64]], int]) -> float:
@@ -212,7 +215,9 @@ def anchor_itq(values: Values, bits: int, seed: int) -> Head:
 
     Ours. The coordinates are as long as the graph is clear (see `graph_coordinates`), so that they lead where there are
     kinds of images, and the components do where there are none. Those have a third of the square of a unit; of fewer
-    than 64 bits there are none to spare for the order within a kind, and they get as much less.
+    than 64 bits there are none to spare for the order within a kind, and they get as much less. A graph that is not
+    clear at all is left out; then the rotation begins with the numbers themselves, if they are as many as the bits, for
+    a network that has learned them as bits has brought them near to their signs.
     """
     generator = torch.Generator().manual_seed(seed)
     mean = _mean(values)
@@ -222,23 +227,22 @@ def anchor_itq(values: Values, bits: int, seed: int) -> Head:
     centred /= torch.maximum(lengths, length)
     some = centred[torch.randperm(len(values), generator=generator)[: max(20_000, 20 * bits)]]
     anchors, reach, coordinates, clear = _graph(centred, bits // 2, some, generator)
-    coordinates = coordinates * clear
-    middle, directions = _principal_components(centred.numpy(), bits - coordinates.shape[1], seed)
+    coordinates = coordinates[:, : coordinates.shape[1] if clear > CLEAR else 0] * clear
+    r = coordinates.shape[1]
+    middle, directions = _principal_components(centred.numpy(), bits - r, seed)
+    start = directions.T.float() if not r and values.shape[1] == bits else None
     directions = directions * (min(1.0, bits / 64) / 3) ** 0.5
-    found = torch.cat([placed(rows, anchors, reach, coordinates.float()) for rows in blocks(some)])
-    details = (some - middle.float()) @ directions.float()
-    rotation = lifted_rotation(torch.cat([found, details], 1), bits, generator).double()
-    detail = directions @ rotation[coordinates.shape[1] :]
-    return _projected(
-        values,
-        around=middle @ detail,
-        mean=mean,
-        length=length.double(),
-        anchors=anchors.double(),
-        reach=reach.double(),
-        projection=coordinates @ rotation[: coordinates.shape[1]],
-        detail=detail,
-    )
+    numbers = (some - middle.float()) @ directions.float()
+    if r:
+        found = torch.cat([placed(rows, anchors, reach, coordinates.float()) for rows in blocks(some)])
+        numbers = torch.cat([found, numbers], 1)
+    rotation = lifted_rotation(numbers, bits, generator, start).double()
+    detail = directions @ rotation[r:]
+    parts = {"around": middle @ detail, "mean": mean, "length": length.double()}
+    if not r:
+        return _projected(values, projection=detail, **parts)
+    graph = {"anchors": anchors.double(), "reach": reach.double(), "projection": coordinates @ rotation[:r]}
+    return _projected(values, detail=detail, **graph, **parts)
 
 
 HEADS = {
