@@ -441,6 +441,7 @@ def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
         ({"temperature": float("inf")}, "'temperature' is a float"),
         ({"temperature": 10**400}, "'temperature' is a float"),
         ({"temperature": 0}, "temperature must be above 0"),
+        ({"whole": 1.5}, "whole from 0 to 1, not 0.1, 50.0 and 1.5"),
     ],
     ids=str,
 )

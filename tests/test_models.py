@@ -503,13 +503,27 @@ def test_the_contrastive_loss_is_of_two_views_and_of_the_image_itself(channels: 
     terms = member.loss(x)
     torch.manual_seed(3)
     how: dict[str, float] = {"rotation": 10.0, "flip": 0.5, "erase": 0.0}
-    how |= {"crop": 0.7, "light": 0.4} if channels == 3 else {"crop": 0.8, "light": 0.2}
-    first, second = augment(x, **how), augment(x, **how)
+    how |= {"crop": 0.6, "light": 0.4} if channels == 3 else {"crop": 0.8, "light": 0.2}
+    first = augment(x, **how)
+    if channels == 3:
+        first = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x, first)
+        assert 0 < (first == x).all(3).all(2).all(1).sum() < len(x)
+    second = augment(x, **how)
     assert not torch.equal(first, second)
     a, b = member.encoder(torch.cat([first, second])).sign().chunk(2)
     assert torch.allclose(terms["contrast"], nt_xent(a, b, 0.3))
     nll = member.likelihood.nll(member.decoder(a), x).mean()
     assert torch.allclose(terms["reconstruction"], 7.0 * nll / (64 * channels))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (5,)])
+def test_as_many_first_views_as_asked_for_are_the_images_themselves(shape: Any) -> None:
+    x = torch.rand(300, *shape)
+    parts: dict[str, Any] = {"network": "mlp", "likelihood": "gaussian", "width": 2}
+    for whole, least, most in ((0.0, 0, 0), (0.3, 60, 120), (1.0, 300, 300)):
+        first, second = build("contrastive", shape, whole=whole, **parts).pair(x)  # type: ignore[operator]
+        assert least <= sum(torch.equal(view, image) for view, image in zip(first, x, strict=True)) <= most
+        assert not any(torch.equal(view, image) for view, image in zip(second, x, strict=True))
 
 
 def test_views_are_mirrored_unless_mirror_images_are_other_images() -> None:

@@ -35,10 +35,10 @@ class ViewedAutoencoder(BinaryAutoencoder):
     ) -> None:
         """What views are like (see `augment`); `noise` and `masking` are for vectors. −1 lets the images choose: a
         `flip` is ½ unless their mirror images are other images, as of writing; in colour, as photos are, whose objects
-        lie anywhere in any light, `crop` is 0.7 and `light` 0.4, otherwise 0.8 and 0.2."""
+        lie anywhere in any light, `crop` is 0.6 and `light` 0.4, otherwise 0.8 and 0.2."""
         super().__init__(*args, **parts)
         self.colour = len(self.shape) == 3 and self.shape[0] == 3
-        crop = (0.7 if self.colour else 0.8) if crop == BY_THE_IMAGES else crop
+        crop = (0.6 if self.colour else 0.8) if crop == BY_THE_IMAGES else crop
         light = (0.4 if self.colour else 0.2) if light == BY_THE_IMAGES else light
         self.free = flip == BY_THE_IMAGES
         flip = 0.5 if self.free else flip

@@ -39,22 +39,35 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         latent: int = 0,
         temperature: float = 0.1,
         reconstruction: float = BY_THE_IMAGES,
+        whole: float = BY_THE_IMAGES,
         **parts: Any,
     ) -> None:
         """`latent` is 0 for one unit a bit, or 64 if there are fewer bits. `reconstruction` weighs the decoder's nats
-        per pixel; −1 lets the images choose: 5 in colour, where what the views agree on says more, otherwise 50."""
+        per pixel, and `whole` is how often one of two views is the image itself, which altered copies then find more
+        surely. −1 lets the images choose: 5, for what the views agree on says more, and ½ in colour, otherwise 50 and
+        0."""
         super().__init__(shape, bits, width=width, latent=latent or max(bits, LATENT), **parts)
         if reconstruction == BY_THE_IMAGES:
             reconstruction = 5.0 if self.colour else 50.0
-        if not (temperature > 0 and reconstruction >= 0):
+        if whole == BY_THE_IMAGES:
+            whole = 0.5 if self.colour else 0.0
+        if not (temperature > 0 and reconstruction >= 0 and 0 <= whole <= 1):
             raise ValueError(
-                f"temperature must be above 0 and reconstruction 0 or more, not {temperature} and {reconstruction}"
+                "temperature must be above 0, reconstruction 0 or more and whole from 0 to 1, not "
+                f"{temperature}, {reconstruction} and {whole}"
             )
-        self.temperature, self.reconstruction = temperature, reconstruction
+        self.temperature, self.reconstruction, self.whole = temperature, reconstruction, whole
+
+    def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Two views of each image."""
+        first = self.view(x)
+        if self.whole:
+            itself = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < self.whole
+            first = torch.where(itself, x, first)
+        return first, self.view(x)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        pair = torch.cat([self.view(x), self.view(x)])
-        h = self.features(pair)
+        h = self.features(torch.cat(self.pair(x)))
         a, b = straight_through_sign(h).chunk(2)
         nll = self.likelihood.nll(self.decode(a), x).mean() / x[0].numel()
         return {"contrast": nt_xent(a, b, self.temperature), "reconstruction": self.reconstruction * nll}
