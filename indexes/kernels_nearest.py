@@ -199,10 +199,10 @@ def nearest(
     Only codes first met at level reached[q] or later are offered; FAR means none. Where half of the first queries of
     many cost more by flipping than their share of a scan for all, the others make way for that scan.
     """
-    waiting, dear = 0, 0
+    waiting, dear, shared = 0, 0, False
     for q in range(len(queries)):
         if reached[q] == 0 and len(segment.cuts):
-            shared = dear >= max(SHARING, q // 2) and len(queries) >= 4 * SHARING
+            shared = shared or (dear >= max(SHARING, q // 2) and len(queries) >= 4 * SHARING)
             sizes[q], reached[q] = flip_nearest(
                 segment, queries, q, allowed, filtered, distances[q], ids[q], sizes[q], shared, work
             )

@@ -96,7 +96,7 @@ def _ranked(ids: Ids) -> NDArray[np.uint32]:
     """Where the ids stand, in their order: without sorting, if at least one in four of the ids up to the greatest is
     there."""
     greatest = int(ids.max(initial=0))
-    if greatest >= 4 * len(ids) or len(ids) > MAX_ITEMS:
+    if greatest >= 4 * len(ids):
         return np.argsort(ids).astype(np.uint32)
     none = np.uint32(MAX_ITEMS)
     slots = np.full(greatest + 1, none)

@@ -404,6 +404,26 @@ def test_parts_of_a_batch_make_the_whole(engine: str, share: int) -> None:
         assert_same(RangeHits(one.limits, ranges.distances[low:high], ranges.ids[low:high]), one)
 
 
+def test_queries_that_cost_more_by_flipping_make_way_for_a_scan_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_plan", lambda *asked: np.array([0, 30, -1, 30, 30, 10**6]))  # all are dear
+    codes, queries, ids = make(64, 5000, 1, 40, 0.2), make(64, 60, 2, 40, 0.2), np.arange(5000)
+    index = BitFlipIndex(64)
+    index.add(codes, ids)
+    before = get_threads()
+    set_threads(1)
+    try:
+        looked = []
+        for asked in (queries[:8], queries[:31], queries):
+            probes = index.searched.probes
+            check_search(index, as_items(codes, ids), asked, 10)
+            looked.append(index.searched.probes - probes)
+    finally:
+        set_threads(before)
+    m = len(index._state.base.cuts)
+    assert looked[0] > 8 * m and looked[1] > 31 * m  # few queries flip to the end
+    assert looked[2] == looked[0] + 52 * m  # of many the first eight do, the others look up one bucket a table
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_look_up_is_counted(threads: int) -> None:
     index, codes = BitFlipIndex(64), make(64, 3000, 1)
