@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.indexes.jit import inlined, popcount, prefetch, trailing_zeros
-from hashret.indexes.kernels_codes import Words, distance, substring
+from hashret.indexes.kernels_codes import ZERO, Words, distance, substring
 from hashret.indexes.kernels_heap import Ids
 
 BLOCK = 2048  # codes compared with every waiting query while they are in the fastest cache
@@ -251,27 +251,27 @@ def meet(
     """
     m, ends, opened, sifted = len(segment.cuts), work.ends, work.opened, len(segment.sifts) > 0
     if level == 0:
-        n = opened[0] = ends[0] = work.walked[0] = 0
+        n = opened[0] = ends[0] = work.walked[0] = ZERO
         for t in range(m):
-            _, n = look_up(segment, 0, t, 0, work, n)
+            _, n = look_up(segment, ZERO, t, ZERO, work, n)
             opened[t + 1] = n
-        n = 0
+        n = ZERO
         for t in range(m if not sifted else 0):
             n = gather(segment, t, opened[t], opened[t + 1], room, work, n) if n >= 0 else -1
             ends[t + 1] = n
-    s, t, n = level // m, level % m, 0
+    s, t, n = level // m, level % m, ZERO
     if level < m and not sifted:
         return ends[level], ends[level + 1]
     if level < m:
-        n = sift(segment, queries, q, t, opened[t], opened[t + 1], bound, work, 0)
+        n = sift(segment, queries, q, t, opened[t], opened[t + 1], bound, work, ZERO)
     else:
         flip, last = (1 << s) - 1, 1 << segment.cuts[t, 1]
         while flip < last and n >= 0:
-            flip, count = look_up(segment, s, t, flip, work, 0)
+            flip, count = look_up(segment, s, t, flip, work, ZERO)
             if sifted:
-                n = sift(segment, queries, q, t, 0, count, bound - s if t else bound, work, n)
+                n = sift(segment, queries, q, t, ZERO, count, bound - s if t else bound, work, n)
             else:
-                n = gather(segment, t, 0, count, room, work, n)
+                n = gather(segment, t, ZERO, count, room, work, n)
     if sifted and n > room:
         n = -1
     if sifted and t:

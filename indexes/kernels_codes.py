@@ -4,6 +4,8 @@ Shape (n,) if one word holds a code, else (n, words). Each function here is comp
 several.
 """
 
+from typing import Any
+
 import numpy as np
 from numba.extending import overload
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from hashret.indexes.jit import inlined, popcount
 Words = NDArray[np.uint64]
 
 FAR = 1 << 12  # more than any distance
+ZERO: Any = np.int64(0)  # a mere 0 is of a type of its own to Numba, which compiles what it is given to once more
 
 
 def distance(codes: Words, j: int | np.int64, queries: Words, q: int) -> int:

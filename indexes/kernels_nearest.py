@@ -15,7 +15,7 @@ from hashret.indexes.kernels import (
     is_new,
     meet,
 )
-from hashret.indexes.kernels_codes import FAR, Words, distance, least_distance, longest
+from hashret.indexes.kernels_codes import FAR, ZERO, Words, distance, least_distance, longest
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import offer, qualifying
 
@@ -53,7 +53,7 @@ def flip_nearest(
     careless, patient, fair, deepest, hopeful, room = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
     if shared:
         patient, deepest = careless, fair
-    m, level, count, near, tight, high = len(segment.cuts), 0, 0, 0, longest(segment.codes), 0
+    m, level, count, near, tight = len(segment.cuts), ZERO, 0, 0, ZERO + longest(segment.codes)
     nearest_yet = tight
     tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
     while level <= tight and (tight <= deepest or (level <= patient and (level <= careless or nearest_yet <= hopeful))):

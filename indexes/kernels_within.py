@@ -14,7 +14,7 @@ from hashret.indexes.kernels import (
     is_new,
     meet,
 )
-from hashret.indexes.kernels_codes import Words, distance, least_distance
+from hashret.indexes.kernels_codes import ZERO, Words, distance, least_distance
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import other_slots, qualifies
 
@@ -30,7 +30,7 @@ def flip_within(
     Level after level up to the radius, unless flipping costs more than a scan (see `kernels` for the levels, the plan,
     and why this finds each code, once).
     """
-    n, level, room, high = 0, 0, segment.plan[5], 0
+    n, level, room, high = 0, ZERO, segment.plan[5], 0
     cut_query(segment, queries, q, work)
     if radius <= segment.plan[3]:
         announce(segment, queries, q)
@@ -83,10 +83,17 @@ def matches_within(segment: Segment, queries: Words, radius: int, work: Workspac
         limits[q + 1] = limits[q] + n
         if limits[q + 1] > len(matches):
             longer = np.empty(2 * limits[q + 1], np.uint32)
-            longer[: limits[q]] = matches[: limits[q]]
+            copy(matches[: limits[q]], longer)
             matches = longer
-        matches[limits[q] : limits[q + 1]] = found[:n]
+        copy(found[:n], matches[limits[q] :])
     return limits, matches[: limits[-1]]
+
+
+@inlined
+def copy(numbers: Numbers, out: Numbers) -> None:
+    """Write the numbers to the beginning of `out`: slices that are assigned take Numba seconds more to compile."""
+    for i in range(len(numbers)):
+        out[i] = numbers[i]
 
 
 @kernel

@@ -1,5 +1,6 @@
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,7 +33,12 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., str]]:
-    """Serves a collection on loopback, as `create_app` takes it, while the module is tested; gives the address."""
+    """Serves a collection on loopback, as `create_app` takes it, while the module is tested; gives the address.
+
+    It is ready then, or cannot be: for kernels that are compiled the first of who asks would wait, and give up.
+    """
+    import httpx
+
     from hashret.collection import Collection
     from hashret.service.app import create_app
     from hashret.service.server import Server, listen
@@ -46,7 +52,10 @@ def serve() -> Iterator[Callable[..., str]]:
         thread.start()
         try:
             assert begun.wait(30)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            while "being loaded" in httpx.get(f"{address}/readyz", timeout=60).text:
+                time.sleep(0.01)
+            yield address
         finally:
             server.should_exit = True
             thread.join(30)

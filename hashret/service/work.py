@@ -87,11 +87,13 @@ class Work:
         self.filtered_reads = Gather[Callable[[], Any], Any]("filtered reads", _call, metrics, waiting=64)
 
     def warm_up(self) -> None:
-        """Load the model and the index, or keep in `trouble` why that cannot be done."""
+        """Load the model and the index, and have all kernels compiled, or keep in `trouble` why that cannot be done."""
         try:
             hasher = self.collection.hasher
             blank = np.zeros((1, *hasher.preprocessing.shape), hasher.preprocessing.dtype)
-            self.collection.query_codes(hasher.encode_pixels(blank), 1)
+            code = hasher.encode_pixels(blank)
+            self.collection.query_codes(code, 1)
+            self.collection.query_codes(code, max_distance=0)
             gc.collect()
             self._frozen = not gc.get_freeze_count()
             gc.freeze()  # to look for garbage among PyTorch's objects keeps everyone waiting for 0.2 s
