@@ -482,7 +482,7 @@ def fuzz(folder: Path, schema: str, *more: str) -> None:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [sys.executable, "-m", "schemathesis.cli", "run", schema, f"--checks={checks}", *more]
     command += ["--max-examples=200"] if SOAK else ["--max-examples=3", "--phases=fuzzing"]
-    command += ["--seed=1", "--no-color", "--mode=all"]
+    command += ["--seed=1", "--no-color", "--mode=all", "--request-timeout=30"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
