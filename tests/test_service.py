@@ -109,6 +109,36 @@ def test_nobody_waits_for_a_look_through_all_of_pytorch(own: Collection, serve: 
     assert gc.get_freeze_count() > 100_000
 
 
+def test_nobody_waits_for_a_kernel_to_be_compiled(own: Collection) -> None:
+    """Once the service is ready, in a new process: each kernel takes seconds the first time on a machine."""
+    script = """
+import sys
+from hashret.collection import Collection
+from hashret.indexes import updatable
+from hashret.service.metrics import Metrics
+from hashret.service.work import Work
+
+def compiled():
+    found = {name: getattr(value, "signatures", None) for name, value in vars(updatable).items()}
+    del found["locate"]  # which takes less than a second
+    return {name: list(signatures) for name, signatures in found.items() if signatures is not None}
+
+with Collection.open(sys.argv[1], read_only=True) as there:
+    work = Work(there, Metrics())
+    work.warm_up()
+    before = compiled()
+    there.query_item(1, 5)
+    there.query_item(1, None, 3, where="label = '1'")
+    there.dupes(3)
+    there.dupes(3, by="star")
+    work.close()
+assert before and all(before.values()), before
+assert compiled() == before, (before, compiled())
+"""
+    done = subprocess.run([sys.executable, "-c", script, own.path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # Queries
 
 

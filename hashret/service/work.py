@@ -93,7 +93,7 @@ class Work:
             blank = np.zeros((1, *hasher.preprocessing.shape), hasher.preprocessing.dtype)
             code = hasher.encode_pixels(blank)
             self.collection.query_codes(code, 1)
-            self.collection.query_codes(code, max_distance=0)
+            self.collection.query_codes(code, None, 0)  # within a radius, as near-duplicates are searched for
             gc.collect()
             self._frozen = not gc.get_freeze_count()
             gc.freeze()  # to look for garbage among PyTorch's objects keeps everyone waiting for 0.2 s
