@@ -921,6 +921,19 @@ def test_stdout_may_be_full_closed_or_bytes(place: Path) -> None:
     assert done.returncode == 1 and done.stderr == b""
 
 
+def test_threads_of_pytorch_do_not_wait_in_a_loop_for_long(place: Path) -> None:
+    """Else one other process on the machine makes a training ten times as slow."""
+    command = [*MAIN, "train", "photos", "--model", "binary", "--steps", "1", "-o", "new"]
+    for chosen, expected in (({}, "5000"), ({"OMP_WAIT_POLICY": "passive"}, "0")):
+        environment = os.environ | {"OMP_DISPLAY_ENV": "verbose"} | chosen
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        told = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+        if not told:
+            pytest.skip("this PyTorch's threads are not those of GCC")
+        assert set(told) == {expected}
+
+
 def test_interrupting_index_keeps_what_was_reported(place: Path) -> None:
     np.save("rows.npy", np.random.default_rng(0).integers(0, 256, (60_000, 8, 8), np.uint8))
     with subprocess.Popen(
