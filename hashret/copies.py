@@ -64,6 +64,11 @@ def find_groups(store: Store, max_distance: int, by: str, keep: str) -> list[Gro
     return groups
 
 
+def warm_up(codes: Codes) -> None:
+    """Compile and load what `find_groups` would at its first call, for codes as wide as these, uint8 (n, bits // 8)."""
+    duplicates.connected(codes, 0)
+
+
 def _by_distance(rows: NDArray[np.int64], codes: Codes) -> tuple[NDArray[np.int64], list[int]]:
     """The rows of a group, but for the first by (distance from the first, id), and these distances."""
     distances = hamming(codes[rows[:1]], codes[rows])[0]

@@ -53,7 +53,9 @@ def serve() -> Iterator[Callable[..., str]]:
         try:
             assert begun.wait(30)
             address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            deadline = time.monotonic() + 300
             while "being loaded" in httpx.get(f"{address}/readyz", timeout=60).text:
+                assert time.monotonic() < deadline
                 time.sleep(0.01)
             yield address
         finally:

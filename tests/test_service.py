@@ -120,7 +120,6 @@ from hashret.service.work import Work
 
 def compiled():
     found = {name: getattr(value, "signatures", None) for name, value in vars(updatable).items()}
-    del found["locate"]  # which takes less than a second
     return {name: list(signatures) for name, signatures in found.items() if signatures is not None}
 
 with Collection.open(sys.argv[1], read_only=True) as there:

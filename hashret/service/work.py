@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hashret import copies
 from hashret.codes import Codes, to_hex
 from hashret.collection import Collection, Hit
-from hashret.copies import Group
 from hashret.errors import HashretError, NotFound, TooLarge
 from hashret.images import decode
 from hashret.service import MOST_QUERIES
@@ -80,7 +80,9 @@ class Work:
         self.image_queries = Gather("image queries", self._answer, metrics, most=MOST_QUERIES, waiting=1024)
         self.images = Gather("images", self._encode, metrics, most=MOST_QUERIES, waiting=1024)
         self.additions = Gather("additions", self._add, metrics, most=16, waiting=64)
-        self.groupings = Gather[Callable[[], list[Group]], list[Group]]("groupings", _call, metrics, waiting=8)
+        self.groupings = Gather[Callable[[], list[copies.Group]], list[copies.Group]](
+            "groupings", _call, metrics, waiting=8
+        )
         self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)
         self.memories = Gather[Callable[[], Any], Any]("memories", _call, metrics, waiting=64)
         self.reads = Gather[Callable[[], Any], Any]("reads", _call, metrics, threads=4, waiting=512)
@@ -93,7 +95,7 @@ class Work:
             blank = np.zeros((1, *hasher.preprocessing.shape), hasher.preprocessing.dtype)
             code = hasher.encode_pixels(blank)
             self.collection.query_codes(code, 1)
-            self.collection.query_codes(code, None, 0)  # within a radius, as near-duplicates are searched for
+            copies.warm_up(code)  # and what searches within a radius
             gc.collect()
             self._frozen = not gc.get_freeze_count()
             gc.freeze()  # to look for garbage among PyTorch's objects keeps everyone waiting for 0.2 s
