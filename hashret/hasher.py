@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -530,10 +531,11 @@ def _rounding(member: Member, head: Head, images: Inputs) -> Tensor:
         return (head.margins(folded(member).outputs(x)) - exact).abs().amax(0).cpu()
 
 
-# PyTorch's switches are the whole process's: the first thread to compute turns them, the last one turns them back.
+# These switches are the whole process's: the first thread to compute turns them, the last one turns them back.
 _switches = threading.Lock()
 _computing = 0
-_chosen = ("", False, 0)
+_chosen = ("", False, 0, 0.0)
+IN_TURNS = 0.0005  # seconds for which a thread keeps the interpreter: each layer of a network waits for one that has it
 
 
 @contextmanager
@@ -543,7 +545,9 @@ def _full_float32(where: torch.device, alone: bool = False) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     with _switches:
         if not _computing:
-            _chosen = torch.get_float32_matmul_precision(), cudnn.allow_tf32, torch.get_num_threads()
+            precision, turn = torch.get_float32_matmul_precision(), sys.getswitchinterval()
+            _chosen = precision, cudnn.allow_tf32, torch.get_num_threads(), turn
+            sys.setswitchinterval(min(turn, IN_TURNS))
             torch.set_float32_matmul_precision("highest")
             cudnn.allow_tf32 = False
         _computing += 1
@@ -560,6 +564,7 @@ def _full_float32(where: torch.device, alone: bool = False) -> Iterator[None]:
             if not _computing:
                 torch.set_float32_matmul_precision(_chosen[0])
                 cudnn.allow_tf32 = _chosen[1]
+                sys.setswitchinterval(_chosen[3])
 
 
 def _told(training: Training) -> dict[str, Any]:

@@ -174,8 +174,8 @@ def sha256(content: Content) -> str:
     """The SHA-256 of `content_bytes(content)` as lower-case hex: what a content is known by."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    array = _check_content(content)
-    digest = _npy_digest(array.shape, array.dtype.str).copy()
+    array = to_float32(content) if content.dtype.kind == "f" else content
+    digest = _npy_digest(array.shape, array.dtype).copy()
     digest.update(array.tobytes())
     return str(digest.hexdigest())
 
@@ -345,8 +345,10 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _npy_digest(shape: tuple[int, ...], dtype: str) -> Any:
-    return hashlib.sha256(_npy_header(shape, dtype))
+def _npy_digest(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """The SHA-256 so far, before the numbers; raises ValueError unless contents have that shape and dtype."""
+    _check_content(np.broadcast_to(np.zeros((), dtype), shape))
+    return hashlib.sha256(_npy_header(shape, dtype.str))
 
 
 def _as_array(content: Content) -> NDArray[np.uint8] | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -90,20 +91,20 @@ def encoded(
                 found.code = code.tobytes()
         return chunk
 
-    def readable() -> Iterator[Found]:
+    def readable() -> Iterator[list[Found]]:
         try:
             yield from _changed(source, store, unchanged, only)
         except HashretError as error:
             broken.append(error)
 
-    changed = readable()
+    changed = chain.from_iterable(readable())
     decoded: Iterable[list[Found]]
     if source.arrays:  # nothing to wait for and little to compute: threads would only fight for the interpreter
         decoded = map(decode_new, map(mark_known, map(hash_contents, batches(changed, MODEL_CHUNK))))
     else:
         hashed = in_order(hash_contents, batches(changed, FILE_CHUNK, weight), ahead=4, weigh=weigh_chunk)
         decoded = in_order(decode_new, map(mark_known, hashed), ahead=4, weigh=weigh_chunk)
-    yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), ahead=4), BATCH_ITEMS)
+    yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), ahead=4, helping=source.arrays), BATCH_ITEMS)
     if broken:
         raise broken[0]
 
@@ -119,17 +120,21 @@ def thawed() -> Iterator[None]:
             gc.unfreeze()
 
 
-def _changed(source: Source, store: Store, unchanged: Callable[[Seen], None], only: Set[str] | None) -> Iterator[Found]:
+def _changed(
+    source: Source, store: Store, unchanged: Callable[[Seen], None], only: Set[str] | None
+) -> Iterator[list[Found]]:
     looked_at = only is not None or store.knows(source.root)
     wanted = source if only is None else (record for record in source if source.root + record.name in only)
     for records in batches(wanted, 1 if source.streaming else MODEL_CHUNK):
         known = store.seen(source.root, [record.name for record in records]) if looked_at else {}
+        changed = list[Found]()
         for record in records:
             seen = known.get(record.name)
             if seen is not None and (seen.size, seen.mtime_ns) == (record.size, record.mtime_ns):
                 unchanged(seen)
             else:
-                yield Found(record, seen, read(record) if source.streaming else None)
+                changed.append(Found(record, seen, read(record) if source.streaming else None))
+        yield changed
 
 
 def read(record: Record) -> Content | HashretError:
@@ -195,8 +200,12 @@ def prepare(preprocessing: AnyPreprocessing, image: Any) -> tuple[Content, Prepa
         raise type(error)(f"{where}: {error}") from error
 
 
-def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] = lambda item: 0.0) -> Iterator[list[T]]:
+def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] | None = None) -> Iterator[list[T]]:
     """Lists of `size` items, or fewer that together weigh 1 or more, the last one shorter."""
+    items = iter(items)
+    if weigh is None:
+        yield from iter(lambda: list(islice(items, size)), [])
+        return
     batch, weight = list[T](), 0.0
     for item in items:
         batch.append(item)

@@ -373,26 +373,43 @@ def in_order(
     threads: int | None = None,
     ahead: int = 64,
     weigh: Callable[[T], float] = lambda item: 1,
+    helping: bool = False,
 ) -> Generator[R, None, None]:
     """`function` of each item, from a pool of threads, in the order of the items.
 
     `items` is taken in the caller's thread, at most `ahead` items before the result that is given out, or fewer that
     together weigh as much. An error in either comes out in its place. Closing the generator drops what has not begun
-    and waits for what has.
+    and waits for what has. With `helping` the caller's thread is one of the pool's, for it does what has not begun
+    while it would have to wait: where taking the items and using the results is much of the work, no core is asked to
+    do two things at once.
     """
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     most, weight = max(ahead, threads), 0.0
-    pending: deque[tuple[Future[R], float]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="hashret-order")
+    pending: deque[tuple[Future[R], T]] = deque()
+    pool = ThreadPoolExecutor(max(1, threads - helping), thread_name_prefix="hashret-order")
+
+    def first() -> R:
+        while helping and not pending[0][0].done():
+            mine = next((i for i, (future, _) in enumerate(pending) if future.cancel()), None)
+            if mine is None:
+                break
+            done: Future[R] = Future()
+            try:
+                done.set_result(function(pending[mine][1]))
+            except Exception as error:
+                done.set_exception(error)
+            pending[mine] = done, pending[mine][1]
+        return pending.popleft()[0].result()
+
     try:
         for item in items:
-            pending.append((pool.submit(function, item), weigh(item)))
-            weight += pending[-1][1]
+            pending.append((pool.submit(function, item), item))
+            weight += weigh(item)
             while weight >= most:
-                weight -= pending[0][1]
-                yield pending.popleft()[0].result()
+                weight -= weigh(pending[0][1])
+                yield first()
         while pending:
-            yield pending.popleft()[0].result()
+            yield first()
     finally:
         pool.shutdown(cancel_futures=True)
 

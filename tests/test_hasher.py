@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -217,7 +218,7 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
     hasher = fit("watching", "conv", DIGITS[:200], steps=2)
     torch.set_num_threads(2)
     torch.backends.cudnn.allow_tf32 = True  # as it is by default
-    before = True, 2
+    before = True, 2, sys.getswitchinterval()
     expected = hasher.encode(DIGITS[:200])
     wrong = []
 
@@ -232,7 +233,7 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
     for thread in threads:
         thread.join()
     assert not wrong and seen == {False}
-    assert (torch.backends.cudnn.allow_tf32, torch.get_num_threads()) == before
+    assert (torch.backends.cudnn.allow_tf32, torch.get_num_threads(), sys.getswitchinterval()) == before
     after = []
     new = threading.Thread(target=lambda: after.append(torch.get_num_threads()))
     new.start()

@@ -343,14 +343,25 @@ def test_what_exists_as_a_path_is_one(tmp_path: Path, monkeypatch: pytest.Monkey
 # In order
 
 
-def test_results_come_in_the_order_of_the_items() -> None:
+@pytest.mark.parametrize("helping", [False, True])
+def test_results_come_in_the_order_of_the_items(helping: bool) -> None:
     def slow(i: int) -> int:
         time.sleep(0.002 * (i % 5))
         return i * i
 
-    assert list(in_order(slow, range(200), threads=8)) == [i * i for i in range(200)]
-    assert list(in_order(slow, [])) == []
-    assert list(in_order(slow, range(3), ahead=1)) == [0, 1, 4]
+    assert list(in_order(slow, range(200), threads=8, helping=helping)) == [i * i for i in range(200)]
+    assert list(in_order(slow, [], helping=helping)) == []
+    assert list(in_order(slow, range(3), ahead=1, helping=helping)) == [0, 1, 4]
+
+
+def test_a_helping_caller_works_while_it_would_wait() -> None:
+    def work(i: int) -> str:
+        time.sleep(0.01)
+        return threading.current_thread().name
+
+    names = Counter(in_order(work, range(40), threads=2, ahead=4, helping=True))
+    assert len(names) == 2
+    assert names[threading.current_thread().name] > 10
 
 
 def test_items_are_taken_in_this_thread_and_not_far_ahead() -> None:
@@ -370,17 +381,18 @@ def workers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("hashret-order")]
 
 
-def test_errors_of_the_function_and_of_the_items_come_out_in_their_place() -> None:
+@pytest.mark.parametrize("helping", [False, True])
+def test_errors_of_the_function_and_of_the_items_come_out_in_their_place(helping: bool) -> None:
     def broken_items() -> Iterator[int]:
         yield from range(5)
         raise HashretError("broken stream")
 
-    results = in_order(lambda i: 10 // (i - 20), range(50), threads=3)
+    results = in_order(lambda i: 10 // (i - 20), range(50), threads=3, helping=helping)
     assert [next(results) for _ in range(20)] == [10 // (i - 20) for i in range(20)]
     with pytest.raises(ZeroDivisionError):
         next(results)
     with pytest.raises(HashretError, match="broken stream"):
-        list(in_order(lambda i: i, broken_items()))
+        list(in_order(lambda i: i, broken_items(), helping=helping))
     assert not workers()
 
 
