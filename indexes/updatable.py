@@ -184,8 +184,8 @@ class UpdatableIndex(ABC):
         if few is not None:
             k = min(k, len(few.ids))
         count = len(queries)
-        empty, untouched = np.zeros((2, count), np.int64)
-        heaps = Heaps(np.empty((count, k), np.int32), np.empty((count, k), np.int64), empty, untouched)
+        distances, found = np.empty((count, k), np.int32), np.empty((count, k), np.int64)
+        heaps = Heaps(distances, found, np.zeros(count, np.int64), np.zeros(count, np.int64))
 
         def search(low: int, high: int) -> None:
             part, asked = heaps.rows(low, high), words[low:high]
@@ -203,7 +203,9 @@ class UpdatableIndex(ABC):
             split(count, search)
         # Every search offers all items if need be, so the rows are equally long.
         m = int(heaps.sizes[0]) if count else min(k, self._qualifying(state, allowed))
-        return Hits(np.ascontiguousarray(heaps.distances[:, :m]), np.ascontiguousarray(heaps.ids[:, :m]))
+        if m < k:
+            distances, found = np.ascontiguousarray(distances[:, :m]), np.ascontiguousarray(found[:, :m])
+        return Hits(distances, found)
 
     def within(self, queries: Codes, max_distance: int, *, allowed: NDArray[np.int64] | None = None) -> RangeHits:
         """All items at most `max_distance` bits from each query, uint8 (q, bits // 8); `allowed` as in `search`.
