@@ -36,8 +36,7 @@ from hashret.indexes.kernels_codes import ZERO, Words, distance, substring
 from hashret.indexes.kernels_heap import Ids
 
 BLOCK = 2048  # codes compared with every waiting query while they are in the fastest cache
-ALONE = 512  # for a single query: the fewer, the less is looked at closely
-STRETCH = 1024  # blocks, at least, whose least distances are known before any of them is looked at closely
+STRETCH = 1024  # blocks whose least distances are known before any of them is looked at closely
 PART = 64  # codes of such a block compared once more to find which are near
 SIFTED = 256  # codes of a bucket of which is known how they differ before any of them is looked at closely
 WALKED = 32  # so many codes are sifted while one is checked
@@ -79,7 +78,7 @@ class Workspace(NamedTuple):
     ends: NDArray[np.int64]  # (m + 1,): where those met at each of the first m levels end, from 0 on; -1: no room
     aside: NDArray[np.uint32]  # (budget, 2): codes that may be among the nearest, with their distances
     tally: NDArray[np.int64]  # (FAR,): how many items or blocks there are of each distance
-    least: NDArray[np.int16]  # (q · STRETCH or more,): the distance of the code in each block nearest to each query
+    least: NDArray[np.int16]  # (q, STRETCH): the distance of the code in each block nearest to each query
     looks: NDArray[np.int64]  # (FAR,): how many buckets are looked up before a level begins
     probes: NDArray[np.int64]  # (1,): how many have been, for all queries
 

@@ -5,9 +5,9 @@ from numpy.typing import NDArray
 
 from hashret.indexes.jit import inlined, kernel, prefetch
 from hashret.indexes.kernels import (
-    ALONE,
     BLOCK,
     PART,
+    STRETCH,
     Segment,
     Workspace,
     announce,
@@ -104,7 +104,6 @@ def kth_least(least: NDArray[np.int16], k: int, tally: NDArray[np.int64]) -> int
 def scan_block(
     segment: Segment,
     begin: int,
-    end: int,
     queries: Words,
     q: int,
     allowed: Ids,
@@ -116,10 +115,10 @@ def scan_block(
     bound: int,
     work: Workspace,
 ) -> int:
-    """Offer the codes begin ... end - 1 that are within `bound`, first met at `level` or later; the new size."""
+    """Offer the codes of the block from `begin` on within `bound`, first met at `level` or later; the new size."""
     cut_query(segment, queries, q, work)
-    for low in range(begin, end, PART):
-        part = segment.codes[low : min(low + PART, end)]
+    for low in range(begin, min(begin + BLOCK, len(segment.codes)), PART):
+        part = segment.codes[low : low + PART]
         if least_distance(part, queries, q) > bound:
             continue
         for i in range(len(part)):
@@ -148,14 +147,12 @@ def scan_nearest(
     The least distance in each block tells which blocks matter. If all items qualify, the k-th least of these is a
     bound: there are k codes within it.
     """
-    codes, block_size = segment.codes, BLOCK if len(queries) > 1 else ALONE
-    k, blocks, farthest = distances.shape[1], -(-len(codes) // block_size), longest(codes)
-    most = len(work.least) // len(queries)
-    least = work.least[: most * len(queries)].reshape(len(queries), most)
-    for stretch in range(0, blocks, most):
-        size = min(most, blocks - stretch)
+    codes, least = segment.codes, work.least
+    k, blocks, farthest = distances.shape[1], -(-len(segment.codes) // BLOCK), longest(segment.codes)
+    for stretch in range(0, blocks, STRETCH):
+        size = min(STRETCH, blocks - stretch)
         for b in range(size):
-            block = codes[(stretch + b) * block_size : (stretch + b + 1) * block_size]
+            block = codes[(stretch + b) * BLOCK : (stretch + b + 1) * BLOCK]
             for q in range(len(queries)):
                 if reached[q] < FAR:
                     least[q, b] = least_distance(block, queries, q)
@@ -165,14 +162,13 @@ def scan_nearest(
             bound = farthest
             if size >= k and not len(segment.dead) and not filtered:
                 bound = kth_least(least[q, :size], k, work.tally[: farthest + 1])
-            if sizes[q] == k:
-                bound = min(bound, distances[q, 0])
             for b in range(size):
+                if sizes[q] == k:
+                    bound = min(bound, distances[q, 0])
                 if least[q, b] <= bound:
                     sizes[q] = scan_block(
                         segment,
-                        (stretch + b) * block_size,
-                        min((stretch + b + 1) * block_size, len(codes)),
+                        (stretch + b) * BLOCK,
                         queries,
                         q,
                         allowed,
@@ -184,8 +180,6 @@ def scan_nearest(
                         bound,
                         work,
                     )
-                    if sizes[q] == k:
-                        bound = min(bound, distances[q, 0])
 
 
 @kernel

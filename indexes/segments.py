@@ -231,7 +231,7 @@ def workspace(segment: Segment, queries: int) -> Workspace:
     """What a search of the segment scribbles on: this thread's, made anew only when it is too small."""
     budget, tables = int(segment.plan[5]), len(segment.cuts)
     work: Workspace | None = getattr(_mine, "work", None)
-    if work is None or len(work.met) < budget or len(work.ends) <= tables or len(work.least) < queries * STRETCH:
+    if work is None or len(work.met) < budget or len(work.ends) <= tables or len(work.least) < queries:
         eights = np.zeros(SIFTED // 8, np.uint64)
         work = _mine.work = Workspace(
             np.empty(tables, np.int64),
@@ -244,7 +244,7 @@ def workspace(segment: Segment, queries: int) -> Workspace:
             np.empty(tables + 1, np.int64),
             np.empty((budget, 2), np.uint32),
             np.empty(FAR, np.int64),
-            np.empty(max(4, queries) * STRETCH, np.int16),
+            np.empty((queries, STRETCH), np.int16),
             np.zeros(FAR, np.int64),
             np.zeros(1, np.int64),
         )

@@ -185,7 +185,7 @@ def test_scanning_goes_on_where_flipping_stopped(
         for gone in (ids[::9], ids[1::9]):
             for k in (1, 3, 10, 200):
                 check_search(index, items, queries, k)
-                check_search(index, items, queries[k % 30 :][:1], k)  # alone, in smaller blocks
+                check_search(index, items, queries[k % 30 :][:1], k)
             check_search(index, items, queries, 4, np.sort(ids[::3]))
             for radius in (bits // 9 - 2, bits // 9 + 2):
                 check_within(index, items, queries, radius)
