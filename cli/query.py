@@ -61,8 +61,8 @@ def query(
 
     from hashret.client import Client
     from hashret.collection import Collection, locate
-    from hashret.ingest import batches
     from hashret.ranking import check_rank
+    from hashret.sources import batches
 
     with usage("--rank"):
         check_rank(rank)

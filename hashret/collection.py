@@ -24,14 +24,14 @@ from hashret.evaluation import health
 from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
 from hashret.images import Inputs, as_batch, content_bytes, sha256
-from hashret.ingest import BATCH_ITEMS, Found, batches, decode, encoded, hash_contents, prepare, read, thawed, weight
+from hashret.ingest import BATCH_ITEMS, Found, decode, encoded, hash_contents, prepare, read, thawed, weight
 from hashret.judging import Judging
 from hashret.live import make_index
 from hashret.metadata import check_metadata, open_metadata
 from hashret.opened import locked
 from hashret.progress import Progress
 from hashret.searching import Hit as Hit
-from hashret.sources import Source, in_order, open_source
+from hashret.sources import Source, batches, in_order, open_source
 from hashret.store import BLOBS, Content, Failure, Place, Seen, Store, damaged
 from hashret.transfer import Header, format_of, write
 from hashret.transfer import read as read_items

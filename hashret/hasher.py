@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,7 +40,7 @@ from hashret.models.base import FOR_VECTORS, Member, choose
 from hashret.models.heads import HEADS, Head, check_head
 from hashret.models.networks import folded
 from hashret.progress import Progress
-from hashret.sources import Labelled, in_order, open_source, sample
+from hashret.sources import Labelled, batches, in_order, open_source, sample
 from hashret.training import Pairs, Training, device, split, tensor_bytes, to_input, train
 from hashret.vectors import AnyPreprocessing, describe, stored_preprocessing
 
@@ -216,7 +216,7 @@ class Hasher:
         A code depends on the image and the model alone, not on the batch. Raises HashretError for a file that cannot
         be read, ValueError for anything else that is no image.
         """
-        codes = [self.encode_pixels(np.stack(batch)) for batch in _batches(self._prepared(images), PASS)]
+        codes = [self.encode_pixels(np.stack(batch)) for batch in batches(self._prepared(images), PASS)]
         return np.concatenate(codes) if codes else np.empty((0, self.bits // 8), np.uint8)
 
     def encode_pixels(self, pixels: Inputs, *, alone: bool = False) -> Codes:
@@ -249,7 +249,7 @@ class Hasher:
         how far its number lies from the threshold, float32 (n, bits), in training standard deviations, above it for a
         bit of 1. They are computed in float64, so that they depend on the batch no more than codes do."""
         member, head, codes, margins = self._exact, self._parts()[2], [], [np.empty((0, self.bits), np.float32)]
-        for batch in _batches(self._prepared(images), PASS):
+        for batch in batches(self._prepared(images), PASS):
             pixels = np.stack(batch)
             codes.append(self.encode_pixels(pixels))
             for rows in passes(pixels):
@@ -277,7 +277,7 @@ class Hasher:
         largest = self._training.get("largest_error")
         if largest is None:
             return [False for _ in _each(images)]
-        parts = [self.errors(np.stack(batch)) > largest for batch in _batches(self._prepared(images), PASS)]
+        parts = [self.errors(np.stack(batch)) > largest for batch in batches(self._prepared(images), PASS)]
         return [bool(worse) for part in parts for worse in part]
 
     @property
@@ -540,7 +540,8 @@ IN_TURNS = 0.0005  # seconds for which a thread keeps the interpreter: each laye
 
 @contextmanager
 def _full_float32(where: torch.device, alone: bool = False) -> Iterator[None]:
-    """Inference in float32 as it is, without TF32, bf16 or autocast, whatever this process has chosen."""
+    """Inference in float32 as it is, without TF32, bf16 or autocast, whatever this process has chosen; its threads hand
+    the interpreter on sooner meanwhile."""
     global _computing, _chosen
     cudnn = torch.backends.cudnn
     with _switches:
@@ -570,12 +571,6 @@ def _full_float32(where: torch.device, alone: bool = False) -> Iterator[None]:
 def _told(training: Training) -> dict[str, Any]:
     told = training._asdict()
     return {name: round(v, 3) if isinstance(v, float) else v for name, v in told.items()}
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ def sha256(content: Content) -> str:
     """The SHA-256 of `content_bytes(content)` as lower-case hex: what a content is known by."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    array = to_float32(content) if content.dtype.kind == "f" else content
+    array = to_float32(content) if _is_vector(content) else content
     digest = _npy_digest(array.shape, array.dtype).copy()
     digest.update(array.tobytes())
     return str(digest.hexdigest())

@@ -1,7 +1,8 @@
 """How images get into a collection: the stages between a source and the database.
 
 Records flow through generators. The caller's thread walks the source and reads the database, one pool of threads reads
-and hashes, one decodes, and one runs the model; each holds a bounded number of records.
+and hashes, one decodes, and one runs the model; each holds a bounded number of records. Of arrays, with nothing to wait
+for, the caller's thread does all but the model, and helps with that.
 """
 
 import gc
@@ -10,21 +11,19 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hashret.errors import HashretError
 from hashret.images import Content, Inputs, Prepared, sha256, to_content
-from hashret.sources import Record, Source, in_order
+from hashret.sources import Record, Source, batches, in_order
 from hashret.store import Seen, Store
 from hashret.vectors import AnyPreprocessing, describe
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
-
-T = TypeVar("T")
 
 BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged, together
 MODEL_CHUNK = 1000  # images that the model is given at a time
@@ -198,23 +197,6 @@ def prepare(preprocessing: AnyPreprocessing, image: Any) -> tuple[Content, Prepa
     except HashretError as error:
         where = os.fspath(image) if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
         raise type(error)(f"{where}: {error}") from error
-
-
-def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] | None = None) -> Iterator[list[T]]:
-    """Lists of `size` items, or fewer that together weigh 1 or more, the last one shorter."""
-    items = iter(items)
-    if weigh is None:
-        yield from iter(lambda: list(islice(items, size)), [])
-        return
-    batch, weight = list[T](), 0.0
-    for item in items:
-        batch.append(item)
-        weight += weigh(item)
-        if len(batch) == size or weight >= 1:
-            yield batch
-            batch, weight = [], 0.0
-    if batch:
-        yield batch
 
 
 def _timed(chunks: Iterable[list[Found]], most: int) -> Iterator[list[Found]]:

@@ -25,9 +25,9 @@ from hashret.evaluation import (
     retrieval,
 )
 from hashret.images import Content, Inputs, decode
-from hashret.ingest import batches, read
+from hashret.ingest import read
 from hashret.progress import Progress
-from hashret.sources import Source, in_order, open_source
+from hashret.sources import Source, batches, in_order, open_source
 from hashret.vectors import AnyPreprocessing
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -366,6 +366,23 @@ class Labelled(Source):
             raise ValueError(f"there are {more} the {len(self._labels)} images that labels were given for")
 
 
+def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] | None = None) -> Iterator[list[T]]:
+    """Lists of `size` items, or fewer that together weigh 1 or more, the last one shorter."""
+    items = iter(items)
+    if weigh is None:
+        yield from iter(lambda: list(islice(items, size)), [])
+        return
+    batch, weight = list[T](), 0.0
+    for item in items:
+        batch.append(item)
+        weight += weigh(item)
+        if len(batch) == size or weight >= 1:
+            yield batch
+            batch, weight = [], 0.0
+    if batch:
+        yield batch
+
+
 def in_order(
     function: Callable[[T], R],
     items: Iterable[T],
@@ -385,28 +402,29 @@ def in_order(
     """
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     most, weight = max(ahead, threads), 0.0
-    pending: deque[tuple[Future[R], T]] = deque()
+    pending: deque[tuple[Future[R], T, float]] = deque()
     pool = ThreadPoolExecutor(max(1, threads - helping), thread_name_prefix="hashret-order")
 
     def first() -> R:
         while helping and not pending[0][0].done():
-            mine = next((i for i, (future, _) in enumerate(pending) if future.cancel()), None)
+            mine = next((i for i, (future, *_) in enumerate(pending) if future.cancel()), None)
             if mine is None:
                 break
             done: Future[R] = Future()
+            _, item, weighs = pending[mine]
             try:
-                done.set_result(function(pending[mine][1]))
+                done.set_result(function(item))
             except Exception as error:
                 done.set_exception(error)
-            pending[mine] = done, pending[mine][1]
+            pending[mine] = done, item, weighs
         return pending.popleft()[0].result()
 
     try:
         for item in items:
-            pending.append((pool.submit(function, item), item))
-            weight += weigh(item)
+            pending.append((pool.submit(function, item), item, weigh(item)))
+            weight += pending[-1][2]
             while weight >= most:
-                weight -= weigh(pending[0][1])
+                weight -= pending[0][2]
                 yield first()
         while pending:
             yield first()

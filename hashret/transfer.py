@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from hashret.codes import check_bits
 from hashret.errors import HashretError, one_line
 from hashret.files import put_in_place
-from hashret.ingest import batches
 from hashret.metadata import check_metadata
+from hashret.sources import batches
 from hashret.store import BLOBS, Content
 
 FORMATS = {"jsonl": ".jsonl", "numpy": ".npz", "parquet": ".parquet"}

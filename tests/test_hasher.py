@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hashret.codes import Codes, hamming, pack, to_hex
 from hashret.errors import HashretError
-from hashret.hasher import FORMAT, SMALL_BATCH, Hasher, parse_duration
+from hashret.hasher import FORMAT, IN_TURNS, SMALL_BATCH, Hasher, parse_duration
 from hashret.images import Preprocessing
 from hashret.models import MODELS, Member
 from hashret.models.heads import HEADS
@@ -205,11 +205,12 @@ def test_codes_do_not_depend_on_what_the_process_has_chosen(small: Hasher) -> No
 
 def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's switch for TF32 is the whole process's: no thread may leave its old value to another."""
-    seen = set()
+    seen, turns = set(), set()
 
     class Watching(Member):
         def outputs(self, x: Tensor) -> Tensor:
             seen.add(torch.backends.cudnn.allow_tf32)
+            turns.add(sys.getswitchinterval())
             outputs: Tensor = self.encoder(x)
             seen.add(torch.backends.cudnn.allow_tf32)
             return outputs
@@ -219,6 +220,7 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
     torch.set_num_threads(2)
     torch.backends.cudnn.allow_tf32 = True  # as it is by default
     before = True, 2, sys.getswitchinterval()
+    turns.clear()  # of the training
     expected = hasher.encode(DIGITS[:200])
     wrong = []
 
@@ -232,7 +234,7 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and seen == {False}
+    assert not wrong and seen == {False} and turns == {IN_TURNS} != {before[2]}
     assert (torch.backends.cudnn.allow_tf32, torch.get_num_threads(), sys.getswitchinterval()) == before
     after = []
     new = threading.Thread(target=lambda: after.append(torch.get_num_threads()))

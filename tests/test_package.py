@@ -48,7 +48,7 @@ ROOMS = {
     "hashret/metadata.py": {"errors"},
     "hashret/filters.py": {"errors", "metadata"},
     "hashret/store.py": {"errors", "codes", "files", "filters"},
-    "hashret/transfer.py": {"errors", "codes", "files", "ingest", "metadata", "store"},
+    "hashret/transfer.py": {"errors", "codes", "files", "metadata", "sources", "store"},
     "hashret/evaluation.py": {"codes"},
     "hashret/contents.py": {"errors", "images", "sources"},
     "hashret/client.py": {"errors", "calibration", "codes", "images", "store", "copies", "collection", "service"},

@@ -355,13 +355,14 @@ def test_results_come_in_the_order_of_the_items(helping: bool) -> None:
 
 
 def test_a_helping_caller_works_while_it_would_wait() -> None:
+    both = threading.Barrier(2)
+
     def work(i: int) -> str:
-        time.sleep(0.01)
+        both.wait(30)  # for whoever is the other of two threads
         return threading.current_thread().name
 
     names = Counter(in_order(work, range(40), threads=2, ahead=4, helping=True))
-    assert len(names) == 2
-    assert names[threading.current_thread().name] > 10
+    assert len(names) == 2 and names[threading.current_thread().name] == 20
 
 
 def test_items_are_taken_in_this_thread_and_not_far_ahead() -> None:
