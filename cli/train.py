@@ -36,8 +36,10 @@ def train(
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that images are resized to.")] = None,
     limit: Annotated[int, typer.Option(help="Images held in memory to learn from, drawn at random.", min=1)] = 100_000,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting.")] = None,
-    batch: Annotated[int, typer.Option(help="Images in a step.", min=2)] = 256,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.", min=0.0, max=10.0)] = 2e-3,
+    batch: Annotated[int | None, typer.Option(help="Images in a step, if not the model's own.", min=2)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its peak, if not the model's own.", min=0.0, max=10.0)
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", metavar="MODEL_DIR", help="Write the model here.")] = None,
     collection: CollectionFolder = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile it first: for long trainings on a GPU.")] = False,

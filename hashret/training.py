@@ -90,9 +90,9 @@ def train(
     epochs: int | None = None,
     budget: float | None = None,
     seed: int = 0,
-    batch: int = 256,
-    learning_rate: float = 2e-3,
-    weight_decay: float = 1e-4,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
     compiled: bool = False,
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -102,15 +102,16 @@ def train(
     """Train `member` in place on uint8 images (n, h, w, c), or vectors (n, d), by AdamW under a cosine schedule.
 
     `labels`, int64 (n,), are for members that learn from them. Of `pairs`, at most one for eight images of a batch is
-    drawn in each step, for `Member.pair_loss`. Say how long by one of `steps`, `epochs` or `budget`
-    (seconds; a warm-up on a copy is timed, and fixes the number of steps). The rows that `split` holds out are only
-    measured. All randomness of a step comes from (seed, step), so the same seed and steps give the same weights on the
-    same machine, also when `resume` continues from `checkpoint`, which must be of the same images, seed, rates, member,
-    and `settings` of the member. On a GPU the forward pass runs in bfloat16; `compiled` has it compiled first, which
-    takes a minute and is worth it for long trainings there. Ctrl-C ends the training after the step that is under way:
-    the member is usable, and the checkpoint holds the place. A second Ctrl-C does not wait, and leaves the checkpoint
-    as it was. Raises HashretError for fewer than two images, a loss that is not finite, or a checkpoint that is damaged
-    or of another training, and ValueError for impossible values.
+    drawn in each step, for `Member.pair_loss`. `batch` and the rates are the member's own where they are None. Say how
+    long by one of `steps`, `epochs` or `budget` (seconds; a warm-up on a copy is timed, and fixes the number of steps).
+    The rows that `split` holds out are only measured. All randomness of a step comes from (seed, step), so the same
+    seed and steps give the same weights on the same machine, also when `resume` continues from `checkpoint`, which must
+    be of the same images, seed, rates, member, and `settings` of the member. On a GPU the forward pass runs in
+    bfloat16; `compiled` has it compiled first, which takes a minute and is worth it for long trainings there. Ctrl-C
+    ends the training after the step that is under way: the member is usable, and the checkpoint holds the place. A
+    second Ctrl-C does not wait, and leaves the checkpoint as it was. Raises HashretError for fewer than two images, a
+    loss that is not finite, or a checkpoint that is damaged or of another training, and ValueError for impossible
+    values.
     """
     for name, value, least in (("steps", steps, 0), ("epochs", epochs, 1), ("batch", batch, 2), ("seed", seed, 0)):
         if value is not None and (type(value) is not int or not least <= value < 2**32):
@@ -121,10 +122,13 @@ def train(
         raise ValueError("resume needs a checkpoint to resume from")
     if len(images) < 2:
         raise HashretError("one image is not enough to learn from: give a source with at least two images")
+    own = member.rates
+    learning_rate = own.learning_rate if learning_rate is None else learning_rate
+    weight_decay = own.weight_decay if weight_decay is None else weight_decay
     where = device()
     member.to(where).to(memory_format=torch.channels_last).train()
     rows, held_out = split(len(images), seed)
-    batch = min(batch, len(rows))
+    batch = min(batch or own.batch, len(rows))
     per_epoch = len(rows) // batch
     optimiser = torch.optim.AdamW(member.parameters(), learning_rate, weight_decay=weight_decay)
     told = [array for array in (images, labels, *(pairs or ())) if array is not None]

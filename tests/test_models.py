@@ -503,10 +503,10 @@ def test_the_contrastive_loss_is_of_two_views_and_of_the_image_itself(channels: 
     terms = member.loss(x)
     torch.manual_seed(3)
     how: dict[str, float] = {"rotation": 10.0, "flip": 0.5, "erase": 0.0}
-    how |= {"crop": 0.6, "light": 0.4} if channels == 3 else {"crop": 0.8, "light": 0.2}
+    how |= {"crop": 0.6, "light": 0.3} if channels == 3 else {"crop": 0.8, "light": 0.2}
     first = augment(x, **how)
     if channels == 3:
-        first = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x, first)
+        first = torch.where(torch.rand(len(x), 1, 1, 1) < 0.75, x, first)
         assert 0 < (first == x).all(3).all(2).all(1).sum() < len(x)
     second = augment(x, **how)
     assert not torch.equal(first, second)
@@ -524,6 +524,16 @@ def test_as_many_first_views_as_asked_for_are_the_images_themselves(shape: Any) 
         first, second = build("contrastive", shape, whole=whole, **parts).pair(x)  # type: ignore[operator]
         assert least <= sum(torch.equal(view, image) for view, image in zip(first, x, strict=True)) <= most
         assert not any(torch.equal(view, image) for view, image in zip(second, x, strict=True))
+
+
+def test_what_suits_images_in_colour_is_the_default_for_these_alone() -> None:
+    grey, colour = (build("contrastive", shape, network="mlp") for shape in ((1, 8, 8), (3, 8, 8)))
+    vectors = build("contrastive", (5,), network="mlp", likelihood="gaussian")  # type: ignore[arg-type]
+    told = build("contrastive", (3, 8, 8), network="mlp", width=2)
+    hidden = [next(member.encoder.parameters()).shape[0] for member in (grey, colour, vectors, told)]
+    assert hidden == [16 * 16, 16 * 24, 16 * 16, 16 * 2]
+    assert grey.rates == vectors.rates == MODELS["ae"]((3, 8, 8), 16).rates == (256, 2e-3, 1e-4)
+    assert colour.rates == (128, 8e-3, 0.05)
 
 
 def test_views_are_mirrored_unless_mirror_images_are_other_images() -> None:
@@ -612,12 +622,15 @@ def test_a_turn_keeps_a_disc_a_disc(size: tuple[int, int]) -> None:
     assert min(upright) < 8 and max(upright) > min(size) / 2  # and a bar is turned by anything from 0 to 90 degrees
 
 
-def test_light_changes_contrast_and_the_brightness_of_each_channel() -> None:
+def test_light_changes_contrast_brightness_and_half_as_much_the_brightness_of_each_channel() -> None:
     plain = augment(torch.full((500, 3, 4, 4), 0.5), **(STILL | {"light": 0.2}))
     brightness = plain[:, :, 0, 0] / 0.5
     assert torch.allclose(plain, 0.5 * brightness[:, :, None, None])
-    assert (brightness - 1).abs().max() <= 0.2 + 1e-5 and (brightness - 1).abs().mean() > 0.08
-    assert not torch.allclose(brightness[:, 0], brightness[:, 1], atol=0.1)
+    assert 0.25 < (brightness - 1).abs().max() <= 1.2 * 1.1 - 1 + 1e-5 and (brightness - 1).abs().mean() > 0.08
+    between = brightness[:, 0] / brightness[:, 1]  # whatever the brightness of both is
+    assert 0.15 < (between - 1).abs().max() <= 1.1 / 0.9 - 1 + 1e-5 and (between - 1).abs().mean() > 0.04
+    grey = augment(torch.full((500, 1, 4, 4), 0.5), **(STILL | {"light": 0.2}))[:, 0, 0, 0] / 0.5
+    assert 0.15 < (grey - 1).abs().max() <= 0.2 + 1e-5
     halves = torch.full((500, 1, 2, 2), 0.4)
     halves[:, :, 0] = 0.6
     view = augment(halves, **(STILL | {"light": 0.2}))[:, 0]

@@ -17,6 +17,7 @@ from hashret.codes import unpack
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
+from hashret.models.base import Rates
 from hashret.progress import Progress
 from hashret.training import Pairs, Training, split, to_input, train
 
@@ -92,6 +93,18 @@ def test_epochs_are_steps_through_all_images_but_those_held_out() -> None:
     done = learn(member, steps=None, epochs=2)
     assert (done.steps, done.planned, done.batch, done.interrupted) == (10, 10, BATCH, False)
     assert weights(member) == learned(steps=10)
+
+
+def test_a_member_is_trained_at_its_own_rates_unless_told_otherwise() -> None:
+    member, other = build(), build()
+    member.rates = Rates(batch=19, learning_rate=5e-3, weight_decay=0.5)
+    done = train(member, DIGITS, steps=4)
+    assert done.batch == 19
+    assert weights(member) == learned(steps=4, batch=19, learning_rate=5e-3, weight_decay=0.5)
+    other.rates = member.rates
+    train(other, DIGITS, steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0)
+    assert weights(other) == learned(steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0)
+    assert weights(other) != learned(steps=4, batch=BATCH, learning_rate=2e-3)
 
 
 def test_a_budget_fixes_steps_that_give_the_same_weights() -> None:

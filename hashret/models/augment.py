@@ -13,9 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hashret.models.binary import BinaryAutoencoder
+from hashret.models.networks import Shape
 
 BY_THE_IMAGES = -1.0
 FARTHER = 1.2  # than an image: its mirror image, if it is another one
+
+
+def in_colour(shape: Shape) -> bool:
+    return len(shape) == 3 and shape[0] == 3
 
 
 class ViewedAutoencoder(BinaryAutoencoder):
@@ -35,11 +40,11 @@ class ViewedAutoencoder(BinaryAutoencoder):
     ) -> None:
         """What views are like (see `augment`); `noise` and `masking` are for vectors. −1 lets the images choose: a
         `flip` is ½ unless their mirror images are other images, as of writing; in colour, as photos are, whose objects
-        lie anywhere in any light, `crop` is 0.6 and `light` 0.4, otherwise 0.8 and 0.2."""
+        lie anywhere in any light, `crop` is 0.6 and `light` 0.3, otherwise 0.8 and 0.2."""
         super().__init__(*args, **parts)
-        self.colour = len(self.shape) == 3 and self.shape[0] == 3
+        self.colour = in_colour(self.shape)
         crop = (0.6 if self.colour else 0.8) if crop == BY_THE_IMAGES else crop
-        light = (0.4 if self.colour else 0.2) if light == BY_THE_IMAGES else light
+        light = (0.3 if self.colour else 0.2) if light == BY_THE_IMAGES else light
         self.free = flip == BY_THE_IMAGES
         flip = 0.5 if self.free else flip
         vectors = {"noise": noise, "masking": masking}
@@ -94,9 +99,9 @@ def augment(
 
     `crop` is the smallest share of a side that is kept (before a change of the aspect ratio by at most exp(1 − crop)),
     `rotation` the largest turn in degrees, `flip` the probability of a mirror image, `light` the largest relative
-    change of contrast and, by channel, of brightness, and `erase` the largest side of an erased rectangle as a share of
-    the image's. Of vectors, whose mean is 0 and variance 1, `masking` is the share of numbers that become 0, and
-    `noise` the standard deviation of what is added to the others.
+    change of contrast and of brightness, and half of it that of a single channel beside, and `erase` the largest side
+    of an erased rectangle as a share of the image's. Of vectors, whose mean is 0 and variance 1, `masking` is the share
+    of numbers that become 0, and `noise` the standard deviation of what is added to the others.
     """
     if x.ndim == 2:
         return (x + noise * torch.randn_like(x)) * (torch.rand_like(x) >= masking)
@@ -121,7 +126,10 @@ def augment(
     if light:
         middle = x.mean((1, 2, 3), keepdim=True)
         x = (x - middle) * uniform(1 - light, 1 + light, 1, 1, 1) + middle
-        x = (x * uniform(1 - light, 1 + light, channels, 1, 1)).clamp(0, 1)
+        brightness = uniform(1 - light, 1 + light, 1, 1, 1)
+        if channels > 1:
+            brightness = brightness * uniform(1 - light / 2, 1 + light / 2, channels, 1, 1)
+        x = (x * brightness).clamp(0, 1)
     if erase:
         top, left = uniform(0, 1, 1, 1, 1), uniform(0, 1, 1, 1, 1)
         half = uniform(0, erase / 2, 1, 1, 1)

@@ -1,7 +1,7 @@
 """What all members of the family share: parts by name, the reconstruction loss, and the maths of binary bottlenecks."""
 
 import inspect
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,14 @@ from hashret.models.networks import NETWORKS, Network, Shape
 T = TypeVar("T")
 
 FOR_VECTORS = {"network": "mlp", "likelihood": "gaussian"}  # defaults of settings that images have others for
+
+
+class Rates(NamedTuple):
+    """How a member is trained unless it is said otherwise: images in a step, and the two rates of AdamW."""
+
+    batch: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
 
 
 def choose(table: dict[str, T], name: str, what: str) -> T:
@@ -39,6 +47,7 @@ class Member(nn.Module):
     outputs_per_latent: ClassVar[int] = 1  # how many numbers the encoder gives for each unit of the bottleneck
     normalised: ClassVar[bool] = False  # over the batch, where a free scale would escape a penalty
     skips: ClassVar[bool] = False  # whether the decoder may see more of the image than the code
+    rates: Rates = Rates()
     given: int = 0  # numbers that the decoder gets beside the latent ones
 
     def __init__(

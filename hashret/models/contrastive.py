@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import BY_THE_IMAGES, ViewedAutoencoder
-from hashret.models.base import straight_through_sign
+from hashret.models.augment import BY_THE_IMAGES, ViewedAutoencoder, in_colour
+from hashret.models.base import Rates, straight_through_sign
 from hashret.models.networks import Shape
 
 LATENT = 64  # units at least
+IN_COLOUR = Rates(batch=128, learning_rate=8e-3, weight_decay=0.05)
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -35,22 +36,25 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         shape: Shape,
         bits: int,
         *,
-        width: int = 16,
+        width: int = 0,
         latent: int = 0,
         temperature: float = 0.1,
         reconstruction: float = BY_THE_IMAGES,
         whole: float = BY_THE_IMAGES,
         **parts: Any,
     ) -> None:
-        """`latent` is 0 for one unit a bit, or 64 if there are fewer bits. `reconstruction` weighs the decoder's nats
-        per pixel, and `whole` is how often one of two views is the image itself, which altered copies then find more
-        surely. −1 lets the images choose: 5, for what the views agree on says more, and ½ in colour, otherwise 50 and
-        0."""
+        """`latent` is 0 for one unit a bit, or 64 if there are fewer bits; `width` 0 for 24 in colour, otherwise 16.
+        `reconstruction` weighs the decoder's nats per pixel, and `whole` is how often one of two views is the image
+        itself, which altered copies then find more surely. −1 lets the images choose: 5, for what the views agree on
+        says more, and ¾ in colour, otherwise 50 and 0."""
+        width = width or (24 if in_colour(shape) else 16)
         super().__init__(shape, bits, width=width, latent=latent or max(bits, LATENT), **parts)
+        if self.colour:
+            self.rates = IN_COLOUR
         if reconstruction == BY_THE_IMAGES:
             reconstruction = 5.0 if self.colour else 50.0
         if whole == BY_THE_IMAGES:
-            whole = 0.5 if self.colour else 0.0
+            whole = 0.75 if self.colour else 0.0
         if not (temperature > 0 and reconstruction >= 0 and 0 <= whole <= 1):
             raise ValueError(
                 "temperature must be above 0, reconstruction 0 or more and whole from 0 to 1, not "
