@@ -434,7 +434,6 @@ def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
         ({"width": 2.0}, "'width' is a int"),
         ({"width": True}, "'width' is a int"),
         ({"width": -1}, "width 1 or more"),
-        ({"width": -1}, "width 1 or more"),
         ({"width": 10**30}, "less than 2²⁴"),
         ({"latent": 2**24}, "less than 2²⁴"),
         ({"network": "none"}, "no network 'none'; choose one of mlp, conv"),
