@@ -71,7 +71,7 @@ def to_input(images: Images, where: torch.device) -> Tensor:
     memory, where convolutions are faster; vectors (n, d) as they are."""
     if images.ndim == 2:
         return torch.tensor(images, device=where)
-    return torch.tensor(images, device=where).permute(0, 3, 1, 2).float().div(255)
+    return torch.tensor(images, device=where).permute(0, 3, 1, 2).float().div_(255)
 
 
 def split(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -16,7 +16,7 @@ from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
 from hashret.models.backbones import DEVIATION, MEAN, Backbone, backbone
-from hashret.models.networks import NETWORKS, Network, folded
+from hashret.models.networks import NETWORKS, Blocked, Network, folded
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 DIGITS = (load_digits().images * 15.9375).astype(np.uint8)  # (1797, 8, 8)
@@ -62,6 +62,35 @@ def test_a_folded_network_gives_the_same_with_fewer_layers(name: str) -> None:
         assert model is decoder or not any(isinstance(layer, NORMS) for layer in quick.modules())
         torch.testing.assert_close(quick(given), model(given), rtol=1e-10, atol=1e-10)
         assert any(isinstance(layer, NORMS) for layer in model.modules())  # it was not changed
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "gains"), [("conv", 16, True), ("conv", 24, False), ("resnet", 16, False), ("mlp", 16, False)]
+)
+def test_convolutions_are_laid_out_in_blocks_where_that_gains(name: str, width: int, gains: bool) -> None:
+    x = torch.rand(100, 1, 28, 28)
+    model = shaken(network(name).encoder((1, 28, 28), 8, width), x.double()).float()
+    quick = folded(model)
+    assert gains == any(isinstance(layer, Blocked) for layer in quick.modules())
+    with torch.inference_mode():
+        for n in (1, Blocked.IMAGES - 1, Blocked.IMAGES, 100):
+            torch.testing.assert_close(quick(x[:n]), model(x[:n]), rtol=1e-4, atol=1e-4)
+        assert quick.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")  # type: ignore[no-untyped-call]
+def test_blocks_hold_between_layers() -> None:
+    seen: list[bool] = []
+
+    class Watching(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.is_mkldnn)
+            return super().forward(x)
+
+    layers = Blocked(nn.Conv2d(1, 16, 3), Watching(), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 32, 3))
+    with torch.inference_mode():
+        given = [layers(torch.rand(n, 1, 9, 9)) for n in (Blocked.IMAGES - 1, Blocked.IMAGES)]
+    assert seen == [False, True] and not any(y.is_mkldnn for y in given)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

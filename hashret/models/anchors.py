@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 TIED = 3  # anchors that an image is tied to
 STEPS = 16  # of the diffusion
@@ -43,7 +44,7 @@ def k_means(values: Tensor, clusters: int, generator: torch.Generator, rounds: i
 def excess(values: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """For each of values (n, d), by how much its nearest anchors are nearer than the first to which it is not tied, in
     squared distance, and the rows of these anchors, both (n, tied), the nearest first."""
-    distances = anchors.square().sum(1) - 2 * values @ anchors.T  # less |x|², which all anchors share
+    distances = torch.addmm(anchors.square().sum(1), values, anchors.T, alpha=-2)  # less |x|², which all anchors share
     nearest, rows = distances.topk(min(TIED + 1, len(anchors)), dim=1, largest=False)
     return nearest[:, -1:] - nearest[:, :-1], rows[:, :-1]
 
@@ -68,7 +69,9 @@ def ties(values: Tensor, anchors: Tensor, reach: Tensor) -> Tensor:
 def placed(values: Tensor, anchors: Tensor, reach: Tensor, coordinates: Tensor) -> Tensor:
     """Where values (n, d) lie, (n, r), between the anchors that they are tied to, which have coordinates (m, r)."""
     weights, rows = tied(values, anchors, reach)
-    return torch.einsum("nt,ntr->nr", weights, coordinates[rows])
+    if not rows.shape[1]:  # of a single anchor, which gives its place to no other
+        return values.new_zeros(len(values), coordinates.shape[1])
+    return F.embedding_bag(rows, coordinates, per_sample_weights=weights, mode="sum")
 
 
 def graph_coordinates(values: Tensor, anchors: Tensor, reach: Tensor, most: int) -> tuple[Tensor, float]:
