@@ -109,7 +109,7 @@ def remembered(
 
 def ae30_2006(asked: argparse.Namespace) -> list[Line]:
     outside = {"2006": 3.00, "rebuild": 2.65, "PCA-30": 13.87}
-    return remembered(asked, 100, 30, outside, "≤ 2.4", network="deep")
+    return remembered(asked, 100, 30, outside, "≤ 2.4", network="deep", shift=1)
 
 
 def ae30(asked: argparse.Namespace) -> list[Line]:

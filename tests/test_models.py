@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
-from hashret.models.augment import augment, mirror_images_are_rarer
+from hashret.models.augment import augment, mirror_images_are_rarer, moved
 from hashret.models.base import straight_through_sign
 from hashret.models.bernoulli_vae import kl_to_fair_coin
 from hashret.models.bihalf import halves
@@ -183,6 +183,8 @@ def test_parts_that_do_not_exist_or_cannot_be_are_refused_with_those_that_can() 
     for name, wrong in (
         ("ae", {"latent": -1}),
         ("ae", {"width": 0}),
+        ("ae", {"shift": -1}),
+        ("ae", {"shift": 8}),
         ("vae", {"beta": -0.5}),
         ("vae", {"beta": math.nan}),
         ("linear", {"latent": -1}),
@@ -644,6 +646,35 @@ def test_an_erased_rectangle_is_no_larger_than_asked() -> None:
     rows, columns = erased[:, 0].any(2).sum(1), erased[:, 0].any(1).sum(1)
     assert 18 <= rows.max() <= 20 and 9 <= columns.max() <= 10
     assert (erased[:, 0].sum((1, 2)) == rows * columns).all()
+
+
+def test_an_image_is_moved_by_whole_pixels_and_never_farther_than_asked() -> None:
+    x = torch.zeros(400, 2, 7, 9)
+    x[:, 0, 3, 4] = 1
+    x[:, 1, 0] = 1  # the upper edge
+    view = moved(x, 2)
+    assert view.shape == x.shape
+    rows, columns = view[:, 0].flatten(1).argmax(1) // 9, view[:, 0].flatten(1).argmax(1) % 9
+    assert (view[:, 0].sum((1, 2)) == 1).all()
+    assert set((rows - 3).tolist()) == set((columns - 4).tolist()) == {-2, -1, 0, 1, 2}
+    assert torch.equal(view[:, 1].sum((1, 2)), 9.0 * (rows - 3 + 1).clamp(min=0))
+    assert torch.equal(moved(x, 0), x)
+
+
+def test_an_autoencoder_learns_from_images_that_are_moved_and_is_measured_on_those_that_are_not() -> None:
+    x = digits(1)
+    still, moving = (build("ae", (1, 8, 8), network="mlp", width=2, shift=shift).eval() for shift in (0, 1))
+    moving.load_state_dict(still.state_dict())
+    assert torch.equal(still.loss(x)["reconstruction"], moving.loss(x)["reconstruction"])
+    for member in (still, moving):
+        member.encoder.train(False)
+        member.training = True
+    torch.manual_seed(4)
+    expected = still.loss(moved(x, 1))["reconstruction"]
+    torch.manual_seed(4)
+    assert torch.equal(moving.loss(x)["reconstruction"], expected)
+    with pytest.raises(ValueError, match="shift must be from 0 to 7, and 0 for vectors, not 1"):
+        build("ae", (5,), network="mlp", likelihood="gaussian", shift=1)  # type: ignore[arg-type]
 
 
 # Graph

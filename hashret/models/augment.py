@@ -139,6 +139,16 @@ def augment(
     return x
 
 
+def moved(x: Tensor, most: int) -> Tensor:
+    """Each image, (n, c, h, w), moved by whole pixels, at most so many each way, its edge repeated behind it."""
+    n, _, height, width = x.shape
+    padded = F.pad(x, (most,) * 4, mode="replicate")
+    top, left = torch.randint(2 * most + 1, (2, n, 1), device=x.device)
+    rows, columns = ((first + torch.arange(side, device=x.device)) for first, side in ((top, height), (left, width)))
+    each = torch.arange(n, device=x.device)[:, None, None]
+    return padded[each, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
 def mirror_images_are_rarer(x: Tensor) -> bool:
     """Whether the mirror images of x, float32 (n, c, h, w), are farther from the other images than the images
     themselves: by over a fifth, at the median of 1,000, from the nearest of 5,000, of which only 16 × 16 pixels are
