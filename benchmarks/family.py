@@ -258,7 +258,8 @@ def bare_loop(member: Member, images: Pixels, steps: int, batch: int, asked: arg
     epochs = [np.random.default_rng((asked.seed, i)).permutation(rows) for i in range(steps * batch // len(rows) + 2)]
     picked = [part for epoch in epochs for part in epoch[: len(rows) // batch * batch].reshape(-1, batch)][:steps]
     member.to(device()).train()
-    optimiser = torch.optim.AdamW(member.parameters(), 2e-3, weight_decay=1e-4)
+    own = member.rates
+    optimiser = torch.optim.AdamW(member.parameters(), own.learning_rate, weight_decay=own.weight_decay)
 
     def loss(x: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(member.decoder(member.encoder(x)), x, reduction="sum") / len(x)
@@ -267,7 +268,7 @@ def bare_loop(member: Member, images: Pixels, steps: int, batch: int, asked: arg
     began = time.monotonic()
     for step, indices in enumerate(picked):
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * _schedule(step, steps)
+            group["lr"] = own.learning_rate * _schedule(step, steps)
         with torch.autocast(data.device.type, torch.bfloat16, enabled=data.is_cuda):
             value = forward(data[indices])
         optimiser.zero_grad()

@@ -20,6 +20,7 @@ FARTHER = 1.2  # than an image: its mirror image, if it is another one
 
 
 def in_colour(shape: Shape) -> bool:
+    """Whether images of this shape (c, h, w) have three channels; vectors (d,) have none."""
     return len(shape) == 3 and shape[0] == 3
 
 
