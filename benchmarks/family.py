@@ -33,7 +33,7 @@ from hashret.models.stacked import StackedDenoisingAutoencoder
 from hashret.models.vae import Variational
 from hashret.restoring import upscale
 from hashret.sources import open_source
-from hashret.training import _schedule, device, split, to_input, train
+from hashret.training import _schedule, device, in_bfloat16, split, to_input, train
 
 Pixels = NDArray[np.uint8]
 
@@ -269,7 +269,7 @@ def bare_loop(member: Member, images: Pixels, steps: int, batch: int, asked: arg
     for step, indices in enumerate(picked):
         for group in optimiser.param_groups:
             group["lr"] = own.learning_rate * _schedule(step, steps)
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=data.is_cuda):
+        with torch.autocast(data.device.type, torch.bfloat16, enabled=in_bfloat16(data.device)):
             value = forward(data[indices])
         optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]

@@ -96,6 +96,7 @@ def test_a_member_learns_with_all_its_weights(name: str, network: str, channels:
 def test_a_member_learns_in_bfloat16(name: str) -> None:
     x = digits(1)
     member = build(name, (1, 8, 8), **taken(name, network="mlp", width=8))
+    member.prepare(x, None)
     exact = total(member, x)
     with torch.autocast("cpu", torch.bfloat16):
         loss = total(member, x)

@@ -107,6 +107,19 @@ def test_a_member_is_trained_at_its_own_rates_unless_told_otherwise() -> None:
     assert weights(other) != learned(steps=4, batch=BATCH, learning_rate=2e-3)
 
 
+@pytest.mark.parametrize("told", [{"avx512_bf16": True}, {"avx512_bf16": False}, {}])
+def test_members_learn_in_bfloat16_where_the_processor_multiplies_it(
+    told: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    member, seen = build(), set()
+    member.encoder.register_forward_hook(lambda _, __, features: seen.add((member.training, features.dtype)))
+    learn(member)
+    learning = torch.bfloat16 if told.get("avx512_bf16") else torch.float32
+    assert seen == {(True, learning), (False, torch.float32)}
+    assert {tensor.dtype for tensor in member.parameters()} == {torch.float32}
+
+
 def test_a_budget_fixes_steps_that_give_the_same_weights() -> None:
     member = build()
     done = learn(member, steps=None, budget=0.4)

@@ -4,6 +4,7 @@ ICML 2011. Ours learns them from augmented views, by how sure the teacher is of 
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,6 +43,7 @@ class GraphAutoencoder(ViewedAutoencoder):
         nll = self.likelihood.nll(self.decode(straight_through_sign(h)), x).mean() / x[0].numel()
         terms = {"reconstruction": self.reconstruction * nll}
         if self.teacher is not None:
-            sure = (self.sharpness * self.teacher.margins(x.flatten(1).float())).sigmoid()
+            with torch.autocast(x.device.type, enabled=False):
+                sure = (self.sharpness * self.teacher.margins(x.flatten(1).float())).sigmoid()
             terms["teacher"] = F.binary_cross_entropy_with_logits(2 * h, sure)
         return terms
