@@ -24,7 +24,7 @@ from hashret.evaluation import health
 from hashret.files import make_folder, write_durably
 from hashret.images import Content as ImageContent
 from hashret.images import Inputs, as_batch, content_bytes, sha256
-from hashret.ingest import BATCH_ITEMS, Found, decode, encoded, hash_contents, prepare, read, thawed, weight
+from hashret.ingest import BATCH_ITEMS, Found, decode, encoded, hash_contents, prepare, rarely_collected, read, weight
 from hashret.judging import Judging
 from hashret.live import make_index
 from hashret.metadata import check_metadata, open_metadata
@@ -141,7 +141,7 @@ class Collection(Judging):
         `committed` is called with what each batch did once that is durable: at most 1,000 items or one second.
         An exception, KeyboardInterrupt too, loses no batch that was committed.
         """
-        with self._writing(), thawed():
+        with self._writing(), rarely_collected():
             if data_root is not None:
                 with self._store.write(step=0):  # where reindex will look
                     self._store.put_setting("data_root", str(Path(data_root).absolute()))
@@ -158,7 +158,7 @@ class Collection(Judging):
     def retry(self, *, progress: Callable[[Progress], None] | None = None) -> list[Indexed]:
         """Try once more to read what could not be read, where its source is still there; what became of each path."""
         lines: list[Indexed] = []
-        with self._writing(), thawed():
+        with self._writing(), rarely_collected():
             failed: dict[str, set[str]] = {}
             for root, failure in self._store.failures():
                 failed.setdefault(root, set()).add(failure.path)

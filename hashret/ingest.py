@@ -7,6 +7,7 @@ for, the caller's thread does all but the model, and helps with that.
 
 import gc
 import os
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged
 MODEL_CHUNK = 1000  # images that the model is given at a time
 FILE_CHUNK = 25  # files that a thread reads or decodes at a time
 CHUNK_BYTES = 2**25  # and of how many bytes together, unless a single one has more
+COLLECT_EVERY = 50_000  # new objects the garbage collector looks for some
 
 
 @dataclass(slots=True)
@@ -108,15 +110,31 @@ def encoded(
         raise broken[0]
 
 
+# The collector's switches are the whole process's: the first run turns them, and the last one turns them back.
+_switches = threading.Lock()
+_runs = 0
+_before = (0, 0, 0), 0
+
+
 @contextmanager
-def thawed() -> Iterator[None]:
-    """At its end the garbage collector looks again at what was put out of its sight meanwhile."""
-    frozen = gc.get_freeze_count()
+def rarely_collected() -> Iterator[None]:
+    """A run in which the garbage collector looks for some less often: what images are kept in on their way is none. At
+    its end it looks again at what was put out of its sight meanwhile."""
+    global _runs, _before
+    with _switches:
+        if not _runs:
+            _before = gc.get_threshold(), gc.get_freeze_count()
+            gc.set_threshold(max(_before[0][0], COLLECT_EVERY) if _before[0][0] else 0, *_before[0][1:])
+        _runs += 1
     try:
         yield
     finally:
-        if not frozen:
-            gc.unfreeze()
+        with _switches:
+            _runs -= 1
+            if not _runs:
+                gc.set_threshold(*_before[0])
+                if not _before[1]:
+                    gc.unfreeze()
 
 
 def _changed(

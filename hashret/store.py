@@ -442,19 +442,20 @@ class Store:
         self._rows("INSERT INTO changes VALUES", ((generation, "add", ids[sha256]) for sha256 in fresh))
         stored = [content for content in contents if content.sha256 in ids]
         left: set[int] = set()  # by a path
-        roots = {content.root: _text(content.root) for content in stored}
-        for root in roots:
-            names = [content.name for content in stored if content.root == root]
+        named: dict[str, list[str]] = {}
+        for content in stored:
+            named.setdefault(content.root, []).append(content.name)
+        for root, names in named.items():
             left.update(item_id for _, item_id in self._named("name, item_id", "paths", root, names))
-        keys = [(roots[c.root], _text(c.name)) for c in stored]
-        rows = ((c.label and _text(c.label), c.size, c.mtime_ns) for c in stored)
-        self._rows(
-            "INSERT OR REPLACE INTO paths VALUES",
-            ((*key, ids[c.sha256], *row) for key, c, row in zip(keys, stored, rows, strict=True)),
-        )
+        roots = {root: _text(root) for root in named}
+        rows = [
+            (roots[c.root], _text(c.name), ids[c.sha256], c.label and _text(c.label), c.size, c.mtime_ns)
+            for c in stored
+        ]
+        self._rows("INSERT OR REPLACE INTO paths VALUES", rows)
         if self.db.conn.execute("SELECT EXISTS (SELECT 1 FROM failures)").fetchone()[0]:
-            self._rows("DELETE FROM failures WHERE (root, name) IN (VALUES", keys, ")")
-        last = {(c.root, c.name): ids[c.sha256] for c in stored}  # an archive may hold a name twice
+            self._rows("DELETE FROM failures WHERE (root, name) IN (VALUES", (row[:2] for row in rows), ")")
+        last = {row[:2]: row[2] for row in rows}  # an archive may hold a name twice
         self._drop_orphans(left.union(ids.values()).difference(last.values()), generation)
         return [ids.get(content.sha256) for content in contents]
 
@@ -653,13 +654,16 @@ class Store:
     @_makes_sense
     def codes(self, fingerprint: str, bits: int, ids: Sequence[int] | None = None) -> tuple[NDArray[np.int64], Codes]:
         """Ids int64 (n) and codes uint8 (n, bits // 8) of all items, or of those among `ids`, in ascending order."""
-        sql = "SELECT item_id, code FROM codes WHERE fingerprint = ?"
-        told: tuple[str, ...] = (fingerprint,)
-        if ids is not None:
-            sql, told = sql + " AND item_id IN (SELECT value FROM json_each(?))", (fingerprint, json.dumps(list(ids)))
+        if ids is None:
+            return self._codes(bits, "", fingerprint)
+        return self._codes(bits, "AND item_id IN (SELECT value FROM json_each(?))", fingerprint, json.dumps(list(ids)))
+
+    def _codes(self, bits: int, which: str, *told: str | int) -> tuple[NDArray[np.int64], Codes]:
+        """Ids and codes of a model's items, or of `which` of them, in ascending order."""
         found_ids: list[int] = []
         found = bytearray()
-        rows = self.db.conn.execute(sql + " ORDER BY item_id", told)
+        sql = f"SELECT item_id, code FROM codes WHERE fingerprint = ? {which} ORDER BY item_id"
+        rows = self.db.conn.execute(sql, told)
         while some := rows.fetchmany(10_000):
             some_ids, some_codes = zip(*some, strict=True)
             if set(map(len, some_codes)) != {bits // 8}:
@@ -676,14 +680,12 @@ class Store:
         """What became of the codes after generation `since`; None if that is no longer recorded."""
         if since < int(self.settings()["changes_after"]):
             return None
-        sql = "SELECT item_id, op FROM changes WHERE generation > ? ORDER BY generation"
-        # Ids are never reused, so an item is added at most once and removed at most once.
-        added: set[int] = set()
-        removed: set[int] = set()
-        for i, op in self.db.conn.execute(sql, (since,)):
-            (added if op == "add" else removed).add(i)
-        ids, codes = self.codes(fingerprint, bits, sorted(added - removed))
-        return Changes(np.array(sorted(removed - added), np.int64), ids, codes)
+        # Ids are never reused: what was added since, and removed, has no code now, and none removed it before.
+        added = "SELECT item_id FROM changes WHERE generation > ? AND op = 'add'"
+        ids, codes = self._codes(bits, f"AND item_id IN ({added})", fingerprint, since)
+        gone = "SELECT item_id FROM changes WHERE generation > ? AND op <> 'add'"
+        removed = self.db.conn.execute(f"{gone} AND item_id NOT IN ({added}) ORDER BY item_id", (since, since))
+        return Changes(np.fromiter((row[0] for row in removed), np.int64), ids, codes)
 
     def forget_changes(self, up_to: int) -> None:
         """Drop the record of changes up to a generation, inside `write`."""
@@ -845,6 +847,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
 
 def _text(path: str) -> str | bytes:
     """As SQLite keeps a path: text, or bytes if it is not UTF-8."""
+    if path.isascii():
+        return path
     try:
         path.encode()
     except UnicodeEncodeError:

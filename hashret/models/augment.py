@@ -27,6 +27,8 @@ def in_colour(shape: Shape) -> bool:
 class ViewedAutoencoder(BinaryAutoencoder):
     """A member that learns from views of the images rather than from the images themselves."""
 
+    reconstruction: float
+
     def __init__(
         self,
         *args: Any,
@@ -61,6 +63,13 @@ class ViewedAutoencoder(BinaryAutoencoder):
     def view(self, x: Tensor) -> Tensor:
         """Another view of each image of a batch."""
         return augment(x, **self.views)
+
+    def remembering(self, code: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """What the decoder costs, in `reconstruction` nats per pixel; where that is 0, it is not asked."""
+        if not self.reconstruction:
+            return {}
+        nll = self.likelihood.nll(self.decode(code), x).mean() / x[0].numel()
+        return {"reconstruction": self.reconstruction * nll}
 
 
 def views(

@@ -73,5 +73,4 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         h = self.features(torch.cat(self.pair(x)))
         a, b = straight_through_sign(h).chunk(2)
-        nll = self.likelihood.nll(self.decode(a), x).mean() / x[0].numel()
-        return {"contrast": nt_xent(a, b, self.temperature), "reconstruction": self.reconstruction * nll}
+        return {"contrast": nt_xent(a, b, self.temperature)} | self.remembering(a, x)

@@ -40,8 +40,7 @@ class GraphAutoencoder(ViewedAutoencoder):
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         h = self.features(self.view(x) if self.training else x).float()
-        nll = self.likelihood.nll(self.decode(straight_through_sign(h)), x).mean() / x[0].numel()
-        terms = {"reconstruction": self.reconstruction * nll}
+        terms = self.remembering(straight_through_sign(h), x)
         if self.teacher is not None:
             with torch.autocast(x.device.type, enabled=False):
                 sure = (self.sharpness * self.teacher.margins(x.flatten(1).float())).sigmoid()

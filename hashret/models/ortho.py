@@ -43,8 +43,7 @@ class OrthoHash(ViewedAutoencoder):
 
     def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         h = self.features(self.view(x) if self.training else x)
-        nll = self.likelihood.nll(self.decode(straight_through_sign(h)), x).mean() / x[0].numel()
-        terms = {"reconstruction": self.reconstruction * nll}
+        terms = self.remembering(straight_through_sign(h), x)
         known = labels >= 0
         if len(self.targets):
             cosines = F.normalize(h[known].float(), dim=1) @ F.normalize(self.targets, dim=1).T
