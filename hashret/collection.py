@@ -185,7 +185,7 @@ class Collection(Judging):
             if len(metadata) != len(images):
                 raise ValueError(f"{len(images)} images need as many metadata, not {len(metadata)}")
             metadata = [None if one is None else check_metadata(one) for one in metadata]
-        with self._writing():
+        with self._writing(), rarely_collected():
             hasher = self.hasher
             for batch in batches(images, BATCH_ITEMS):
                 contents, prepared = zip(*in_order(partial(prepare, hasher.preprocessing), batch), strict=True)
@@ -248,7 +248,7 @@ class Collection(Judging):
         Queries use the old model until then. Raises MissingContents, and does not switch, if contents cannot be read
         where they were indexed from, unless `drop_missing` has those items forgotten; how many were.
         """
-        with self._writing():
+        with self._writing(), rarely_collected():
             fingerprint = hasher.fingerprint
             if not (self.path / "models" / fingerprint).exists():
                 hasher.save(self.path / "models" / fingerprint)
@@ -322,7 +322,7 @@ class Collection(Judging):
         here ever had as high a one: all do in a collection that has been empty so far.
         """
         header, contents = read_items(Path(path))
-        with self._writing():
+        with self._writing(), rarely_collected():
             if header.fingerprint != self.fingerprint:
                 raise HashretError(
                     f"{path} holds codes of another model, {header.fingerprint[:16]}: import it into a collection of "
