@@ -30,7 +30,7 @@ BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged
 MODEL_CHUNK = 1000  # images that the model is given at a time
 FILE_CHUNK = 25  # files that a thread reads or decodes at a time
 CHUNK_BYTES = 2**25  # and of how many bytes together, unless a single one has more
-COLLECT_EVERY = 50_000  # new objects the garbage collector looks for some
+COLLECT_EVERY = 50_000  # new objects, and no fewer, make the garbage collector look among them
 
 
 @dataclass(slots=True)
@@ -77,7 +77,6 @@ def encoded(
                     f"{source.root.rstrip('/#!')} has {what}, and the model takes "
                     f"{describe(model.preprocessing.to_dict())}: put them into a collection of their own"
                 )
-            gc.freeze()  # PyTorch alone holds 400,000 objects, which are no garbage to be looked for over and over
         return chunk
 
     def decode_new(chunk: list[Found]) -> list[Found]:
@@ -110,31 +109,30 @@ def encoded(
         raise broken[0]
 
 
-# The collector's switches are the whole process's: the first run turns them, and the last one turns them back.
-_switches = threading.Lock()
+# The threshold is the whole process's: the first run raises it, and the last one puts it back.
+_threshold_lock = threading.Lock()
 _runs = 0
-_before = (0, 0, 0), 0
+_thresholds = gc.get_threshold()
 
 
 @contextmanager
 def rarely_collected() -> Iterator[None]:
-    """A run in which the garbage collector looks for some less often: what images are kept in on their way is none. At
-    its end it looks again at what was put out of its sight meanwhile."""
-    global _runs, _before
-    with _switches:
+    """A run in which the garbage collector looks for garbage less often: images on their way are kept in many objects,
+    none of which is any."""
+    global _runs, _thresholds
+    with _threshold_lock:
         if not _runs:
-            _before = gc.get_threshold(), gc.get_freeze_count()
-            gc.set_threshold(max(_before[0][0], COLLECT_EVERY) if _before[0][0] else 0, *_before[0][1:])
+            _thresholds = gc.get_threshold()
+            if 0 < _thresholds[0] < COLLECT_EVERY:
+                gc.set_threshold(COLLECT_EVERY, *_thresholds[1:])
         _runs += 1
     try:
         yield
     finally:
-        with _switches:
+        with _threshold_lock:
             _runs -= 1
             if not _runs:
-                gc.set_threshold(*_before[0])
-                if not _before[1]:
-                    gc.unfreeze()
+                gc.set_threshold(*_thresholds)
 
 
 def _changed(

@@ -680,7 +680,7 @@ class Store:
         """What became of the codes after generation `since`; None if that is no longer recorded."""
         if since < int(self.settings()["changes_after"]):
             return None
-        # Ids are never reused: what was added since, and removed, has no code now, and none removed it before.
+        # Ids are never reused: what was added since and is gone has no code any more, and was not there before.
         added = "SELECT item_id FROM changes WHERE generation > ? AND op = 'add'"
         ids, codes = self._codes(bits, f"AND item_id IN ({added})", fingerprint, since)
         gone = "SELECT item_id FROM changes WHERE generation > ? AND op <> 'add'"

@@ -105,6 +105,18 @@ def test_a_member_learns_in_bfloat16(name: str) -> None:
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in member.parameters())
 
 
+@pytest.mark.parametrize("name", ["contrastive", "graph", "ortho"])
+def test_a_decoder_that_weighs_nothing_is_not_asked(name: str) -> None:
+    x, asked = digits(1), list[str]()
+    for weight in (2.0, 0.0):
+        member = build(name, (1, 8, 8), **taken(name, network="mlp", width=4, classes=2, reconstruction=weight))
+        member.prepare(x, None)
+        member.decoder.register_forward_hook(lambda *_: asked.append(name))
+        assert ("reconstruction" in member.loss(x)) == (weight > 0)
+        assert total(member, x).isfinite()
+        assert asked == [name] * 2
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_loss_can_be_measured_where_nothing_is_learned(name: str) -> None:
     x = digits(1)
