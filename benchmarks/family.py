@@ -128,7 +128,7 @@ def ae6(asked: argparse.Namespace) -> list[Line]:
     keeps the network from knowing images by heart too."""
     outside = {"PCA-6": 32.65, "PCA-18": 19.69, "PCA-30": 13.87}
     noise: dict[str, Any] = {"corruption": "gaussian", "strength": 0.4}
-    return remembered(asked, 162, 6, outside, "≤ 12.0", "denoising", network="deep", **noise)
+    return remembered(asked, 203, 6, outside, "≤ 12.0", "denoising", network="deep", **noise)
 
 
 def vae(asked: argparse.Namespace) -> list[Line]:
