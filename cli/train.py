@@ -31,7 +31,8 @@ def train(
         bool, typer.Option("--verdicts", help="Learn from the collection's verdicts too: hashret verdict.")
     ] = False,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="MODEL_DIR", help="Begin with the weights of this model.")
+        Path | None,
+        typer.Option("--init", metavar="MODEL_DIR", help="Begin with this model: its weights and settings."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that images are resized to.")] = None,
     limit: Annotated[int, typer.Option(help="Images held in memory to learn from, drawn at random.", min=1)] = 100_000,

@@ -38,7 +38,7 @@ from hashret.images import Inputs, as_batch, to_content
 from hashret.models import MODELS
 from hashret.models.base import FOR_VECTORS, Member, choose
 from hashret.models.heads import HEADS, Head, check_head
-from hashret.models.networks import folded
+from hashret.models.networks import Shape, folded
 from hashret.progress import Progress
 from hashret.sources import Labelled, batches, in_order, open_source, sample
 from hashret.training import Pairs, Training, device, split, tensor_bytes, to_input, train
@@ -113,8 +113,9 @@ class Hasher:
         images, or gives one for each image of the source, None for unknown; it refuses to go without, and the others
         refuse it. `pairs` are images that were judged two by two, and whether they are the same: the codes of those
         that are come together, those of others go apart. `init` is a hasher whose encoder, which must be alike, and
-        decoder, as far as it is, are begun with; with `steps` of 0 only the head is learned anew. `rates` (`batch`,
-        `learning_rate`, `weight_decay`, `compiled`), `checkpoint` and `resume` are those of `hashret.training.train`.
+        decoder, as far as it is, are begun with; if it is of the same model, its settings hold where none are given;
+        with `steps` of 0 only the head is learned anew. `rates` (`batch`, `learning_rate`, `weight_decay`, `compiled`),
+        `checkpoint` and `resume` are those of `hashret.training.train`.
         Raises HashretError when the images are too few or lack labels that are needed, and ValueError for impossible
         values.
         """
@@ -149,6 +150,10 @@ class Hasher:
         settings, classes = MODELS[self.model].defaults(), dict[str, int]()
         if preprocessing.numbers is not None:
             settings |= {name: value for name, value in FOR_VECTORS.items() if name in settings}
+        if init is not None and init.model == self.model:
+            settings |= init.settings
+        else:
+            settings |= MODELS[self.model].suited(_channels_first(preprocessing), len(images))
         settings |= self._asked
         if labelled:
             classes = _classes(sampled.labels, opened.root)
@@ -377,8 +382,7 @@ class Hasher:
         return self._fitted
 
     def _build(self, preprocessing: AnyPreprocessing, settings: dict[str, Any]) -> Member:
-        *size, last = preprocessing.shape
-        shape = (last, *size)  # channels come first
+        shape = _channels_first(preprocessing)
         with torch.device("meta"):  # takes no memory
             weights = sum(p.numel() for p in MODELS[self.model](shape, self.bits, **settings).parameters())
         if weights > MAX_WEIGHTS:
@@ -458,6 +462,11 @@ def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):  # whatever else is wrong with a value shows when the member is built
         MODELS[model]((1, 8, 8), 8, **settings)
     return settings
+
+
+def _channels_first(preprocessing: AnyPreprocessing) -> Shape:
+    *size, last = preprocessing.shape
+    return (last, *size)
 
 
 def _begin_with(member: Member, other: Member) -> None:

@@ -314,6 +314,19 @@ def test_labels_make_codes_of_classes() -> None:
     assert np.mean(within) + 5 < np.mean(between)
 
 
+def test_what_suits_the_images_is_taken_and_told_unless_something_else_is_asked_for_or_begun_with() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(10_000, 4, 4, 3), dtype=np.uint8)
+    plain = Hasher("contrastive", 8).settings
+    few = Hasher("contrastive", 8).fit(images[:200], steps=1)
+    assert few.settings == plain
+    suited = MODELS["contrastive"].suited((3, 4, 4), 10_000)
+    many = Hasher("contrastive", 8, whole=0.5, network="mlp").fit(images, steps=1)
+    assert many.settings == plain | suited | {"whole": 0.5, "network": "mlp"}
+    begun = Hasher("contrastive", 8, temperature=0.3).fit(images, steps=0, init=few)
+    assert begun.settings == few.settings | {"temperature": 0.3}
+
+
 def test_a_member_begins_with_another_of_the_same_network() -> None:
     stacked = fit("stacked", "mlp", DIGITS, steps=60)
     settings: dict[str, Any] = {"network": "mlp", "width": 8}
@@ -443,7 +456,7 @@ def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
         ({"temperature": float("inf")}, "'temperature' is a float"),
         ({"temperature": 10**400}, "'temperature' is a float"),
         ({"temperature": 0}, "temperature must be above 0"),
-        ({"whole": 1.5}, "whole from 0 to 1, not 0.1, 50.0 and 1.5"),
+        ({"whole": 1.5}, "whole from 0 to 1, not 0.1, 50.0, 1.0, 1.0 and 1.5"),
     ],
     ids=str,
 )

@@ -217,6 +217,10 @@ def test_parts_that_do_not_exist_or_cannot_be_are_refused_with_those_that_can() 
         ("contrastive", {"flip": 1.5}),
         ("contrastive", {"light": math.nan}),
         ("contrastive", {"erase": -0.1}),
+        ("contrastive", {"grey": 1.5}),
+        ("contrastive", {"signs": 1.5}),
+        ("contrastive", {"whole": -0.5}),
+        ("contrastive", {"remembered": math.nan}),
     ):
         with pytest.raises(ValueError, match=rf"{next(iter(wrong))}.* not .*{next(iter(wrong.values()))}"):
             build(name, (1, 8, 8), **wrong)
@@ -551,6 +555,37 @@ def test_what_suits_images_in_colour_is_the_default_for_these_alone() -> None:
     assert colour.rates == (128, 8e-3, 0.05)
 
 
+def test_what_suits_many_images_in_colour_is_for_these_alone() -> None:
+    suited = MODELS["contrastive"].suited
+    assert suited((3, 8, 8), 10_000) == suited((3, 32, 32), 10**6) != {}
+    assert suited((3, 8, 8), 10_000).keys() <= MODELS["contrastive"].defaults().keys()
+    assert [suited(*others) for others in (((3, 8, 8), 9_999), ((1, 8, 8), 10**6), ((5,), 10**6))] == [{}] * 3
+    assert all(MODELS[name].suited((3, 8, 8), 10**6) == {} for name in MODELS if name != "contrastive")
+
+
+def test_of_a_batch_as_many_are_remembered_as_asked_for() -> None:
+    x = digits(3, 160)
+    settings = {"network": "mlp", "width": 2, "signs": 0.0, "whole": 0.0, "reconstruction": 1.0, "grey": 0.1}
+    member = build("contrastive", (3, 8, 8), remembered=1 / 8, **settings)  # type: ignore[arg-type]
+    torch.manual_seed(3)
+    terms = member.loss(x)
+    torch.manual_seed(3)
+    codes = member.encoder(torch.cat(member.pair(x)))[:20].sign()  # type: ignore[operator]
+    nll = member.likelihood.nll(member.decoder(codes), x[:20]).mean()
+    assert torch.allclose(terms["reconstruction"], nll / (64 * 3))
+
+
+@pytest.mark.parametrize("signs", [0.0, 0.3, 1.0])
+def test_bits_weigh_as_much_as_asked_for_in_what_is_compared(signs: float) -> None:
+    x = digits(1)
+    member = build("contrastive", (1, 8, 8), network="mlp", width=2, signs=signs, reconstruction=0.0)
+    torch.manual_seed(3)
+    contrast = member.loss(x)["contrast"]
+    torch.manual_seed(3)
+    a, b = member.encoder(torch.cat(member.pair(x))).chunk(2)  # type: ignore[operator]
+    assert torch.allclose(contrast, signs * nt_xent(a.sign(), b.sign(), 0.1) + (1 - signs) * nt_xent(a, b, 0.1))
+
+
 def test_views_are_mirrored_unless_mirror_images_are_other_images() -> None:
     rng = np.random.default_rng(0)
     blobs = F.interpolate(torch.from_numpy(rng.random((400, 3, 5, 5), np.float32)), 16, mode="bilinear")
@@ -560,9 +595,10 @@ def test_views_are_mirrored_unless_mirror_images_are_other_images() -> None:
         member = build("contrastive", shape, network="mlp", width=2)
         member.prepare(images, None)
         assert member.chosen()["view_flip"] == flip
-        told = build("contrastive", shape, network="mlp", width=2, flip=0.25, crop=0.9, light=0.1)
+        told = build("contrastive", shape, network="mlp", width=2, flip=0.25, crop=0.9, light=0.1, grey=0.2)
         told.prepare(images, None)
-        assert told.chosen() == {"view_crop": 0.9, "view_flip": 0.25, "view_light": 0.1}
+        views = {"view_crop": 0.9, "view_flip": 0.25, "view_light": 0.1, "view_grey": 0.2}
+        assert told.chosen() == views
 
 
 def test_one_image_or_all_equal_ones_have_no_other_mirror_images() -> None:
@@ -635,6 +671,16 @@ def test_a_turn_keeps_a_disc_a_disc(size: tuple[int, int]) -> None:
     bar = ((y.abs() < 2) & (x.abs() < min(size) / 3)).float().expand(200, 1, height, width)
     upright = [float((view[0, :, width // 2]).sum()) for view in augment(bar, **(STILL | {"rotation": 90}))]
     assert min(upright) < 8 and max(upright) > min(size) / 2  # and a bar is turned by anything from 0 to 90 degrees
+
+
+def test_as_many_views_as_asked_for_are_grey() -> None:
+    x = torch.rand(400, 3, 4, 4)
+    for grey, least, most in ((0.0, 0, 0), (0.3, 80, 160), (1.0, 400, 400)):
+        view = augment(x, **(STILL | {"grey": grey}))
+        changed = (view - x).abs().amax((1, 2, 3)) > 1e-5
+        assert least <= int(changed.sum()) <= most
+        assert torch.allclose(view[changed], x.mean(1, keepdim=True).expand_as(x)[changed], atol=1e-5)
+    assert torch.allclose(augment(x[:, :1], **(STILL | {"grey": 1.0})), x[:, :1], atol=1e-5)
 
 
 def test_light_changes_contrast_brightness_and_half_as_much_the_brightness_of_each_channel() -> None:

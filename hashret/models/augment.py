@@ -37,6 +37,7 @@ class ViewedAutoencoder(BinaryAutoencoder):
         flip: float = BY_THE_IMAGES,
         light: float = BY_THE_IMAGES,
         erase: float = 0.0,
+        grey: float = 0.0,
         noise: float = 0.1,
         masking: float = 0.05,
         **parts: Any,
@@ -50,15 +51,19 @@ class ViewedAutoencoder(BinaryAutoencoder):
         light = (0.3 if self.colour else 0.2) if light == BY_THE_IMAGES else light
         self.free = flip == BY_THE_IMAGES
         flip = 0.5 if self.free else flip
-        vectors = {"noise": noise, "masking": masking}
-        self.views = views(crop=crop, rotation=rotation, flip=flip, light=light, erase=erase, **vectors)
+        others = {"erase": erase, "grey": grey, "noise": noise, "masking": masking}
+        self.views = views(crop=crop, rotation=rotation, flip=flip, light=light, **others)
 
     def prepare(self, x: Tensor, labels: Tensor | None) -> None:
         if self.free and x.ndim == 4:
             self.views["flip"] = 0.0 if mirror_images_are_rarer(x) else 0.5
 
     def chosen(self) -> dict[str, float]:
-        return {f"view_{name}": self.views[name] for name in ("crop", "flip", "light")} if len(self.shape) == 3 else {}
+        return (
+            {f"view_{name}": self.views[name] for name in ("crop", "flip", "light", "grey")}
+            if len(self.shape) == 3
+            else {}
+        )
 
     def view(self, x: Tensor) -> Tensor:
         """Another view of each image of a batch."""
@@ -79,17 +84,18 @@ def views(
     flip: float,
     light: float,
     erase: float = 0.0,
+    grey: float = 0.0,
     noise: float = 0.0,
     masking: float = 0.0,
 ) -> dict[str, float]:
     """What `augment` takes, checked; raises ValueError for what it cannot do."""
     chosen = {"crop": crop, "rotation": rotation, "flip": flip, "light": light, "erase": erase}
-    chosen |= {"noise": noise, "masking": masking}
-    shares = all(0 <= share <= 1 for share in (flip, light, erase, masking))
+    chosen |= {"grey": grey, "noise": noise, "masking": masking}
+    shares = all(0 <= share <= 1 for share in (flip, light, erase, grey, masking))
     if not (0 < crop <= 1 and min(rotation, noise) >= 0 and shares):
         raise ValueError(
-            "crop must be above 0 and at most 1, rotation 0 or more, noise too, and flip, light, erase and masking "
-            "from 0 to 1, not " + ", ".join(f"{name} {value}" for name, value in chosen.items())
+            "crop must be above 0 and at most 1, rotation 0 or more, noise too, and flip, light, erase, grey and "
+            "masking from 0 to 1, not " + ", ".join(f"{name} {value}" for name, value in chosen.items())
         )
     return chosen
 
@@ -102,6 +108,7 @@ def augment(
     flip: float,
     light: float,
     erase: float,
+    grey: float = 0.0,
     noise: float = 0.0,
     masking: float = 0.0,
 ) -> Tensor:
@@ -109,9 +116,10 @@ def augment(
 
     `crop` is the smallest share of a side that is kept (before a change of the aspect ratio by at most exp(1 − crop)),
     `rotation` the largest turn in degrees, `flip` the probability of a mirror image, `light` the largest relative
-    change of contrast and of brightness, and half of it that of a single channel beside, and `erase` the largest side
-    of an erased rectangle as a share of the image's. Of vectors, whose mean is 0 and variance 1, `masking` is the share
-    of numbers that become 0, and `noise` the standard deviation of what is added to the others.
+    change of contrast and of brightness, and half of it that of a single channel beside, `erase` the largest side of an
+    erased rectangle as a share of the image's, and `grey` the probability that every channel becomes their mean. Of
+    vectors, whose mean is 0 and variance 1, `masking` is the share of numbers that become 0, and `noise` the standard
+    deviation of what is added to the others.
     """
     if x.ndim == 2:
         return (x + noise * torch.randn_like(x)) * (torch.rand_like(x) >= masking)
@@ -140,6 +148,8 @@ def augment(
         if channels > 1:
             brightness = brightness * uniform(1 - light / 2, 1 + light / 2, channels, 1, 1)
         x = (x * brightness).clamp(0, 1)
+    if grey and channels > 1:
+        x = torch.where(uniform(0, 1, 1, 1, 1) < grey, x.mean(1, keepdim=True), x)
     if erase:
         top, left = uniform(0, 1, 1, 1, 1), uniform(0, 1, 1, 1, 1)
         half = uniform(0, erase / 2, 1, 1, 1)

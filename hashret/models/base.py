@@ -148,6 +148,11 @@ class Member(nn.Module):
         return remembered if x.ndim == 2 else remembered.clamp(0, 1)
 
     @classmethod
+    def suited(cls, shape: Shape, images: int) -> dict[str, Any]:
+        """Settings that suit so many images of a shape (c, h, w) better than the defaults, by name."""
+        return {}
+
+    @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The settings a member takes, by name, with their defaults."""
         signatures = [inspect.signature(c.__init__).parameters.values() for c in cls.__mro__ if issubclass(c, Member)]

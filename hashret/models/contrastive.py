@@ -14,6 +14,10 @@ from hashret.models.networks import Shape
 
 LATENT = 64  # units at least
 IN_COLOUR = Rates(batch=128, learning_rate=8e-3, weight_decay=0.05)
+MANY = 10_000  # images in colour that are too many to be known by heart
+# For these, a wider network compares numbers, which differ more finely than bits, of views that differ more:
+FOR_MANY: dict[str, float] = {"width": 64, "temperature": 0.2, "signs": 0.0, "whole": 0.0}
+FOR_MANY |= {"crop": 0.5, "light": 0.4, "grey": 0.1, "reconstruction": 1.0, "remembered": 1 / 8}
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -39,14 +43,17 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         width: int = 0,
         latent: int = 0,
         temperature: float = 0.1,
+        signs: float = 1.0,
         reconstruction: float = BY_THE_IMAGES,
+        remembered: float = 1.0,
         whole: float = BY_THE_IMAGES,
         **parts: Any,
     ) -> None:
         """`latent` is 0 for one unit a bit, or 64 if there are fewer bits; `width` 0 for 24 in colour, otherwise 16.
-        `reconstruction` weighs the decoder's nats per pixel, and `whole` is how often one of two views is the image
-        itself, which altered copies then find more surely. −1 lets the images choose: 5, for what the views agree on
-        says more, and ¾ in colour, otherwise 50 and 0."""
+        `signs` is how much it is the bits of two views that are compared, from 0 to 1, rather than the numbers behind
+        them. `reconstruction` weighs the decoder's nats per pixel, of the share `remembered` of a batch, and `whole` is
+        how often one of two views is the image itself, which altered copies then find more surely. −1 lets the images
+        choose: 5, for what the views agree on says more, and ¾ in colour, otherwise 50 and 0."""
         width = width or (24 if in_colour(shape) else 16)
         super().__init__(shape, bits, width=width, latent=latent or max(bits, LATENT), **parts)
         if self.colour:
@@ -55,12 +62,18 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
             reconstruction = 5.0 if self.colour else 50.0
         if whole == BY_THE_IMAGES:
             whole = 0.75 if self.colour else 0.0
-        if not (temperature > 0 and reconstruction >= 0 and 0 <= whole <= 1):
+        shares = all(0 <= share <= 1 for share in (signs, remembered, whole))
+        if not (temperature > 0 and reconstruction >= 0 and shares):
             raise ValueError(
-                "temperature must be above 0, reconstruction 0 or more and whole from 0 to 1, not "
-                f"{temperature}, {reconstruction} and {whole}"
+                "temperature must be above 0, reconstruction 0 or more, and signs, remembered and whole "
+                f"from 0 to 1, not {temperature}, {reconstruction}, {signs}, {remembered} and {whole}"
             )
-        self.temperature, self.reconstruction, self.whole = temperature, reconstruction, whole
+        self.temperature, self.reconstruction = temperature, reconstruction
+        self.signs, self.whole, self.remembered = signs, whole, remembered
+
+    @classmethod
+    def suited(cls, shape: Shape, images: int) -> dict[str, Any]:
+        return dict(FOR_MANY) if in_colour(shape) and images >= MANY else {}
 
     def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Two views of each image."""
@@ -72,5 +85,8 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         h = self.features(torch.cat(self.pair(x)))
-        a, b = straight_through_sign(h).chunk(2)
-        return {"contrast": nt_xent(a, b, self.temperature)} | self.remembering(a, x)
+        codes = straight_through_sign(h)
+        compared = ((self.signs, codes), (1 - self.signs, h))
+        terms = [share * nt_xent(z[: len(x)], z[len(x) :], self.temperature) for share, z in compared if share]
+        few = max(2, round(self.remembered * len(x)))
+        return {"contrast": torch.stack(terms).sum()} | self.remembering(codes[:few], x[:few])
