@@ -16,7 +16,7 @@ LATENT = 64  # units at least
 IN_COLOUR = Rates(batch=128, learning_rate=8e-3, weight_decay=0.05)
 MANY = 10_000  # images in colour that are too many to be known by heart
 # For these, a wider network compares numbers, which differ more finely than bits, of views that differ more:
-FOR_MANY: dict[str, float] = {"width": 64, "temperature": 0.2, "signs": 0.0, "whole": 0.0}
+FOR_MANY: dict[str, float] = {"width": 64, "temperature": 0.2, "signs": 0.0}
 FOR_MANY |= {"crop": 0.5, "light": 0.4, "grey": 0.1, "reconstruction": 1.0, "remembered": 1 / 8}
 
 
