@@ -124,8 +124,9 @@ class Hasher:
         seconds = None if budget is None else parse_duration(budget)
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to 2³² − 1, not {seed!r}")
+        begun = init.settings if init is not None and init.model == self.model else {}
         with torch.device("meta"):
-            labelled = MODELS[self.model]((1, 8, 8), 8, **self.settings).labelled
+            labelled = MODELS[self.model]((1, 8, 8), 8, **(self.settings | begun | self._asked)).labelled
         if labelled != (labels is not False):
             how = "from labels: add --labels" if labelled else "without labels: leave --labels out"
             raise HashretError(f"model {self.model!r} learns {how}")
@@ -150,10 +151,7 @@ class Hasher:
         settings, classes = MODELS[self.model].defaults(), dict[str, int]()
         if preprocessing.numbers is not None:
             settings |= {name: value for name, value in FOR_VECTORS.items() if name in settings}
-        if init is not None and init.model == self.model:
-            settings |= init.settings
-        else:
-            settings |= MODELS[self.model].suited(_channels_first(preprocessing), len(images))
+        settings |= begun or MODELS[self.model].suited(_channels_first(preprocessing), len(images))
         settings |= self._asked
         if labelled:
             classes = _classes(sampled.labels, opened.root)

@@ -325,6 +325,9 @@ def test_what_suits_the_images_is_taken_and_told_unless_something_else_is_asked_
     assert many.settings == plain | suited | {"whole": 0.5, "network": "mlp"}
     begun = Hasher("contrastive", 8, temperature=0.3).fit(images, steps=0, init=few)
     assert begun.settings == few.settings | {"temperature": 0.3}
+    tuned = Hasher("stacked", 8, fine_tune=True).fit(DIGITS[:200], steps=1, labels=[str(i % 2) for i in range(200)])
+    with pytest.raises(HashretError, match="model 'stacked' learns from labels: add --labels"):
+        Hasher("stacked", 8).fit(DIGITS[:200], steps=1, init=tuned)
 
 
 def test_a_member_begins_with_another_of_the_same_network() -> None:
