@@ -24,6 +24,7 @@ from torch import Tensor
 from hashret.errors import HashretError
 from hashret.files import write_durably
 from hashret.models.base import Member
+from hashret.muon import Muon
 from hashret.progress import Progress
 
 Images = NDArray[np.uint8 | np.float32]  # pixels (n, h, w, c), or vectors (n, d)
@@ -137,9 +138,9 @@ def train(
     rows, held_out = split(len(images), seed)
     batch = min(batch or own.batch, len(rows))
     per_epoch = len(rows) // batch
-    optimiser = torch.optim.AdamW(member.parameters(), learning_rate, weight_decay=weight_decay)
+    optimiser = _optimiser(member, learning_rate, weight_decay)
     told = [array for array in (images, labels, *(pairs or ())) if array is not None]
-    identity = _identity(member, settings, told, seed=seed, batch=batch, rates=(learning_rate, weight_decay))
+    identity = _identity(member, settings, told, seed=seed, batch=batch, rates=(learning_rate, weight_decay, own.muon))
 
     def draw(picked: NDArray[np.int64], step: int | None = None) -> Batch:
         told = None if labels is None else torch.from_numpy(labels[picked]).to(where)
@@ -235,6 +236,13 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _optimiser(member: Member, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    if not member.rates.muon:
+        return torch.optim.AdamW(member.parameters(), learning_rate, weight_decay=weight_decay)
+    dtype = torch.bfloat16 if in_bfloat16(next(member.parameters()).device) else torch.float32
+    return Muon(member.parameters(), learning_rate, weight_decay=weight_decay, dtype=dtype)
+
+
 def _step(
     member: Member, optimiser: torch.optim.Optimizer, batch: Batch, seed: int, loss: Callable[[Member, Batch], Terms]
 ) -> Terms:
@@ -270,7 +278,7 @@ def _steps_within(
 ) -> int:
     """How many steps fit into `budget` seconds, by timing a few on a copy of the member."""
     rehearsal = copy.deepcopy(member)
-    optimiser = torch.optim.AdamW(rehearsal.parameters(), learning_rate, weight_decay=weight_decay)
+    optimiser = _optimiser(rehearsal, learning_rate, weight_decay)
     began = time.monotonic()
     times: list[float] = []
     while len(times) < 2 + REHEARSED or time.monotonic() - began < min(3.0, budget / 10):

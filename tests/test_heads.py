@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
+from hashret.models import heads
 from hashret.models.anchors import STEPS, anchors_for, graph_coordinates, k_means, lifted_rotation, ties
 from hashret.models.heads import CLEAR, HEADS, Head, check_head
 
@@ -337,6 +338,23 @@ def test_distances_are_those_in_the_graph_and_of_the_components_together(bits: i
     details = weight**0.5 * torch.from_numpy(components.transform(units.numpy()))
     apart = torch.cdist(placed, placed).square() + torch.cdist(details, details).square()
     assert np.allclose(torch.cdist(numbers, numbers).square(), apart, atol=1e-5)
+
+
+@pytest.mark.parametrize(("clear", "length"), [(0.9, 0.9), (0.31, 0.31), (0.29, 0.3), (0.11, 0.3), (0.09, None)])
+def test_coordinates_in_a_faint_graph_count_for_a_little_and_in_one_that_shows_nothing_not_at_all(
+    clear: float, length: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_clear_as_told(*asked: Any) -> tuple[Tensor, float]:
+        return graph_coordinates(*asked)[0], clear
+
+    monkeypatch.setattr(heads, "graph_coordinates", as_clear_as_told)
+    head, _ = both(digits(), 64)
+    if length is None:
+        assert head.anchors is None
+    else:
+        assert head.anchors is not None and head.projection is not None
+        lengths = torch.linalg.norm(head.projection, dim=1)
+        assert lengths == pytest.approx(np.full(len(head.anchors), length), rel=1e-3)
 
 
 def test_bits_are_signs_about_the_mean_of_the_components() -> None:

@@ -551,8 +551,9 @@ def test_what_suits_images_in_colour_is_the_default_for_these_alone() -> None:
     told = build("contrastive", (3, 8, 8), network="mlp", width=2)
     hidden = [next(member.encoder.parameters()).shape[0] for member in (grey, colour, vectors, told)]
     assert hidden == [16 * 16, 16 * 24, 16 * 16, 16 * 2]
-    assert grey.rates == vectors.rates == MODELS["ae"]((3, 8, 8), 16).rates == (256, 2e-3, 1e-4)
-    assert colour.rates == (128, 8e-3, 0.05)
+    assert grey.rates == vectors.rates == MODELS["ae"]((3, 8, 8), 16).rates == (256, 2e-3, 1e-4, False)
+    assert colour.rates == (128, 8e-3, 0.05, False)
+    assert build("contrastive", (3, 8, 8), network="mlp", width=2, muon=True).rates == (128, 8e-3, 0.05, True)
 
 
 def test_what_suits_many_images_in_colour_is_for_these_alone() -> None:

@@ -2,6 +2,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
 from hashret.models.base import Rates
+from hashret.muon import TURN, Muon, orthogonal
 from hashret.progress import Progress
 from hashret.training import Pairs, Training, split, to_input, train
 
@@ -646,3 +648,55 @@ def test_pairs_that_nothing_can_be_learned_from_are_refused() -> None:
         Hasher("binary", 16).fit(DIGITS, steps=1, pairs=[])
     with pytest.raises(HashretError, match="model 'itq' has no network that they could train"):
         Hasher("itq", 16).fit(DIGITS, pairs=[(DIGITS[0], DIGITS[1], True)])
+
+
+# Muon
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (60, 20), (20, 60), (1, 9), (9, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_orthogonal_step_turns_all_directions_alike(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    least = 0.1 if dtype is torch.float32 else 0.2
+    matrix = u @ torch.diag(torch.linspace(1, least, len(v))) @ v * 1e-3
+    turned = u.T @ orthogonal(matrix.to(dtype)).float() @ v.T
+    assert turned.diag().min() > 0.5 and turned.diag().max() < 1.35
+    assert (turned - turned.diag().diag()).abs().max() < (1e-4 if dtype is torch.float32 else 0.2)
+    assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
+
+
+def test_muon_moves_kernels_as_matrices_and_all_else_as_adamw_does() -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1))
+    layers[2].requires_grad_(False)
+    copy = deepcopy(layers)
+    muon = Muon(layers.parameters(), 0.01, weight_decay=0.5, dtype=torch.float32)
+    adamw = torch.optim.AdamW(copy.parameters(), 0.01, weight_decay=0.5)
+    for _ in range(3):
+        x, before = torch.rand(5, 3, 6, 6), layers[0].weight.detach().clone()
+        for there, optimiser in ((layers, muon), (copy, adamw)):
+            optimiser.zero_grad()
+            (there(x) ** 3).mean().backward()
+            copy[0].weight.data = layers[0].weight.data.clone()  # for the same gradients
+            optimiser.step()
+        step = (layers[0].weight - before * (1 - 0.01 * 0.5)).flatten(1).detach()
+        lengths = torch.linalg.svdvals(step) / (0.01 * TURN)
+        assert 0.3 < lengths.min() < lengths.max() < 1.4
+        copy[0].weight.data = layers[0].weight.data.clone()
+    for name, weights in copy.named_parameters():
+        assert torch.equal(weights, layers.get_parameter(name)), name
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_training_by_muon_resumes_too(tmp_path: Path) -> None:
+    straight = build("contrastive", muon=True)
+    learn(straight)
+    assert weights(straight) != learned("contrastive")
+    member = build("contrastive", muon=True)
+    assert learn(member, checkpoint=tmp_path / "checkpoint", **press_in_progress(5)(member)).interrupted
+    member = build("contrastive", muon=True)
+    assert learn(member, checkpoint=tmp_path / "checkpoint", resume=True).steps == STEPS
+    assert weights(member) == weights(straight)
+    with pytest.raises(HashretError, match="is of another training"):
+        learn(build("contrastive"), checkpoint=tmp_path / "checkpoint", resume=True)

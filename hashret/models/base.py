@@ -18,11 +18,13 @@ FOR_VECTORS = {"network": "mlp", "likelihood": "gaussian"}  # defaults of settin
 
 
 class Rates(NamedTuple):
-    """How a member is trained unless it is said otherwise: images in a step, and the two rates of AdamW."""
+    """How a member is trained unless it is said otherwise: images in a step, the two rates of AdamW, and whether
+    matrices go the way of Muon instead (`hashret.muon`)."""
 
     batch: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    muon: bool = False
 
 
 def choose(table: dict[str, T], name: str, what: str) -> T:

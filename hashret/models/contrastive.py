@@ -15,9 +15,10 @@ from hashret.models.networks import Shape
 LATENT = 64  # units at least
 IN_COLOUR = Rates(batch=128, learning_rate=8e-3, weight_decay=0.05)
 MANY = 10_000  # images in colour that are too many to be known by heart
-# For these, a wider network compares numbers, which differ more finely than bits, of views that differ more:
-FOR_MANY: dict[str, float] = {"width": 64, "temperature": 0.2, "signs": 0.0}
-FOR_MANY |= {"crop": 0.5, "light": 0.4, "grey": 0.1, "reconstruction": 1.0, "remembered": 1 / 8}
+# For these, a wider network compares numbers, which differ more finely than bits, of views that differ more, and all
+# directions of its matrices learn alike:
+FOR_MANY: dict[str, Any] = {"width": 64, "muon": True, "temperature": 0.2, "signs": 0.0, "whole": 0.0}
+FOR_MANY |= {"crop": 0.4, "light": 0.4, "grey": 0.2, "reconstruction": 1.0, "remembered": 1 / 8}
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -47,17 +48,20 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         reconstruction: float = BY_THE_IMAGES,
         remembered: float = 1.0,
         whole: float = BY_THE_IMAGES,
+        muon: bool = False,
         **parts: Any,
     ) -> None:
         """`latent` is 0 for one unit a bit, or 64 if there are fewer bits; `width` 0 for 24 in colour, otherwise 16.
         `signs` is how much it is the bits of two views that are compared, from 0 to 1, rather than the numbers behind
         them. `reconstruction` weighs the decoder's nats per pixel, of the share `remembered` of a batch, and `whole` is
         how often one of two views is the image itself, which altered copies then find more surely. −1 lets the images
-        choose: 5, for what the views agree on says more, and ¾ in colour, otherwise 50 and 0."""
+        choose: 5, for what the views agree on says more, and ¾ in colour, otherwise 50 and 0. `muon` is whether
+        matrices are learned by `hashret.muon`."""
         width = width or (24 if in_colour(shape) else 16)
         super().__init__(shape, bits, width=width, latent=latent or max(bits, LATENT), **parts)
         if self.colour:
             self.rates = IN_COLOUR
+        self.rates = self.rates._replace(muon=muon)
         if reconstruction == BY_THE_IMAGES:
             reconstruction = 5.0 if self.colour else 50.0
         if whole == BY_THE_IMAGES:

@@ -20,7 +20,8 @@ from hashret.models.base import choose
 
 Values = NDArray[np.float32]
 
-CLEAR = 0.25  # the least that says of a graph that there are kinds of images (see `anchor_itq`)
+CLEAR = 0.075  # the least that says of a graph that there are kinds of images (see `anchor_itq`)
+COUNTED = 0.3  # the least that the coordinates in such a graph count for
 
 
 @dataclass(frozen=True)
@@ -213,11 +214,11 @@ def anchor_itq(values: Values, bits: int, seed: int) -> Head:
     """Signs of two kinds of numbers, rotated together by iterative quantisation: coordinates in an anchor graph, which
     put images that are connected at one place, and principal components, which tell them apart there.
 
-    Ours. The coordinates are as long as the graph is clear (see `graph_coordinates`), so that they lead where there are
-    kinds of images, and the components do where there are none. Those have a third of the square of a unit; of fewer
-    than 64 bits there are none to spare for the order within a kind, and they get as much less. A graph that is not
-    clear at all is left out; then the rotation begins with the numbers themselves, if they are as many as the bits, for
-    a network that has learned them as bits has brought them near to their signs.
+    Ours. The coordinates are as long as the graph is clear (see `graph_coordinates`), but at least `COUNTED`, so that
+    they lead where there are kinds of images, and the components do where there are hardly any. Those have a third of
+    the square of a unit; of fewer than 64 bits there are none to spare for the order within a kind, and they get as
+    much less. A graph that is not clear at all is left out; then the rotation begins with the numbers themselves, if
+    they are as many as the bits, for a network that has learned them as bits has brought them near to their signs.
     """
     generator = torch.Generator().manual_seed(seed)
     mean = _mean(values)
@@ -227,7 +228,7 @@ def anchor_itq(values: Values, bits: int, seed: int) -> Head:
     centred /= torch.maximum(lengths, length)
     some = centred[torch.randperm(len(values), generator=generator)[: max(20_000, 20 * bits)]]
     anchors, reach, coordinates, clear = _graph(centred, bits // 2, some, generator)
-    coordinates = coordinates[:, : coordinates.shape[1] if clear > CLEAR else 0] * clear
+    coordinates = coordinates[:, : coordinates.shape[1] if clear > CLEAR else 0] * max(clear, COUNTED)
     r = coordinates.shape[1]
     middle, directions = _principal_components(centred.numpy(), bits - r, seed)
     start = directions.T.float() if not r and values.shape[1] == bits else None
