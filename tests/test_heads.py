@@ -340,7 +340,7 @@ def test_distances_are_those_in_the_graph_and_of_the_components_together(bits: i
     assert np.allclose(torch.cdist(numbers, numbers).square(), apart, atol=1e-5)
 
 
-@pytest.mark.parametrize(("clear", "length"), [(0.9, 0.9), (0.31, 0.31), (0.29, 0.3), (0.11, 0.3), (0.09, None)])
+@pytest.mark.parametrize(("clear", "length"), [(0.9, 0.9), (0.31, 0.31), (0.29, 0.3), (0.08, 0.3), (0.07, None)])
 def test_coordinates_in_a_faint_graph_count_for_a_little_and_in_one_that_shows_nothing_not_at_all(
     clear: float, length: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

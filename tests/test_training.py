@@ -668,22 +668,23 @@ def test_an_orthogonal_step_turns_all_directions_alike(shape: tuple[int, int], d
 
 def test_muon_moves_kernels_as_matrices_and_all_else_as_adamw_does() -> None:
     torch.manual_seed(0)
-    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1))
-    layers[2].requires_grad_(False)
+    first = torch.nn.Conv2d(3, 8, 3)
+    layers = torch.nn.Sequential(first, torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1).requires_grad_(False))
     copy = deepcopy(layers)
+    kernels = copy.get_parameter("0.weight")
     muon = Muon(layers.parameters(), 0.01, weight_decay=0.5, dtype=torch.float32)
     adamw = torch.optim.AdamW(copy.parameters(), 0.01, weight_decay=0.5)
     for _ in range(3):
-        x, before = torch.rand(5, 3, 6, 6), layers[0].weight.detach().clone()
+        x, before = torch.rand(5, 3, 6, 6), first.weight.detach().clone()
         for there, optimiser in ((layers, muon), (copy, adamw)):
             optimiser.zero_grad()
             (there(x) ** 3).mean().backward()
-            copy[0].weight.data = layers[0].weight.data.clone()  # for the same gradients
+            kernels.data = first.weight.data.clone()  # for the same gradients
             optimiser.step()
-        step = (layers[0].weight - before * (1 - 0.01 * 0.5)).flatten(1).detach()
+        step = (first.weight - before * (1 - 0.01 * 0.5)).flatten(1).detach()
         lengths = torch.linalg.svdvals(step) / (0.01 * TURN)
         assert 0.3 < lengths.min() < lengths.max() < 1.4
-        copy[0].weight.data = layers[0].weight.data.clone()
+        kernels.data = first.weight.data.clone()
     for name, weights in copy.named_parameters():
         assert torch.equal(weights, layers.get_parameter(name)), name
 
