@@ -47,8 +47,8 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix (n, m) with its singular values replaced by numbers from 0.5 to 1.3, if they were not next to nothing:
-    by Newton and Schulz's iteration, which needs products of matrices alone."""
+    """The matrix (n, m) with its singular values replaced by numbers from 0.5 to 1.21, if they were at least 1/270 of
+    its norm: by Newton and Schulz's iteration, which needs products of matrices alone."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-30)

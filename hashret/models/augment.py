@@ -59,11 +59,8 @@ class ViewedAutoencoder(BinaryAutoencoder):
             self.views["flip"] = 0.0 if mirror_images_are_rarer(x) else 0.5
 
     def chosen(self) -> dict[str, float]:
-        return (
-            {f"view_{name}": self.views[name] for name in ("crop", "flip", "light", "grey")}
-            if len(self.shape) == 3
-            else {}
-        )
+        told = ("crop", "flip", "light", "grey") if len(self.shape) == 3 else ()
+        return {f"view_{name}": self.views[name] for name in told}
 
     def view(self, x: Tensor) -> Tensor:
         """Another view of each image of a batch."""
