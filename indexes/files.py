@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hashret.errors import HashretError
 
-MAGIC = b"hashret\x05"
+MAGIC = b"hashret\x06"
 _ALIGN = 64
 _PRELUDE = len(MAGIC) + 8
 _HEADER = 8192  # bytes kept free for prelude and header, which are written last
@@ -83,6 +83,15 @@ class Writer:
         flat: NDArray[Any] = np.fromfile(self._temporary, dtype, (end - begin) * row, offset=place)
         flat.flags.writeable = False
         return flat.reshape(end - begin, *columns)
+
+    def mapped(self, name: str) -> NDArray[Any]:
+        """An array that has been written, mapped into memory, read-only."""
+        entry = self._entries[name]
+        if not all(entry["shape"]):
+            return self.read(name, 0, entry["shape"][0])
+        self._file.flush()
+        whole = np.memmap(self._temporary, entry["dtype"], "r", self._begins[name], tuple(entry["shape"]))
+        return np.asarray(whole)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         """Write the header, and give the file its name when all is on the disk."""

@@ -63,6 +63,10 @@ class Segment(NamedTuple):
     postings: NDArray[np.uint32]  # (m - 1, d): numbers of codes; table 0 needs none, as codes are sorted by substring 0
     sifts: NDArray[np.uint8]  # (m - 1, 3, d): sifts, lowest byte first; more of them stands above the numbers; or empty
     plan: NDArray[np.int64]  # (6,): careless, patient, fair, deepest, hopeful, budget; see `flip_nearest`
+    centres: Words  # (words, b), word after word: of balls, see `kernels_balls`; none if codes do not gather in them
+    radii: NDArray[np.int32]  # (b,): of the balls
+    begins: NDArray[np.uint32]  # (b + 1,): where the members of each begin, and the last one's end; or empty
+    members: NDArray[np.uint32]  # (d,): numbers of codes, ball after ball; or empty
 
 
 class Workspace(NamedTuple):
@@ -81,6 +85,7 @@ class Workspace(NamedTuple):
     least: NDArray[np.int16]  # (q, STRETCH): the distance of the code in each block nearest to each query
     looks: NDArray[np.int64]  # (FAR,): how many buckets are looked up before a level begins
     probes: NDArray[np.int64]  # (1,): how many have been, for all queries
+    gaps: NDArray[np.int32]  # (b,): at how many bits from the query each ball begins, at least
 
 
 @inlined

@@ -1,11 +1,19 @@
-"""The kernels that build tables, and find items by their ids."""
+"""The kernels that build tables and balls, and find items by their ids."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.indexes.jit import allocating, kernel
-from hashret.indexes.kernels_codes import Words, substring
+from hashret.indexes.jit import allocating, inlined, kernel
+from hashret.indexes.kernels import Segment, Workspace
+from hashret.indexes.kernels_balls import measure
+from hashret.indexes.kernels_codes import FAR, Words, distance, substring
 from hashret.indexes.kernels_heap import Ids
+from hashret.indexes.kernels_within import flip_within
+
+FEW = 32  # a ball has at least so many members
+ASTRAY = 64  # codes in none that are always put up with, and one in so many that are in balls
+VOTERS = 64  # as many codes tell where their centre is
+LOOSE = 1024  # of so many codes one may be left in none, to be read for every query
 
 Numbers = NDArray[np.uint32]  # of codes
 
@@ -78,3 +86,105 @@ def place_codes(
             for byte in range(3):
                 sifts[byte, place] = sift >> np.uint64(8 * byte)
             postings[place] |= sift >> np.uint64(24) << shift
+
+
+@inlined
+def take_centre(codes: Words, chosen: Numbers, n: int, votes: Ids, centre: Words) -> None:
+    """Write the code that has in each bit what most of n chosen codes have, or of some; `votes` is working space."""
+    words, step, voters = len(votes) >> 6, max(1, n // VOTERS), 0
+    flat, out = codes.reshape(codes.size), centre.reshape(centre.size)
+    votes[:] = 0
+    for i in range(0, n, step):
+        voters += 1
+        for w in range(words):
+            word = flat[np.int64(chosen[i]) * words + w]
+            for bit in range(64):
+                votes[(w << 6) + bit] += np.int64(word >> np.uint64(bit) & np.uint64(1))
+    for w in range(words):
+        out[w] = 0
+        for bit in range(64):
+            out[w] |= np.uint64(2 * votes[(w << 6) + bit] > voters) << np.uint64(bit)
+
+
+@inlined
+def join(codes: Words, j: int, centres: Words, radii: NDArray[np.int32], reach: int, apart: NDArray[np.int32]) -> int:
+    """The ball whose centre is nearest to code j, which it now reaches, if that is within `reach` bits; else -1."""
+    apart = apart[: len(radii)]
+    measure(centres, codes, j, apart)
+    nearest = -1
+    for b in range(len(radii)):
+        if apart[b] <= reach:
+            nearest, reach = b, apart[b] - 1
+    if nearest >= 0:
+        radii[nearest] = max(radii[nearest], reach + 1)
+    return nearest
+
+
+@allocating
+def gather_balls(
+    segment: Segment, reach: int, centre: Words, work: Workspace
+) -> tuple[Words, NDArray[np.int32], Numbers]:
+    """The centres and radii of balls, and the ball of each code; no balls if too many codes are in none.
+
+    One code after the other, if it is in no ball yet, joins the nearest centre within `reach` bits, or makes a ball.
+    Its centre is that of the codes within reach which share a substring with it; its members are those within reach of
+    the centre which share a substring with that but for a bit. Codes that are left at last are in a ball of their own,
+    which has no centre. `centre`, of one code, is working space.
+    """
+    count, words, m = len(segment.codes), segment.codes.size // len(segment.codes), len(segment.cuts)
+    most = count // FEW + 1
+    centres, radii, ball = np.zeros((words, most), np.uint64), np.zeros(most, np.int32), np.full(count, most, np.uint32)
+    found, votes = np.empty(count, np.uint32), np.empty(64 * words, np.int64)
+    apart, balls, taken, astray = np.empty(most, np.int32), 0, 0, 0
+    for j in range(count):
+        if ball[j] < most:
+            continue
+        nearest = join(segment.codes, j, centres[:, :balls], radii[:balls], reach, apart)
+        if nearest >= 0:
+            ball[j], taken = nearest, taken + 1
+            continue
+        found[0] = j
+        take_centre(segment.codes, found, 1, votes, centre)
+        n, _ = flip_within(segment, centre, 0, reach, m - 1, found, work)
+        take_centre(segment.codes, found, n, votes, centre)
+        n, _ = flip_within(segment, centre, 0, reach, 2 * m - 1, found, work)
+        members = 0
+        for i in range(n):
+            found[members] = found[i]
+            members += ball[found[i]] == most
+        if members < FEW:
+            astray += 1
+            if astray > ASTRAY + taken // ASTRAY:
+                return centres[:, :0], radii[:0], ball
+            continue
+        for i in range(members):
+            ball[found[i]] = balls
+            radii[balls] = max(radii[balls], distance(segment.codes, np.int64(found[i]), centre, 0))
+        for w in range(words):
+            centres[w, balls] = centre.reshape(words)[w]
+        balls, taken = balls + 1, taken + members
+    loose = 0
+    for j in range(count):
+        if ball[j] == most:
+            nearest = join(segment.codes, j, centres[:, :balls], radii[:balls], reach, apart)
+            if nearest < 0:
+                nearest, radii[balls], loose = balls, FAR, loose + 1
+            ball[j] = nearest
+    if balls == 0 or loose > ASTRAY + count // LOOSE:
+        return centres[:, :0], radii[:0], ball
+    balls += loose > 0
+    return centres[:, :balls], radii[:balls], ball
+
+
+@allocating
+def list_members(ball: Numbers, balls: int) -> tuple[Numbers, Numbers]:
+    """Where the members of each ball begin, and the last one's end, and their numbers, ball after ball."""
+    begins, members = np.zeros(balls + 2, np.uint32), np.empty(len(ball), np.uint32)
+    for b in ball:
+        begins[b + 2] += 1
+    for b in range(1, balls + 1):
+        begins[b + 1] += begins[b]
+    for j in range(len(ball)):
+        members[begins[ball[j] + 1]] = j
+        begins[ball[j] + 1] += 1
+    return begins[: balls + 1], members

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hashret.indexes.jit import inlined
-from hashret.indexes.kernels import Segment, marked
+from hashret.indexes.jit import inlined, prefetch
+from hashret.indexes.kernels import Segment, Workspace, marked
 from hashret.indexes.kernels_heap import Distances, Ids, push
 
 
@@ -63,4 +63,54 @@ def offer(
         if qualifies(segment, slot, allowed, filtered):
             n = push(distances, ids, n, d, candidate)
         slot = following
+    return n
+
+
+@inlined
+def put_aside(
+    segment: Segment,
+    j: int | np.int64,
+    d: int,
+    allowed: Ids,
+    filtered: bool,
+    k: int,
+    count: int,
+    near: int,
+    tight: int,
+    work: Workspace,
+) -> tuple[int, int, int]:
+    """Put code j, at distance d, beside the `count` that may be among the nearest: the new count, near and tight.
+
+    `tally` counts the qualifying items at each distance; `near` are those within `tight`, which sinks while k are left.
+    """
+    work.aside[count, 0], work.aside[count, 1] = j, d
+    items = qualifying(segment, j, allowed, filtered)
+    work.tally[d] += items
+    near += items
+    while near - work.tally[tight] >= k:
+        near -= work.tally[tight]
+        tight -= 1
+    return count + 1, near, tight
+
+
+@inlined
+def offer_aside(
+    segment: Segment,
+    count: int,
+    tight: int,
+    allowed: Ids,
+    filtered: bool,
+    distances: Distances,
+    ids: Ids,
+    n: int,
+    work: Workspace,
+) -> int:
+    """Offer the codes put aside that are within `tight` bits to the heap; its new size."""
+    aside, kept = work.aside, 0
+    for i in range(count):
+        prefetch(segment.ids, aside[i, 0])
+        aside[kept, 0], aside[kept, 1] = aside[i, 0], aside[i, 1]
+        kept += aside[i, 1] <= tight
+    for i in range(kept):
+        n = offer(segment, np.int64(aside[i, 0]), np.int64(aside[i, 1]), allowed, filtered, distances, ids, n)
     return n

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.indexes.jit import inlined, kernel, prefetch
+from hashret.indexes.jit import inlined, kernel
 from hashret.indexes.kernels import (
     BLOCK,
     PART,
@@ -15,9 +15,10 @@ from hashret.indexes.kernels import (
     is_new,
     meet,
 )
+from hashret.indexes.kernels_balls import balls_nearest
 from hashret.indexes.kernels_codes import FAR, ZERO, Words, distance, least_distance, longest
 from hashret.indexes.kernels_heap import Distances, Ids
-from hashret.indexes.kernels_items import offer, qualifying
+from hashret.indexes.kernels_items import offer, offer_aside, put_aside
 
 SHARING = 8  # queries that make a scan for all of them together cost each a fourth of one of its own
 
@@ -48,14 +49,13 @@ def flip_nearest(
     """
     announce(segment, queries, q)
     cut_query(segment, queries, q, work)
-    met, aside, tally = work.met, work.aside, work.tally
     plan = segment.plan
     careless, patient, fair, deepest, hopeful, room = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
     if shared:
         patient, deepest = careless, fair
     m, level, count, near, tight = len(segment.cuts), ZERO, 0, 0, ZERO + longest(segment.codes)
     nearest_yet = tight
-    tally[: tight + 1] = 0  # of the items met at each distance; `near` are those within `tight`
+    work.tally[: tight + 1] = 0
     while level <= tight and (tight <= deepest or (level <= patient and (level <= careless or nearest_yet <= hopeful))):
         low, high = meet(segment, queries, q, level, tight, room, work)
         if high < 0:
@@ -63,27 +63,14 @@ def flip_nearest(
         if level >= m - 1 or len(segment.sifts):
             room -= high
         for i in range(low, high):
-            j = np.int64(met[i])
+            j = np.int64(work.met[i])
             d = distance(segment.codes, j, queries, q)
             if d <= tight and is_new(segment, j, level, work):
-                aside[count, 0], aside[count, 1] = j, d
-                count += 1
                 nearest_yet = min(nearest_yet, d)
-                items = qualifying(segment, j, allowed, filtered)
-                tally[d] += items
-                near += items
-                while near - tally[tight] >= len(ids):
-                    near -= tally[tight]
-                    tight -= 1
+                count, near, tight = put_aside(segment, j, d, allowed, filtered, len(ids), count, near, tight, work)
         level += 1
     work.probes[0] += work.looks[level + (high < 0)]
-    kept = 0
-    for i in range(count):
-        prefetch(segment.ids, aside[i, 0])
-        aside[kept, 0], aside[kept, 1] = aside[i, 0], aside[i, 1]
-        kept += aside[i, 1] <= tight
-    for i in range(kept):
-        n = offer(segment, np.int64(aside[i, 0]), np.int64(aside[i, 1]), allowed, filtered, distances, ids, n)
+    n = offer_aside(segment, count, tight, allowed, filtered, distances, ids, n, work)
     return n, level if level <= tight else FAR
 
 
@@ -201,6 +188,10 @@ def nearest(
     """
     waiting, dear, shared = 0, 0, False
     for q in range(len(queries)):
+        if reached[q] == 0 and len(segment.radii):
+            sizes[q], reached[q] = balls_nearest(
+                segment, queries, q, allowed, filtered, distances[q], ids[q], sizes[q], work
+            )
         if reached[q] == 0 and len(segment.cuts):
             shared = shared or (dear >= max(SHARING, q // 2) and len(queries) >= 4 * SHARING)
             sizes[q], reached[q] = flip_nearest(

@@ -14,6 +14,7 @@ from hashret.indexes.kernels import (
     is_new,
     meet,
 )
+from hashret.indexes.kernels_balls import balls_within
 from hashret.indexes.kernels_codes import ZERO, Words, distance, least_distance
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import other_slots, qualifies
@@ -23,18 +24,18 @@ Numbers = NDArray[np.uint32]  # of codes
 
 @kernel
 def flip_within(
-    segment: Segment, queries: Words, q: int, radius: int, found: Numbers, work: Workspace
+    segment: Segment, queries: Words, q: int, radius: int, last: int, found: Numbers, work: Workspace
 ) -> tuple[int, int]:
     """Find the codes within `radius` bits of query q by flipping bits: how many, and the level a scan must start from.
 
-    Level after level up to the radius, unless flipping costs more than a scan (see `kernels` for the levels, the plan,
-    and why this finds each code, once).
+    Level after level up to the radius, or up to `last` if that is less, unless there are too many codes (see `kernels`
+    for the levels, and why this finds each code, once).
     """
     n, level, room, high = 0, ZERO, segment.plan[5], 0
     cut_query(segment, queries, q, work)
-    if radius <= segment.plan[3]:
+    if last >= 0:
         announce(segment, queries, q)
-    while level <= radius <= segment.plan[3]:
+    while level <= min(radius, last):
         low, high = meet(segment, queries, q, level, radius, room, work)
         if high < 0:
             break
@@ -77,7 +78,12 @@ def matches_within(segment: Segment, queries: Words, radius: int, work: Workspac
     found = np.empty(len(segment.codes), np.uint32)  # each code is found once at most
     matches = np.empty(1024, np.uint32)
     for q in range(len(queries)):
-        n, level = flip_within(segment, queries, q, radius, found, work)
+        n, level = 0, 0
+        if len(segment.radii) and radius >= len(segment.cuts):  # else no bit has to be flipped
+            n, level = balls_within(segment, queries, q, radius, found, work)
+        if level == 0:
+            deepest = segment.plan[3]  # unless flipping leads to the end, all is scanned
+            n, level = flip_within(segment, queries, q, radius, deepest if radius <= deepest else -1, found, work)
         if level <= radius:
             n = scan_within(segment, queries, q, radius, level, found, n, work)
         limits[q + 1] = limits[q] + n

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes
 from hashret.indexes.kernels import FLIPS, SIFTED, STRETCH, Segment, Workspace
-from hashret.indexes.kernels_build import count_buckets, mark, open_buckets, place_codes
+from hashret.indexes.kernels_build import (
+    count_buckets,
+    gather_balls,
+    list_members,
+    mark,
+    open_buckets,
+    place_codes,
+)
 from hashret.indexes.kernels_codes import FAR, Words
 from hashret.indexes.kernels_heap import Ids
 from hashret.indexes.threads import get_threads
@@ -31,6 +38,8 @@ LOOK_UP, CHECK, OPEN, SIFT, SCAN = 4.0, 16.0, 150.0, 1.5, 0.2  # a scan shared b
 SHARES, SIFTED_SHARES = (1 / 400, 1 / 25, 1 / 4, 1, 1 / 4), (1 / 400, 1 / 8, 1 / 4, 1, 4)
 SIFT_CODES = 1 << 22  # fewer are found faster in small buckets, without sifting
 MIN_CODES = 8192  # fewer are scanned faster than flipping starts
+BALL_BITS = 64  # longer codes are gathered in balls
+BALL_CODES = 1 << 26  # more are not: there are too many centres
 
 _LINE = 64  # bytes of a line of the cache
 _BIG_ENDIAN = np.dtype(">u8")
@@ -39,7 +48,16 @@ _NO_MARKS = np.empty((0, 2), np.uint64)
 _NO_NUMBERS = np.empty(0, np.uint32)
 _NO_PLAN = np.array([-1, -1, -1, -1, -1, 0], np.int64)
 _NO_SIFTS = np.empty((0, 3, 0), np.uint8)
-_NO_TABLES = (np.empty((0, 5), np.int64), _NO_MARKS, _NO_NUMBERS, np.empty((0, 0), np.uint32), _NO_SIFTS, _NO_PLAN)
+_NO_BALLS = (np.empty((0, 0), np.uint64), np.empty(0, np.int32), _NO_NUMBERS, _NO_NUMBERS)
+_NO_TABLES = (
+    np.empty((0, 5), np.int64),
+    _NO_MARKS,
+    _NO_NUMBERS,
+    np.empty((0, 0), np.uint32),
+    _NO_SIFTS,
+    _NO_PLAN,
+    *_NO_BALLS,
+)
 _ALL_LIVE = np.empty(0, np.uint8)
 
 
@@ -155,7 +173,22 @@ def with_tables(segment: Segment, bits: int) -> Segment:
     with ThreadPoolExecutor(get_threads()) as pool:
         tables = list(pool.map(lambda cut, row: fill_table(lambda: [segment.codes], cut, row), cuts, rows))
     marks, bounds = (np.concatenate(parts) for parts in zip(*numbered(tables), strict=True))
-    return frozen(segment._replace(cuts=cuts, marks=marks, bounds=bounds, postings=postings, sifts=sifts, plan=plan))
+    segment = segment._replace(cuts=cuts, marks=marks, bounds=bounds, postings=postings, sifts=sifts, plan=plan)
+    return with_balls(frozen(segment), bits)
+
+
+def with_balls(segment: Segment, bits: int) -> Segment:
+    """The same segment with balls, if it has tables and it is worth having them."""
+    if bits <= BALL_BITS or len(segment.codes) > BALL_CODES or not len(segment.cuts):
+        return segment
+    centre = np.empty_like(segment.codes[:1])
+    centres, radii, ball = gather_balls(segment, bits // 4, centre, workspace(segment, 0))
+    take_probes()
+    if not len(radii):
+        return segment
+    begins, members = list_members(ball, len(radii))
+    centres = np.ascontiguousarray(centres)
+    return frozen(segment._replace(centres=centres, radii=radii, begins=begins, members=members))
 
 
 def cut(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -229,9 +262,15 @@ def _plan(count: int, bits: int, widths: list[int], sifted: bool) -> NDArray[np.
 
 def workspace(segment: Segment, queries: int) -> Workspace:
     """What a search of the segment scribbles on: this thread's, made anew only when it is too small."""
-    budget, tables = int(segment.plan[5]), len(segment.cuts)
+    budget, tables, balls = int(segment.plan[5]), len(segment.cuts), len(segment.radii)
     work: Workspace | None = getattr(_mine, "work", None)
-    if work is None or len(work.met) < budget or len(work.ends) <= tables or len(work.least) < queries:
+    if (
+        work is None
+        or len(work.met) < budget
+        or len(work.ends) <= tables
+        or len(work.least) < queries
+        or len(work.gaps) < balls
+    ):
         eights = np.zeros(SIFTED // 8, np.uint64)
         work = _mine.work = Workspace(
             np.empty(tables, np.int64),
@@ -247,6 +286,7 @@ def workspace(segment: Segment, queries: int) -> Workspace:
             np.empty((queries, STRETCH), np.int16),
             np.zeros(FAR, np.int64),
             np.zeros(1, np.int64),
+            np.empty(balls, np.int32),
         )
         _mine.cuts = None
     if tables and (_mine.cuts is None or _mine.cuts() is not segment.cuts):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hashret.codes import Codes, check_bits
 from hashret.indexes import protocol, segments
 from hashret.indexes.files import Writer
+from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_build import mark
 from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Ids
@@ -76,6 +77,7 @@ def build(path: protocol.Path, kind: str, bits: int, batches: Batches, told: Tol
         writer.write("base.by_id", _by_id(lambda *rows: writer.read("base.ids", *rows).astype(np.int64), total, told))
         writer.write("base.dead", [tail.dead])
         _write_tables(writer, distinct, bits, Column(folder / "sifts", np.uint8), told)
+        _write_balls(writer, tail, bits)
         for name, array in tail._asdict().items():
             writer.write(f"tail.{name}", [array])
         writer.finish({"bits": bits, "live": total})
@@ -245,3 +247,12 @@ def _write_tables(writer: Writer, count: int, bits: int, sifts: Column, told: To
     writer.write("base.marks", marks)
     writer.write("base.bounds", bounds)
     writer.write("base.plan", [plan])
+
+
+def _write_balls(writer: Writer, none: Segment, bits: int) -> None:
+    """Write the balls of the codes whose tables have been written."""
+    written = ("codes", "cuts", "marks", "bounds", "postings", "sifts", "plan")
+    base = none._replace(**{name: writer.mapped(f"base.{name}") for name in written})
+    base = segments.with_balls(segments.frozen(base), bits)
+    for name in ("centres", "radii", "begins", "members"):
+        writer.write(f"base.{name}", [getattr(base, name)])

@@ -450,6 +450,63 @@ def test_every_look_up_is_counted(threads: int) -> None:
     assert index.searched == (160, expected + 40 * m)
 
 
+def gathered(bits: int, count: int, noise: float, lost: int, seed: int = 0) -> tuple[Array, Array]:
+    """Codes around centres, some hundred around each, but `lost` of them anywhere; and queries of both kinds."""
+    rng = np.random.default_rng(seed)
+    centres = rng.random((count // 200, bits)) < 0.5
+    around = centres[rng.integers(0, len(centres), count + 30)] ^ (rng.random((count + 30, bits)) < noise)
+    around[:lost], around[-5:] = rng.random((lost, bits)) < 0.5, rng.random((5, bits)) < 0.5
+    return np.packbits(around[:-30], axis=1), np.packbits(around[-30:], axis=1)
+
+
+@pytest.mark.parametrize("bits", [72, 128, 200, 256, 1024])
+@pytest.mark.parametrize("noise", [0.03, 0.08])
+@pytest.mark.parametrize("lost", [0, 30])
+def test_codes_that_gather_are_found_by_balls(bits: int, noise: float, lost: int, tmp_path: Path) -> None:
+    codes, queries = gathered(bits, 12_000, noise, lost)
+    codes[-500:] = codes[5000:5500]  # some items share a code
+    ids = np.random.default_rng(1).permutation(len(codes))
+    index, items = BitFlipIndex(bits), as_items(codes, ids)
+    index.add(codes, ids)
+    index.save(tmp_path / "index")
+    base = index._state.base
+    assert sorted(base.members.tolist()) == list(range(len(base.codes)))  # each is in one
+    assert 60 <= len(base.radii) <= 70 + lost
+    own = np.repeat(np.arange(len(base.radii)), np.diff(base.begins))
+    differing = segments.from_words(np.ascontiguousarray(base.centres[:, own].T), 64 * len(base.centres))
+    differing ^= segments.from_words(base.codes[base.members], 64 * len(base.centres))
+    assert (np.bitwise_count(differing).sum(axis=1) <= base.radii[own]).all()
+    for same in (index, BitFlipIndex.load(tmp_path / "index")):
+        probes = same.searched.probes
+        check_search(same, items, queries[:-5], 10)
+        check_within(same, items, queries[:-5], bits // 6)
+        assert same.searched.probes == probes  # nothing was flipped
+        for k in (1, 300, 2000):
+            check_search(same, items, queries, k)
+            check_search(same, items, queries, k, np.sort(ids[::3]))
+        for radius in (0, 5, bits // 3, bits):
+            check_within(same, items, queries, radius)
+        assert same.remove(ids[::2]) == 6000
+        check_search(same, dict(list(items.items())[1::2]), queries, 10)
+        check_within(same, dict(list(items.items())[1::2]), queries, bits // 6)
+
+
+def test_balls_that_would_not_do_are_left_alone() -> None:
+    codes, queries = gathered(128, 12_000, 0.05, 0)
+    index, items = BitFlipIndex(128), as_items(codes, np.arange(12_000))
+    index.add(codes, np.arange(12_000))
+    base = index._state.base
+    index._state = index._state._replace(base=base._replace(plan=np.array([3, 20, 20, 20, 128, 150])))
+    probes = index.searched.probes
+    check_search(index, items, queries, 10)  # a ball holds more codes than cost as much as a scan
+    assert index.searched.probes > probes
+    few = BitFlipIndex(64)
+    few.add(codes[:, :8].copy(), np.arange(12_000))
+    scattered = BitFlipIndex(128)
+    scattered.add(gathered(128, 12_000, 0.05, 1000)[0], np.arange(12_000))
+    assert len(base.radii) and not len(few._state.base.radii) and not len(scattered._state.base.radii)
+
+
 def assert_same(a: tuple[Array, ...], b: tuple[Array, ...]) -> None:
     for x, y in zip(a, b, strict=True):
         assert np.array_equal(x, y)

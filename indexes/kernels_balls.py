@@ -1,0 +1,124 @@
+"""The kernels of balls: of codes that gather, all that lie around one centre are passed over at once.
+
+Fukunaga, Narendra: A Branch and Bound Algorithm for Computing k-Nearest Neighbors (1975). The longer codes are, the
+more bits the nearest ones differ in, and the more buckets flipping has to look up, however far the next group of codes
+is away. That is where balls are good.
+
+A **ball** is a centre c, any code, and some codes, its members, none more than its radius away from c. So many bits at
+least a member x is away from query q, by the triangle inequality: distance(q, c) - distance(c, x) >= distance(q, c) -
+radius. This is the ball's *gap*, or 0 if it is negative. Every code is a member of one ball; those that fit in none are
+together in one without a radius, whose gap is always 0.
+
+*Stop.* Once k items within r bits are known, balls with a gap of more than r hold none of the k nearest. How many codes
+the others hold is known before any of them is read: where these are too many, flipping is left to do it all.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.indexes.jit import inlined, popcount, prefetch
+from hashret.indexes.kernels import Segment, Workspace
+from hashret.indexes.kernels_codes import FAR, Words, distance, longest
+from hashret.indexes.kernels_heap import Distances, Ids
+from hashret.indexes.kernels_items import offer_aside, put_aside
+
+ONE: Any = np.int64(1 << 32)  # a bit, where the number of a ball stands in the lower half
+AHEAD = 64  # so many members are asked for before they are compared
+
+
+@inlined
+def measure(centres: Words, queries: Words, q: int, out: NDArray[np.int32]) -> None:
+    """Write the distance of each centre, (words, b), from query q."""
+    words = len(centres)
+    query = queries.reshape(queries.size)[q * words : (q + 1) * words]
+    out[:] = 0
+    for w in range(words):
+        row, own = centres[w], query[w]
+        for i in range(len(row)):  # vectorises, as it runs over a whole array
+            out[i] += popcount(row[i] ^ own)
+
+
+@inlined
+def measure_gaps(segment: Segment, queries: Words, q: int, work: Workspace) -> None:
+    """Write the gap of each ball."""
+    radii, gaps = segment.radii, work.gaps[: len(segment.radii)]
+    measure(segment.centres, queries, q, gaps)
+    for i in range(len(radii)):
+        gaps[i] = max(0, gaps[i] - radii[i])
+
+
+@inlined
+def within_reach(segment: Segment, bound: int, work: Workspace) -> tuple[int, int, int]:
+    """The least gap of those left, the ball that has it, and how many codes the balls with gaps within `bound` hold."""
+    gaps, begins, least, codes = work.gaps[: len(segment.radii)], segment.begins, FAR * ONE, 0 * ONE
+    for i in range(len(gaps)):  # vectorises, as the ball is a part of what the least is sought of
+        least = min(least, gaps[i] * ONE + i)
+        codes += np.int64(begins[i + 1]) - np.int64(begins[i]) if gaps[i] <= bound else 0
+    return least >> 32, least & (ONE - 1), codes
+
+
+@inlined
+def balls_nearest(
+    segment: Segment,
+    queries: Words,
+    q: int,
+    allowed: Ids,
+    filtered: bool,
+    distances: Distances,
+    ids: Ids,
+    n: int,
+    work: Workspace,
+) -> tuple[int, int]:
+    """Search query q by balls: the heap's new size, and the level to go on from: FAR (none), or 0 (all is to be done).
+
+    See `kernels_nearest.flip_nearest` for how codes are put aside until it is known that balls will do.
+    """
+    k, room, gaps = len(ids), segment.plan[5], work.gaps
+    count, near, tight = 0, 0, longest(segment.codes)
+    work.tally[: tight + 1] = 0
+    measure_gaps(segment, queries, q, work)
+    while True:
+        least, ball, codes = within_reach(segment, tight, work)
+        if least > tight:
+            return offer_aside(segment, count, tight, allowed, filtered, distances, ids, n, work), FAR
+        if near >= k and codes > room:
+            return n, 0
+        gaps[ball] = FAR
+        begin, end = np.int64(segment.begins[ball]), np.int64(segment.begins[ball + 1])
+        room -= end - begin
+        if room < 0:
+            return n, 0
+        for i in range(begin, end + AHEAD):
+            if i < end:
+                prefetch(segment.codes, segment.members[i])
+            if i >= begin + AHEAD:
+                j = np.int64(segment.members[i - AHEAD])
+                d = distance(segment.codes, j, queries, q)
+                if d <= tight:
+                    count, near, tight = put_aside(segment, j, d, allowed, filtered, k, count, near, tight, work)
+
+
+@inlined
+def balls_within(
+    segment: Segment, queries: Words, q: int, radius: int, found: NDArray[np.uint32], work: Workspace
+) -> tuple[int, int]:
+    """Find the codes within `radius` bits of query q by balls: how many, and the level to go on from: FAR, or 0."""
+    n = 0
+    measure_gaps(segment, queries, q, work)
+    _, _, codes = within_reach(segment, radius, work)
+    if codes > segment.plan[5]:
+        return 0, 0
+    for ball in range(len(segment.radii)):
+        if work.gaps[ball] <= radius:
+            begin, end = np.int64(segment.begins[ball]), np.int64(segment.begins[ball + 1])
+            for i in range(begin, end + AHEAD):
+                if i < end:
+                    prefetch(segment.codes, segment.members[i])
+                if i >= begin + AHEAD:
+                    j = segment.members[i - AHEAD]
+                    if distance(segment.codes, np.int64(j), queries, q) <= radius:
+                        found[n] = j
+                        n += 1
+    return n, FAR
