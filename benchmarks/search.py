@@ -36,7 +36,7 @@ import faiss
 import numpy as np
 
 from hashret.codes import hamming
-from hashret.indexes import BitFlipIndex, segments, set_threads
+from hashret.indexes import BitFlipIndex, set_threads, tables
 
 Array = np.ndarray[Any, Any]
 Search = Callable[[Array], Array]  # the distances found, (q, k), or all of them one after another
@@ -88,9 +88,9 @@ def bitflip(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Se
 
 
 def scan(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
-    before, segments.MIN_CODES = segments.MIN_CODES, len(codes) + 1
+    before, tables.MIN_CODES = tables.MIN_CODES, len(codes) + 1
     for _, search in bitflip(codes, options):
-        segments.MIN_CODES = before
+        tables.MIN_CODES = before
         yield "our scan", search
 
 

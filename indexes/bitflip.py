@@ -16,7 +16,7 @@ from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Ids
 from hashret.indexes.protocol import Path
-from hashret.indexes.segments import with_tables
+from hashret.indexes.tables import with_tables
 from hashret.indexes.updatable import Heaps, State, UpdatableIndex, offer_nearest, within
 
 

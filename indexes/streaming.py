@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_bits
-from hashret.indexes import protocol, segments
+from hashret.indexes import protocol, segments, tables
 from hashret.indexes.files import Writer
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_build import mark
@@ -220,7 +220,7 @@ def _by_id(read: Read, count: int, told: Told) -> Iterator[NDArray[np.uint32]]:
 
 def _write_tables(writer: Writer, count: int, bits: int, sifts: Column, told: Told) -> None:
     """Write tables of so many codes, with the postings and sifts of one in memory at a time."""
-    cuts, plan = segments.cut(count, bits)
+    cuts, plan = tables.cut(count, bits)
     marks, bounds = [np.empty((0, 2), np.uint64)], [np.empty(0, np.uint32)]
     rows, sifted = max(0, len(cuts) - 1), len(cuts) > 1 and bool(cuts[0, 4])
 
@@ -230,8 +230,8 @@ def _write_tables(writer: Writer, count: int, bits: int, sifts: Column, told: To
     def postings() -> Iterator[NDArray[np.uint32]]:
         row, sift = np.empty(count * (rows > 0), np.uint32), np.empty((3, count * sifted), np.uint8)
         yield np.empty((0, count if len(cuts) else 0), np.uint32)
-        tables = (segments.fill_table(codes, cut, (row, sift) if t else None) for t, cut in enumerate(cuts))
-        for t, table in enumerate(segments.numbered(tables)):
+        filled = (tables.fill_table(codes, cut, (row, sift) if t else None) for t, cut in enumerate(cuts))
+        for t, table in enumerate(tables.numbered(filled)):
             marks.append(table[0])
             bounds.append(table[1])
             if t:
@@ -253,6 +253,6 @@ def _write_balls(writer: Writer, none: Segment, bits: int) -> None:
     """Write the balls of the codes whose tables have been written."""
     written = ("codes", "cuts", "marks", "bounds", "postings", "sifts", "plan")
     base = none._replace(**{name: writer.mapped(f"base.{name}") for name in written})
-    base = segments.with_balls(segments.frozen(base), bits)
+    base = tables.with_balls(segments.frozen(base), bits)
     for name in ("centres", "radii", "begins", "members"):
         writer.write(f"base.{name}", [getattr(base, name)])

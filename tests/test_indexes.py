@@ -28,6 +28,7 @@ from hashret.indexes import (
     segments,
     set_threads,
     streaming,
+    tables,
     updatable,
 )
 from hashret.indexes import files as formats
@@ -44,9 +45,9 @@ FACTORIES = ["BFlat", "BIVF4", "BHNSW8"]
 @pytest.fixture(autouse=True)
 def flip_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have tables, and use them, at sizes that brute force can judge."""
-    monkeypatch.setattr(segments, "MIN_CODES", 2)
-    monkeypatch.setattr(segments, "SIFT_CODES", 64)
-    monkeypatch.setattr(segments, "SCAN", 100.0)
+    monkeypatch.setattr(tables, "MIN_CODES", 2)
+    monkeypatch.setattr(tables, "SIFT_CODES", 64)
+    monkeypatch.setattr(tables, "SCAN", 100.0)
 
 
 def judge(items: Items, queries: Array, allowed: Array | None = None) -> tuple[Array, Array]:
@@ -149,8 +150,8 @@ def test_equals_brute_force(
 def test_flipping_and_scanning_agree_wherever_the_planner_switches(
     bits: int, scan: float, least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "SCAN", scan)
-    monkeypatch.setattr(segments, "SIFT_CODES", least)
+    monkeypatch.setattr(tables, "SCAN", scan)
+    monkeypatch.setattr(tables, "SIFT_CODES", least)
     codes, queries, ids = make(bits, 5000, 1, 40, 0.2), make(bits, 60, 2, 40, 0.2), np.arange(5000) * 7
     index, items = BitFlipIndex(bits), as_items(codes, ids)
     index.add(codes, ids)
@@ -170,9 +171,9 @@ def test_scanning_goes_on_where_flipping_stopped(
     bits: int, flips: str, least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several blocks, a last one that is short, codes that share ids or do not, dead items or none, any planner."""
-    monkeypatch.setattr(segments, "SIFT_CODES", least)
+    monkeypatch.setattr(tables, "SIFT_CODES", least)
     budget = {"none": 0, "all": 10**6, "some": 300}[flips]
-    monkeypatch.setattr(segments, "_plan", lambda *asked: np.array([bits // 18, *[bits // 9] * 4, budget]))
+    monkeypatch.setattr(tables, "_plan", lambda *asked: np.array([bits // 18, *[bits // 9] * 4, budget]))
     queries = make(bits, 30, 2, 400, 0.2)
     for count, share in ((5000, 5000), (7000, 6500)):
         codes, ids = make(bits, count, 1, 400, 0.2), np.random.default_rng(3).permutation(count)
@@ -406,7 +407,7 @@ def test_parts_of_a_batch_make_the_whole(engine: str, share: int) -> None:
 
 
 def test_queries_that_cost_more_by_flipping_make_way_for_a_scan_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_plan", lambda *asked: np.array([0, 30, -1, 30, 30, 10**6]))  # all are dear
+    monkeypatch.setattr(tables, "_plan", lambda *asked: np.array([0, 30, -1, 30, 30, 10**6]))  # all are dear
     codes, queries, ids = make(64, 5000, 1, 40, 0.2), make(64, 60, 2, 40, 0.2), np.arange(5000)
     index = BitFlipIndex(64)
     index.add(codes, ids)

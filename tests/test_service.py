@@ -27,7 +27,7 @@ from PIL import Image
 from hashret.codes import to_hex
 from hashret.collection import Collection, Hit
 from hashret.hasher import Hasher
-from hashret.indexes import segments
+from hashret.indexes import tables
 
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
@@ -656,8 +656,8 @@ def test_an_image_is_refused_alike_by_both_ways(http: Any, address: str, content
 def test_probes_of_the_index_are_counted(
     collection: Collection, tmp_path: Path, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "MIN_CODES", 2)  # so that there are tables to look codes up in
-    monkeypatch.setattr(segments, "SCAN", 100.0)
+    monkeypatch.setattr(tables, "MIN_CODES", 2)  # so that there are tables to look codes up in
+    monkeypatch.setattr(tables, "SCAN", 100.0)
     rng = np.random.default_rng(0)
     with Collection.create(tmp_path / "c", collection.hasher) as own:
         np.save(tmp_path / "rows.npy", rng.integers(0, 256, (1500, 8, 8), np.uint8))
