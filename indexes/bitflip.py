@@ -40,7 +40,7 @@ class BitFlipIndex(UpdatableIndex):
 
         `batches` gives codes, uint8 (n, bits // 8), with their ids, int64 (n,), not negative, and is read once. Items
         are sorted in temporary files beside `path`, twice as large as codes and ids together; the index appears there
-        whole or, on any error, not at all. Memory holds one table at a time, 4 bytes for each distinct code, or a part
+        whole or, on any error, not at all. Memory holds one table at a time, 8 bytes for each distinct code, or a part
         being sorted, some 4 GB at most. `progress` is told what is going on, and for how many items or tables it is
         done. The index can be updated like any other, but is built anew, in memory, once a 128th has been added.
 

@@ -61,7 +61,7 @@ class Segment(NamedTuple):
     marks: NDArray[np.uint64]  # marks of the buckets that are not empty, table after table
     bounds: NDArray[np.uint32]  # where the postings of each such bucket begin, and, a table's last, end
     postings: NDArray[np.uint32]  # (m - 1, d): numbers of codes; table 0 needs none, as codes are sorted by substring 0
-    sifts: NDArray[np.uint8]  # (m - 1, 3, d): sifts, lowest byte first; more of them stands above the numbers; or empty
+    sifts: NDArray[np.uint32]  # (m - 1, d): the sift beside each posting; or empty
     plan: NDArray[np.int64]  # (6,): careless, patient, fair, deepest, hopeful, budget; see `flip_nearest`
     centres: Words  # (words, b), word after word: of balls, see `kernels_balls`; none if codes do not gather in them
     radii: NDArray[np.int32]  # (b,): of the balls
@@ -136,12 +136,12 @@ def announce(segment: Segment, queries: Words, q: int) -> None:
             if filled:
                 low, high = int(segment.bounds[number]), int(segment.bounds[number + 1])
                 for place in range(low, min(high, low + FLIPS), LINE):
-                    if t:
-                        prefetch(segment.postings[t - 1], place)
-                        for byte in range(3 if len(segment.sifts) else 0):
-                            prefetch(segment.sifts[t - 1, byte], place)
-                    else:
+                    if t == 0:
                         prefetch(segment.codes, place)
+                    elif len(segment.sifts):
+                        prefetch(segment.sifts[t - 1], place)
+                    else:
+                        prefetch(segment.postings[t - 1], place)
 
 
 @inlined
@@ -165,13 +165,9 @@ def look_up(segment: Segment, s: int, t: int, flip: int, work: Workspace, n: int
             low, last = ranges[i, 0], min(ranges[i, 1], ranges[i, 0] + FLIPS)
             for place in range(low, last, 2 * LINE if t else LINE):
                 if t:
-                    prefetch(segment.postings[t - 1], place)
+                    prefetch(segment.sifts[t - 1], place)
                 else:
                     prefetch(segment.codes, place)
-            if t:
-                for byte in range(3):
-                    for place in range(low, last, 8 * LINE):
-                        prefetch(segment.sifts[t - 1, byte], place)
         elif t:
             prefetch(segment.postings[t - 1], ranges[i, 0])
     return flip, n
@@ -204,26 +200,21 @@ def differences(segment: Segment, queries: Words, q: int, t: int, low: int, high
         for i in range(len(codes)):
             differ[i] = min(127, distance(codes, i, queries, q))
         return
-    width = segment.cuts[t, 4]
-    shift, own = np.uint64(32 - max(0, width - 24)), np.uint64(substring(queries, q, segment.cuts[t, 3], width))
-    postings, sifts = segment.postings[t - 1, low:high], segment.sifts[t - 1]
-    lowest, middle, highest = sifts[0, low:high], sifts[1, low:high], sifts[2, low:high]
-    for i in range(len(postings)):
-        theirs = np.uint64(postings[i]) >> shift << np.uint64(24)
-        theirs |= np.uint64(lowest[i]) | np.uint64(middle[i]) << np.uint64(8) | np.uint64(highest[i]) << np.uint64(16)
-        differ[i] = popcount(theirs ^ own)
+    sifts = segment.sifts[t - 1, low:high]
+    own = np.uint64(substring(queries, q, segment.cuts[t, 3], segment.cuts[t, 4]))
+    for i in range(len(sifts)):
+        differ[i] = popcount(np.uint64(sifts[i]) ^ own)
 
 
 @inlined
 def sift(
     segment: Segment, queries: Words, q: int, t: int, begin: int, end: int, bound: int, work: Workspace, n: int
 ) -> int:
-    """Write the numbers of those codes in some ranges of table t after the n met that differ in at most `bound` bits.
+    """Write the places in some ranges of table t of the codes that differ in at most `bound` bits after the n met.
 
     Returns how many then; -1 if all that was sifted costs more than a scan, or there is no room.
     """
     met, byte, high_bits = work.met, np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
-    numbers = (np.uint64(1) << np.uint64(32 - max(0, segment.cuts[t, 4] - 24))) - np.uint64(1)
     beyond = np.uint64(127 - min(bound, 127)) * byte  # added to eight differences, it sets the high bits of the greater
     for i in range(begin, end):
         first, last = work.ranges[i, 0], work.ranges[i, 1]
@@ -238,8 +229,7 @@ def sift(
                 if high - eight < 8:
                     near &= (np.uint64(1) << np.uint64(8 * (high - eight))) - np.uint64(1)
                 while near:
-                    place = eight + (trailing_zeros(np.int64(near)) >> 3)
-                    met[n] = np.uint64(segment.postings[t - 1, place]) & numbers if t else place
+                    met[n] = eight + (trailing_zeros(np.int64(near)) >> 3)
                     n += 1
                     near &= near - np.uint64(1)
     return n
@@ -281,5 +271,8 @@ def meet(
         n = -1
     if sifted and t:
         for i in range(n):
+            prefetch(segment.postings[t - 1], work.met[i])
+        for i in range(n):
+            work.met[i] = segment.postings[t - 1, work.met[i]]
             prefetch(segment.codes, work.met[i])
     return 0, n

@@ -70,22 +70,16 @@ def open_buckets(ends: Numbers) -> tuple[Words, Numbers]:
 
 
 @kernel
-def place_codes(
-    codes: Words, number: int, cut: Ids, ends: Numbers, postings: Numbers, sifts: NDArray[np.uint8]
-) -> None:
+def place_codes(codes: Words, number: int, cut: Ids, ends: Numbers, postings: Numbers, sifts: Numbers) -> None:
     """Write the numbers of these codes, from `number` on, and their sifts where their buckets end by now."""
     first, width, sift_first, sift_width = cut[0], cut[1], cut[3], cut[4]
-    shift = np.uint64(32 - max(0, sift_width - 24))
     for j in range(len(codes)):
         bucket = substring(codes, j, first, width)
         place = ends[bucket]
         ends[bucket] += 1
         postings[place] = number + j
         if sift_width:
-            sift = np.uint64(substring(codes, j, sift_first, sift_width))
-            for byte in range(3):
-                sifts[byte, place] = sift >> np.uint64(8 * byte)
-            postings[place] |= sift >> np.uint64(24) << shift
+            sifts[place] = substring(codes, j, sift_first, sift_width)
 
 
 @inlined

@@ -23,14 +23,13 @@ _mine = threading.local()
 _NO_MARKS = np.empty((0, 2), np.uint64)
 _NO_NUMBERS = np.empty(0, np.uint32)
 NO_PLAN = np.array([-1, -1, -1, -1, -1, 0], np.int64)
-_NO_SIFTS = np.empty((0, 3, 0), np.uint8)
 _NO_BALLS = (np.empty((0, 0), np.uint64), np.empty(0, np.int32), _NO_NUMBERS, _NO_NUMBERS)
 _NO_TABLES = (
     np.empty((0, 5), np.int64),
     _NO_MARKS,
     _NO_NUMBERS,
     np.empty((0, 0), np.uint32),
-    _NO_SIFTS,
+    np.empty((0, 0), np.uint32),
     NO_PLAN,
     *_NO_BALLS,
 )

@@ -76,7 +76,7 @@ def build(path: protocol.Path, kind: str, bits: int, batches: Batches, told: Tol
             column.delete()
         writer.write("base.by_id", _by_id(lambda *rows: writer.read("base.ids", *rows).astype(np.int64), total, told))
         writer.write("base.dead", [tail.dead])
-        _write_tables(writer, distinct, bits, Column(folder / "sifts", np.uint8), told)
+        _write_tables(writer, distinct, bits, Column(folder / "sifts", np.uint32), told)
         _write_balls(writer, tail, bits)
         for name, array in tail._asdict().items():
             writer.write(f"tail.{name}", [array])
@@ -228,7 +228,7 @@ def _write_tables(writer: Writer, count: int, bits: int, sifts: Column, told: To
         return _blocks(lambda begin, end: writer.read("base.codes", begin, end), count)
 
     def postings() -> Iterator[NDArray[np.uint32]]:
-        row, sift = np.empty(count * (rows > 0), np.uint32), np.empty((3, count * sifted), np.uint8)
+        row, sift = np.empty(count * (rows > 0), np.uint32), np.empty(count * sifted, np.uint32)
         yield np.empty((0, count if len(cuts) else 0), np.uint32)
         filled = (tables.fill_table(codes, cut, (row, sift) if t else None) for t, cut in enumerate(cuts))
         for t, table in enumerate(tables.numbered(filled)):
@@ -240,9 +240,8 @@ def _write_tables(writer: Writer, count: int, bits: int, sifts: Column, told: To
             told("tables", t + 1)
 
     writer.write("base.postings", postings())
-    table = 3 * count * sifted
-    written = (sifts.read(t * table, (t + 1) * table).reshape(1, 3, -1) for t in range(rows))
-    writer.write("base.sifts", written if sifted else [np.empty((0, 3, 0), np.uint8)])
+    written = (sifts.read(t * count, (t + 1) * count)[None] for t in range(rows))
+    writer.write("base.sifts", written if sifted else [np.empty((0, 0), np.uint32)])
     writer.write("base.cuts", [cuts])
     writer.write("base.marks", marks)
     writer.write("base.bounds", bounds)

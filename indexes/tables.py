@@ -36,8 +36,8 @@ def with_tables(segment: Segment, bits: int) -> Segment:
         return segment
     shape = len(cuts) - 1, len(segment.codes)
     postings = np.empty(shape, np.uint32)
-    sifts = np.empty((shape[0], 3, shape[1]) if cuts[-1, 4] else (0, 3, 0), np.uint8)
-    rows = chain([None], zip(postings, sifts if len(sifts) else repeat(np.empty((3, 0), np.uint8)), strict=False))
+    sifts = np.empty(shape if cuts[-1, 4] else (0, 0), np.uint32)
+    rows = chain([None], zip(postings, sifts if len(sifts) else repeat(np.empty(0, np.uint32)), strict=False))
     with ThreadPoolExecutor(get_threads()) as pool:
         tables = list(pool.map(lambda cut, row: fill_table(lambda: [segment.codes], cut, row), cuts, rows))
     marks, bounds = (np.concatenate(parts) for parts in zip(*numbered(tables), strict=True))
@@ -75,17 +75,16 @@ def cut(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     cuts[:, 1] = widths
     cuts[:, 2] = np.cumsum([0, *(((1 << width) + 63) >> 6 for width in widths[:-1])])
     if sifted and m > 1:  # the bits after the substring, or the first ones, if these are more
-        spare = 32 - (count - 1).bit_length()
         before, after = cuts[:, 0], bits - cuts[:, 0] - cuts[:, 1]
         cuts[:, 3] = np.where(after >= before, cuts[:, 0] + cuts[:, 1], 0)
-        cuts[:, 4] = np.minimum(24 + spare, np.maximum(before, after))
+        cuts[:, 4] = np.minimum(32, np.maximum(before, after))
     return cuts, _plan(count, bits, widths, bool(cuts[-1, 4]))
 
 
 def fill_table(
     blocks: Callable[[], Iterable[Words]],
     cut: NDArray[np.int64],
-    row: tuple[NDArray[np.uint32], NDArray[np.uint8]] | None,
+    row: tuple[NDArray[np.uint32], NDArray[np.uint32]] | None,
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """The marks and bounds of a table; each but the first fills rows of postings and sifts.
 
