@@ -1,7 +1,8 @@
 """The heart of hashret: exact search by flipping bits of the query and looking the results up.
 
 Norouzi, Punjani, Fleet: Fast Exact Search in Hamming Space with Multi-Index Hashing (CVPR 2012, PAMI 2014). Ours can be
-updated, keeps each distinct code once, and scans where flipping would cost more (see `hashret.indexes.kernels`).
+updated, keeps each distinct code once, passes over whole balls of long codes, and scans where that and flipping would
+cost more (see `hashret.indexes.kernels` and `kernels_balls`).
 """
 
 from collections.abc import Callable, Iterable
@@ -40,9 +41,10 @@ class BitFlipIndex(UpdatableIndex):
 
         `batches` gives codes, uint8 (n, bits // 8), with their ids, int64 (n,), not negative, and is read once. Items
         are sorted in temporary files beside `path`, twice as large as codes and ids together; the index appears there
-        whole or, on any error, not at all. Memory holds one table at a time, 8 bytes for each distinct code, or a part
-        being sorted, some 4 GB at most. `progress` is told what is going on, and for how many items or tables it is
-        done. The index can be updated like any other, but is built anew, in memory, once a 128th has been added.
+        whole or, on any error, not at all. Memory holds one table at a time, 8 bytes for each distinct code (16 for
+        balls), or a part being sorted, some 4 GB at most. `progress` is told what is going on, and for how many items,
+        tables or balls it is done. The index can be updated like any other, but is built anew, in memory, once a 128th
+        has been added.
 
         Raises ValueError for what `add` refuses, though for an id that comes twice only when all have been read.
         """

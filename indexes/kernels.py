@@ -22,8 +22,9 @@ A code met after s flips is at least s bits away, and as many more as its sift d
 bit is counted twice. So most codes of large buckets are rejected unread, and far fewer buckets have to be looked up.
 
 *Waiting.* Nearly every read is of memory that no cache holds, so time goes by the reads waited for one after another.
-A level therefore reads all its buckets' bounds side by side, then asks for all postings, then for all codes; and what
-the first look-ups of the next two queries read is asked for while this one is searched (`announce`).
+A level therefore reads all its buckets' bounds side by side, then asks for all sifts, then for the postings of what
+they let through, or for all postings if there are no sifts, then for the codes; and what the first look-ups of the next
+two queries read is asked for while this one is searched (`announce`).
 """
 
 from typing import NamedTuple
@@ -41,7 +42,7 @@ PART = 64  # codes of such a block compared once more to find which are near
 SIFTED = 256  # codes of a bucket of which is known how they differ before any of them is looked at closely
 WALKED = 32  # so many codes are sifted while one is checked
 FLIPS = 256  # buckets whose bounds are read side by side
-LINE = 8  # a line of the cache holds at most so many codes, and twice as many postings
+LINE = 8  # a line of the cache holds at most so many codes, and twice as many postings or sifts
 
 
 class Segment(NamedTuple):
@@ -64,7 +65,7 @@ class Segment(NamedTuple):
     sifts: NDArray[np.uint32]  # (m - 1, d): the sift beside each posting; or empty
     plan: NDArray[np.int64]  # (6,): careless, patient, fair, deepest, hopeful, budget; see `flip_nearest`
     centres: Words  # (words, b), word after word: of balls, see `kernels_balls`; none if codes do not gather in them
-    radii: NDArray[np.int32]  # (b,): of the balls
+    radii: NDArray[np.int32]  # (b,): of the balls; FAR where there is no centre
     begins: NDArray[np.uint32]  # (b + 1,): where the members of each begin, and the last one's end; or empty
     members: NDArray[np.uint32]  # (d,): numbers of codes, ball after ball; or empty
 
@@ -74,7 +75,7 @@ class Workspace(NamedTuple):
 
     own: Ids  # (m,): the substrings of the query at hand
     ranges: NDArray[np.int64]  # (FLIPS, 2): of places in the postings
-    met: NDArray[np.uint32]  # (budget,): numbers of the codes met at one level, or at the first m
+    met: NDArray[np.uint32]  # (budget,): numbers of the codes met at one level, or at the first m; first, their places
     opened: NDArray[np.int64]  # (m + 1,): where the ranges of each of the first m levels end, from 0 on
     differ: NDArray[np.uint8]  # (SIFTED,): in how many bits codes differ from the query, at least
     eights: NDArray[np.uint64]  # (SIFTED / 8,): the same memory, eight at once
@@ -135,7 +136,7 @@ def announce(segment: Segment, queries: Words, q: int) -> None:
             filled, number = marked(segment.marks, table + (bucket >> 6), bucket & 63)
             if filled:
                 low, high = int(segment.bounds[number]), int(segment.bounds[number + 1])
-                for place in range(low, min(high, low + FLIPS), LINE):
+                for place in range(low, min(high, low + FLIPS), 2 * LINE if t else LINE):
                     if t == 0:
                         prefetch(segment.codes, place)
                     elif len(segment.sifts):

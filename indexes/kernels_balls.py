@@ -7,7 +7,7 @@ is away. That is where balls are good.
 A **ball** is a centre c, any code, and some codes, its members, none more than its radius away from c. So many bits at
 least a member x is away from query q, by the triangle inequality: distance(q, c) - distance(c, x) >= distance(q, c) -
 radius. This is the ball's *gap*, or 0 if it is negative. Every code is a member of one ball; those that fit in none are
-together in one without a radius, whose gap is always 0.
+together in one whose radius is FAR, and whose gap is 0.
 
 *Stop.* Once k items within r bits are known, balls with a gap of more than r hold none of the k nearest. How many codes
 the others hold is known before any of them is read: where these are too many, flipping is left to do it all.
@@ -25,6 +25,8 @@ from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import offer_aside, put_aside
 
 ONE: Any = np.int64(1 << 32)  # a bit, where the number of a ball stands in the lower half
+SHARE = 8  # of what a scan costs, one part is spent on balls before flipping is left to do it all
+COMPARED = 64  # gaps that are compared while one code is
 AHEAD = 64  # so many members are asked for before they are compared
 
 
@@ -75,7 +77,7 @@ def balls_nearest(
 
     See `kernels_nearest.flip_nearest` for how codes are put aside until it is known that balls will do.
     """
-    k, room, gaps = len(ids), segment.plan[5], work.gaps
+    k, room, gaps = len(ids), segment.plan[5] // SHARE, work.gaps
     count, near, tight = 0, 0, longest(segment.codes)
     work.tally[: tight + 1] = 0
     measure_gaps(segment, queries, q, work)
@@ -87,7 +89,7 @@ def balls_nearest(
             return n, 0
         gaps[ball] = FAR
         begin, end = np.int64(segment.begins[ball]), np.int64(segment.begins[ball + 1])
-        room -= end - begin
+        room -= end - begin + len(segment.radii) // COMPARED
         if room < 0:
             return n, 0
         for i in range(begin, end + AHEAD):
@@ -108,7 +110,7 @@ def balls_within(
     n = 0
     measure_gaps(segment, queries, q, work)
     _, _, codes = within_reach(segment, radius, work)
-    if codes > segment.plan[5]:
+    if codes > segment.plan[5] // SHARE:
         return 0, 0
     for ball in range(len(segment.radii)):
         if work.gaps[ball] <= radius:

@@ -11,9 +11,10 @@ from hashret.indexes.kernels_heap import Ids
 from hashret.indexes.kernels_within import flip_within
 
 FEW = 32  # a ball has at least so many members
-ASTRAY = 64  # codes in none that are always put up with, and one in so many that are in balls
+ASTRAY, BESIDE = 64, 512  # so many codes in none are always put up with, and one beside so many that are in one
+SPENT = 128  # codes that are met, for each there is, cost too much; so does what costs as much
+COMPARED = 64  # words of centres that are compared while one code is met
 VOTERS = 64  # as many codes tell where their centre is
-LOOSE = 1024  # of so many codes one may be left in none, to be read for every query
 
 Numbers = NDArray[np.uint32]  # of codes
 
@@ -84,7 +85,10 @@ def place_codes(codes: Words, number: int, cut: Ids, ends: Numbers, postings: Nu
 
 @inlined
 def take_centre(codes: Words, chosen: Numbers, n: int, votes: Ids, centre: Words) -> None:
-    """Write the code that has in each bit what most of n chosen codes have, or of some; `votes` is working space."""
+    """Write the middle of n chosen codes, in each bit what most have; `votes` is working space.
+
+    Of many, some `VOTERS` evenly spaced ones stand for all.
+    """
     words, step, voters = len(votes) >> 6, max(1, n // VOTERS), 0
     flat, out = codes.reshape(codes.size), centre.reshape(centre.size)
     votes[:] = 0
@@ -118,38 +122,44 @@ def join(codes: Words, j: int, centres: Words, radii: NDArray[np.int32], reach: 
 def gather_balls(
     segment: Segment, reach: int, centre: Words, work: Workspace
 ) -> tuple[Words, NDArray[np.int32], Numbers]:
-    """The centres and radii of balls, and the ball of each code; no balls if too many codes are in none.
+    """The centres and radii of balls, and the ball of each code; no balls where too many codes fit in none, or it takes
+    too long.
 
-    One code after the other, if it is in no ball yet, joins the nearest centre within `reach` bits, or makes a ball.
-    Its centre is that of the codes within reach which share a substring with it; its members are those within reach of
-    the centre which share a substring with that but for a bit. Codes that are left at last are in a ball of their own,
-    which has no centre. `centre`, of one code, is working space.
+    One code after the other, if it is in no ball yet, joins the nearest centre within `reach` bits, or founds a ball.
+    The ball's centre is the middle of the codes within reach of the founder that share a substring with it. Members are
+    the codes within reach of the centre, be the founder one or not, that share a substring with it but for a bit. If
+    they are few, there is no ball, and the founder goes astray; but it may join one that is founded later. Who is left
+    at last is in a ball whose radius is FAR and whose centre means nothing. `centre`, of one code, is working space.
     """
     count, words, m = len(segment.codes), segment.codes.size // len(segment.codes), len(segment.cuts)
     most = count // FEW + 1
     centres, radii, ball = np.zeros((words, most), np.uint64), np.zeros(most, np.int32), np.full(count, most, np.uint32)
     found, votes = np.empty(count, np.uint32), np.empty(64 * words, np.int64)
-    apart, balls, taken, astray = np.empty(most, np.int32), 0, 0, 0
+    apart, balls, taken, astray, spent = np.empty(most, np.int32), 0, 0, 0, 0
     for j in range(count):
         if ball[j] < most:
             continue
         nearest = join(segment.codes, j, centres[:, :balls], radii[:balls], reach, apart)
+        spent += balls * words // COMPARED
         if nearest >= 0:
             ball[j], taken = nearest, taken + 1
             continue
         found[0] = j
         take_centre(segment.codes, found, 1, votes, centre)
-        n, _ = flip_within(segment, centre, 0, reach, m - 1, found, work)
-        take_centre(segment.codes, found, n, votes, centre)
-        n, _ = flip_within(segment, centre, 0, reach, 2 * m - 1, found, work)
+        n, _, met = flip_within(segment, centre, 0, reach, m - 1, found, work)
+        spent += met
+        if n:
+            take_centre(segment.codes, found, n, votes, centre)
+        n, _, met = flip_within(segment, centre, 0, reach, 2 * m - 1, found, work)
+        spent += met
         members = 0
         for i in range(n):
             found[members] = found[i]
             members += ball[found[i]] == most
+        astray += members < FEW
+        if astray > ASTRAY + taken // BESIDE or spent > SPENT * count:
+            return centres[:, :0], radii[:0], ball
         if members < FEW:
-            astray += 1
-            if astray > ASTRAY + taken // ASTRAY:
-                return centres[:, :0], radii[:0], ball
             continue
         for i in range(members):
             ball[found[i]] = balls
@@ -157,16 +167,13 @@ def gather_balls(
         for w in range(words):
             centres[w, balls] = centre.reshape(words)[w]
         balls, taken = balls + 1, taken + members
-    loose = 0
     for j in range(count):
-        if ball[j] == most:
+        if ball[j] == most and balls:
             nearest = join(segment.codes, j, centres[:, :balls], radii[:balls], reach, apart)
-            if nearest < 0:
-                nearest, radii[balls], loose = balls, FAR, loose + 1
-            ball[j] = nearest
-    if balls == 0 or loose > ASTRAY + count // LOOSE:
-        return centres[:, :0], radii[:0], ball
-    balls += loose > 0
+            ball[j] = nearest if nearest >= 0 else balls
+    if balls and np.any(ball == balls):
+        radii[balls] = FAR
+        balls += 1
     return centres[:, :balls], radii[:balls], ball
 
 

@@ -1,4 +1,7 @@
-"""The kernels of the search for the k nearest: by flipping bits, then scanning for what is left (see `kernels`)."""
+"""The kernels of the search for the k nearest.
+
+By balls (see `kernels_balls`), or by flipping bits, then scanning for what is left (see `kernels`).
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,7 +184,7 @@ def nearest(
     reached: Ids,
     work: Workspace,
 ) -> None:
-    """Offer the items of a segment to each query's heap, a row each: by flipping bits, then scanning for what is left.
+    """Offer the items of a segment to each query's heap, a row each.
 
     Only codes first met at level reached[q] or later are offered; FAR means none. Where half of the first queries of
     many cost more by flipping than their share of a scan for all, the others make way for that scan.

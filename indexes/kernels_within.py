@@ -1,4 +1,4 @@
-"""The kernels of radius search: by flipping bits, then scanning for what is left (see `kernels`)."""
+"""The kernels of radius search: by balls, or by flipping bits, then scanning for what is left (see `kernels`)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,9 @@ Numbers = NDArray[np.uint32]  # of codes
 @kernel
 def flip_within(
     segment: Segment, queries: Words, q: int, radius: int, last: int, found: Numbers, work: Workspace
-) -> tuple[int, int]:
-    """Find the codes within `radius` bits of query q by flipping bits: how many, and the level a scan must start from.
+) -> tuple[int, int, int]:
+    """Find the codes within `radius` bits of query q by flipping bits: how many, the level a scan must start from, and
+    how many codes were met.
 
     Level after level up to the radius, or up to `last` if that is less, unless there are too many codes (see `kernels`
     for the levels, and why this finds each code, once).
@@ -48,7 +49,7 @@ def flip_within(
                 n += 1
         level += 1
     work.probes[0] += work.looks[level + (high < 0)]
-    return n, level
+    return n, level, segment.plan[5] - (room if high >= 0 else 0)
 
 
 @kernel
@@ -83,7 +84,7 @@ def matches_within(segment: Segment, queries: Words, radius: int, work: Workspac
             n, level = balls_within(segment, queries, q, radius, found, work)
         if level == 0:
             deepest = segment.plan[3]  # unless flipping leads to the end, all is scanned
-            n, level = flip_within(segment, queries, q, radius, deepest if radius <= deepest else -1, found, work)
+            n, level, _ = flip_within(segment, queries, q, radius, deepest if radius <= deepest else -1, found, work)
         if level <= radius:
             n = scan_within(segment, queries, q, radius, level, found, n, work)
         limits[q + 1] = limits[q] + n

@@ -30,7 +30,7 @@ class Searched(NamedTuple):
     """What an index has been asked since it was made or loaded."""
 
     queries: int
-    probes: int  # buckets that were looked up for them; none where codes were scanned
+    probes: int  # buckets that were looked up for them; none where balls told all, or codes were scanned
 
 
 class CodeIndex(Protocol):

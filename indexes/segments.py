@@ -147,6 +147,9 @@ def workspace(segment: Segment, queries: int) -> Workspace:
         or len(work.least) < queries
         or len(work.gaps) < balls
     ):
+        if work is not None:  # nor shall it be made anew for each of two segments in turn
+            budget, tables = max(budget, len(work.met)), max(tables, len(work.ends) - 1)
+            queries, balls = max(queries, len(work.least)), max(balls, len(work.gaps))
         eights = np.zeros(SIFTED // 8, np.uint64)
         work = _mine.work = Workspace(
             np.empty(tables, np.int64),

@@ -77,7 +77,7 @@ def build(path: protocol.Path, kind: str, bits: int, batches: Batches, told: Tol
         writer.write("base.by_id", _by_id(lambda *rows: writer.read("base.ids", *rows).astype(np.int64), total, told))
         writer.write("base.dead", [tail.dead])
         _write_tables(writer, distinct, bits, Column(folder / "sifts", np.uint32), told)
-        _write_balls(writer, tail, bits)
+        _write_balls(writer, tail, bits, told)
         for name, array in tail._asdict().items():
             writer.write(f"tail.{name}", [array])
         writer.finish({"bits": bits, "live": total})
@@ -248,10 +248,11 @@ def _write_tables(writer: Writer, count: int, bits: int, sifts: Column, told: To
     writer.write("base.plan", [plan])
 
 
-def _write_balls(writer: Writer, none: Segment, bits: int) -> None:
+def _write_balls(writer: Writer, none: Segment, bits: int, told: Told) -> None:
     """Write the balls of the codes whose tables have been written."""
     written = ("codes", "cuts", "marks", "bounds", "postings", "sifts", "plan")
     base = none._replace(**{name: writer.mapped(f"base.{name}") for name in written})
     base = tables.with_balls(segments.frozen(base), bits)
+    told("balls", len(base.radii))
     for name in ("centres", "radii", "begins", "members"):
         writer.write(f"base.{name}", [getattr(base, name)])
