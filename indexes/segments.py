@@ -168,7 +168,7 @@ def workspace(segment: Segment, queries: int) -> Workspace:
             np.empty(balls, np.int32),
         )
         _mine.cuts = None
-    if tables and (_mine.cuts is None or _mine.cuts() is not segment.cuts):
+    if len(segment.cuts) and (_mine.cuts is None or _mine.cuts() is not segment.cuts):
         work.looks[:] = _looks(tuple(segment.cuts[:, 1].tolist()))
         _mine.cuts = weakref.ref(segment.cuts)  # or a file that is mapped would stay so
     return work

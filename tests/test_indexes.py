@@ -508,6 +508,21 @@ def test_balls_that_would_not_do_are_left_alone() -> None:
     assert len(base.radii) and not len(few._state.base.radii) and not len(scattered._state.base.radii)
 
 
+def test_one_thread_searches_indexes_of_all_kinds_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a search scribbles on is kept for the next, and has to be large enough for all that comes after."""
+    kinds = []
+    for bits, count, least in ((64, 500, 10**6), (64, 3000, 2), (256, 3000, 2), (128, 6000, 2), (24, 2000, 2)):
+        monkeypatch.setattr(tables, "MIN_CODES", least)
+        codes, queries = gathered(bits, count, 0.05, 0)
+        index = BitFlipIndex(bits)
+        index.add(codes, np.arange(count))
+        kinds.append((index, as_items(codes, np.arange(count)), queries))
+    for asked in (1, 30):
+        for index, items, queries in [*kinds, *kinds[::-1]]:
+            check_search(index, items, queries[:asked], 5)
+            check_within(index, items, queries[:asked], index.bits // 8)
+
+
 def assert_same(a: tuple[Array, ...], b: tuple[Array, ...]) -> None:
     for x, y in zip(a, b, strict=True):
         assert np.array_equal(x, y)
