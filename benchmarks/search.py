@@ -303,7 +303,8 @@ def on_disk(options: argparse.Namespace) -> dict[str, float]:
         queries = np.random.default_rng(0).permutation(np.concatenate(sample))
         results["first query ms"] = latency(index, queries[:1], 1, options.k)[0] / 1e3
         base = index._state.base
-        base.codes.max(initial=0), base.postings.max(initial=0)  # read from the disk before anything else is timed
+        for array in (base.sifts if len(base.sifts) else base.postings, base.codes):
+            array.max(initial=0)  # read from the disk before anything else is timed
         for batch in (1, options.batch):
             latency(index, queries, batch, options.k)
             median, slow = latency(index, queries, batch, options.k)

@@ -12,7 +12,7 @@ import mmap
 import os
 import secrets
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -111,8 +111,13 @@ class Writer:
             os.close(folder)
 
 
-def read(path: str | os.PathLike[str], kind: str, verify: bool) -> tuple[dict[str, Any], Arrays]:
+def read(
+    path: str | os.PathLike[str], kind: str, verify: bool, scattered: Container[str] = ()
+) -> tuple[dict[str, Any], Arrays]:
     """The settings and read-only arrays saved at `path`, mapped into memory; only the header is read unless `verify`.
+
+    Of the arrays called `scattered`, rows here and there will be read: where the file is larger than memory, reading
+    what lies around each as well would push out what is wanted again.
 
     Raises HashretError, naming the file, if it is no index of this kind, is truncated, or (with `verify`) was altered.
     """
@@ -141,6 +146,9 @@ def read(path: str | os.PathLike[str], kind: str, verify: bool) -> tuple[dict[st
         if verify and zlib.crc32(memoryview(content)[offset:end]) != entry["crc"]:
             raise damaged(path, f"{entry['name']} does not match its checksum")
         arrays[entry["name"]] = np.frombuffer(content, dtype, count, offset).reshape(shape)
+        begin, length = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, end - offset - mmap.PAGESIZE
+        if entry["name"] in scattered and length > 0 and hasattr(mmap, "MADV_RANDOM"):
+            content.madvise(mmap.MADV_RANDOM, begin, length)
         offset = end
     if offset != size:
         raise damaged(path, "it is longer than it was")

@@ -37,6 +37,7 @@ from hashret.indexes.protocol import (
 from hashret.indexes.threads import split
 
 _NO_IDS = read_only(np.empty(0, np.int64))
+_SCATTERED = {f"base.{name}" for name in ("ids", "by_id", "postings", "sifts")}  # searches read little of these
 _FEW = 64  # so few allowed items are always looked up one by one
 _LARGE = 1 << 16  # items that a thread of its own merges: fewer are merged in some 50 ms
 _LONGEST = 4  # a tail of so many times its share is merged at once all the same
@@ -262,7 +263,7 @@ class UpdatableIndex(ABC):
         `verify` reads the whole file and raises HashretError, naming it, if it was truncated or altered; without it
         only header and sizes are checked, and the file is mapped, not read.
         """
-        settings, arrays = files.read(path, cls.kind, verify)
+        settings, arrays = files.read(path, cls.kind, verify, _SCATTERED)
         bits, live = settings.pop("bits"), settings.pop("live")
         index = cls(bits, **settings)
         base, tail = (

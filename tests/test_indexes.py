@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -557,6 +558,18 @@ def test_damaged_files_are_refused(engine: str, tmp_path: Path) -> None:
         with pytest.raises(HashretError, match=engine):
             INDEXES[other].load(path)
     assert len(INDEXES[engine].load(path)) == 1502
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="tells how files are mapped on Linux alone")
+def test_no_more_of_a_mapped_index_is_read_than_is_wanted(tmp_path: Path) -> None:
+    index = BitFlipIndex(64)
+    index.add(make(64, 20_000, 1, 400, 0.3), np.arange(20_000))
+    index.save(tmp_path / "index")
+    loaded = BitFlipIndex.load(tmp_path / "index", verify=False)
+    parts = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    flags = [after.splitlines()[0].split() for part, after in itertools.pairwise(parts) if str(tmp_path) in part]
+    assert ["rr" in flag for flag in flags].count(True) >= 2 and not all("rr" in flag for flag in flags)
+    assert_same(loaded.search(make(64, 9, 2), 5), index.search(make(64, 9, 2), 5))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
