@@ -62,6 +62,15 @@ def within_reach(segment: Segment, bound: int, work: Workspace) -> tuple[int, in
 
 
 @inlined
+def member(segment: Segment, ball: int, i: int) -> int:
+    """Ask for the i-th member of a ball, and return the one asked for `AHEAD` before that; -1 if there was none."""
+    begin, size = np.int64(segment.begins[ball]), np.int64(segment.begins[ball + 1]) - np.int64(segment.begins[ball])
+    if i < size:
+        prefetch(segment.codes, segment.members[begin + i])
+    return int(segment.members[begin + i - AHEAD]) if i >= AHEAD else -1
+
+
+@inlined
 def balls_nearest(
     segment: Segment,
     queries: Words,
@@ -88,15 +97,13 @@ def balls_nearest(
         if near >= k and codes > room:
             return n, 0
         gaps[ball] = FAR
-        begin, end = np.int64(segment.begins[ball]), np.int64(segment.begins[ball + 1])
-        room -= end - begin + len(segment.radii) // COMPARED
+        size = np.int64(segment.begins[ball + 1]) - np.int64(segment.begins[ball])
+        room -= size + len(segment.radii) // COMPARED
         if room < 0:
             return n, 0
-        for i in range(begin, end + AHEAD):
-            if i < end:
-                prefetch(segment.codes, segment.members[i])
-            if i >= begin + AHEAD:
-                j = np.int64(segment.members[i - AHEAD])
+        for i in range(size + AHEAD):
+            j = member(segment, ball, i)
+            if j >= 0:
                 d = distance(segment.codes, j, queries, q)
                 if d <= tight:
                     count, near, tight = put_aside(segment, j, d, allowed, filtered, k, count, near, tight, work)
@@ -114,13 +121,9 @@ def balls_within(
         return 0, 0
     for ball in range(len(segment.radii)):
         if work.gaps[ball] <= radius:
-            begin, end = np.int64(segment.begins[ball]), np.int64(segment.begins[ball + 1])
-            for i in range(begin, end + AHEAD):
-                if i < end:
-                    prefetch(segment.codes, segment.members[i])
-                if i >= begin + AHEAD:
-                    j = segment.members[i - AHEAD]
-                    if distance(segment.codes, np.int64(j), queries, q) <= radius:
-                        found[n] = j
-                        n += 1
+            for i in range(np.int64(segment.begins[ball + 1]) - np.int64(segment.begins[ball]) + AHEAD):
+                j = member(segment, ball, i)
+                if j >= 0 and distance(segment.codes, j, queries, q) <= radius:
+                    found[n] = j
+                    n += 1
     return n, FAR

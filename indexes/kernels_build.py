@@ -119,9 +119,7 @@ def join(codes: Words, j: int, centres: Words, radii: NDArray[np.int32], reach: 
 
 
 @allocating
-def gather_balls(
-    segment: Segment, reach: int, centre: Words, work: Workspace
-) -> tuple[Words, NDArray[np.int32], Numbers]:
+def gather_balls(segment: Segment, reach: int, work: Workspace) -> tuple[Words, NDArray[np.int32], Numbers]:
     """The centres and radii of balls, and the ball of each code; no balls where too many codes fit in none, or it takes
     too long.
 
@@ -129,12 +127,12 @@ def gather_balls(
     The ball's centre is the middle of the codes within reach of the founder that share a substring with it. Members are
     the codes within reach of the centre, be the founder one or not, that share a substring with it but for a bit. If
     they are few, there is no ball, and the founder goes astray; but it may join one that is founded later. Who is left
-    at last is in a ball whose radius is FAR and whose centre means nothing. `centre`, of one code, is working space.
+    at last is in a ball whose radius is FAR and whose centre means nothing.
     """
     count, words, m = len(segment.codes), segment.codes.size // len(segment.codes), len(segment.cuts)
     most = count // FEW + 1
     centres, radii, ball = np.zeros((words, most), np.uint64), np.zeros(most, np.int32), np.full(count, most, np.uint32)
-    found, votes = np.empty(count, np.uint32), np.empty(64 * words, np.int64)
+    found, votes, centre = np.empty(count, np.uint32), np.empty(64 * words, np.int64), np.empty_like(segment.codes[:1])
     apart, balls, taken, astray, spent = np.empty(most, np.int32), 0, 0, 0, 0
     for j in range(count):
         if ball[j] < most:

@@ -49,9 +49,8 @@ def with_balls(segment: Segment, bits: int) -> Segment:
     """The same segment with balls, if it has tables and it is worth having them."""
     if bits <= BALL_BITS or len(segment.codes) > BALL_CODES or not len(segment.cuts):
         return segment
-    centre = np.empty_like(segment.codes[:1])
-    centres, radii, ball = gather_balls(segment, bits // 4, centre, workspace(segment, 0))
-    take_probes()
+    centres, radii, ball = gather_balls(segment, bits // 4, workspace(segment, 0))
+    take_probes()  # no query has been searched for
     if not len(radii):
         return segment
     begins, members = list_members(ball, len(radii))
