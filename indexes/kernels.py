@@ -36,9 +36,7 @@ from hashret.indexes.jit import inlined, popcount, prefetch, trailing_zeros
 from hashret.indexes.kernels_codes import ZERO, Words, distance, substring
 from hashret.indexes.kernels_heap import Ids
 
-BLOCK = 2048  # codes compared with every waiting query while they are in the fastest cache
-STRETCH = 1024  # blocks whose least distances are known before any of them is looked at closely
-PART = 64  # codes of such a block compared once more to find which are near
+STRETCH = 1024  # blocks, an even number, whose least distances are known before any of them is looked at closely
 SIFTED = 256  # codes of a bucket of which is known how they differ before any of them is looked at closely
 WALKED = 32  # so many codes are sifted while one is checked
 FLIPS = 256  # buckets whose bounds are read side by side

@@ -15,6 +15,8 @@ from hashret.indexes.jit import inlined, popcount
 Words = NDArray[np.uint64]
 
 FAR = 1 << 12  # more than any distance
+BLOCK = 1024  # codes compared with every waiting query while they are in the fastest cache
+PART = 64  # codes of a block compared once more to find which are near
 ZERO: Any = np.int64(0)  # a mere 0 is of a type of its own to Numba, which compiles what it is given to once more
 
 
@@ -30,6 +32,12 @@ def substring(codes: Words, j: int | np.int64, first: int, width: int) -> int:
 
 def least_distance(codes: Words, queries: Words, q: int) -> int:
     """The distance of the code nearest to query q (compiled below for one word or several)."""
+    raise NotImplementedError
+
+
+def least_distances(codes: Words, begin: int, queries: Words, q: int) -> tuple[int, int]:
+    """The distances of the nearest to query q of the BLOCK codes from `begin` on and of the BLOCK after; there must be
+    as many (compiled below for one word or several)."""
     raise NotImplementedError
 
 
@@ -82,6 +90,10 @@ def _least_of_words(codes: Words, queries: Words, q: int, words: int) -> int:
 def _least_distance(codes, queries, q):  # type: ignore[no-untyped-def]
     def one_word(codes, queries, q):  # type: ignore[no-untyped-def]
         query, least = queries[q], FAR
+        if len(codes) == PART:  # takes half as long where the number is written down
+            for i in range(PART):
+                least = min(least, popcount(codes[i] ^ query))
+            return least
         for i in range(len(codes)):  # vectorises only because it runs over a whole array
             least = min(least, popcount(codes[i] ^ query))
         return least
@@ -92,6 +104,25 @@ def _least_distance(codes, queries, q):  # type: ignore[no-untyped-def]
         if codes.shape[1] == 4:
             return _least_of_words(codes, queries, q, 4)
         return _least_of_words(codes, queries, q, codes.shape[1])
+
+    return one_word if codes.ndim == 1 else words
+
+
+@overload(least_distances)
+def _least_distances(codes, begin, queries, q):  # type: ignore[no-untyped-def]
+    def one_word(codes, begin, queries, q):  # type: ignore[no-untyped-def]
+        a, b, query, first, second = np.uint64(begin), np.uint64(begin + BLOCK), queries[q], FAR, FAR
+        for i in range(BLOCK):  # both at once: the wait for the last of a block is as long as for many codes
+            first = min(first, popcount(codes[a + np.uint64(i)] ^ query))
+            second = min(second, popcount(codes[b + np.uint64(i)] ^ query))
+        return first, second
+
+    def words(codes, begin, queries, q):  # type: ignore[no-untyped-def]
+        middle = begin + BLOCK
+        return (
+            least_distance(codes[begin:middle], queries, q),
+            least_distance(codes[middle : middle + BLOCK], queries, q),
+        )
 
     return one_word if codes.ndim == 1 else words
 

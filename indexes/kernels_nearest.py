@@ -3,13 +3,13 @@
 By balls (see `kernels_balls`), or by flipping bits, then scanning for what is left (see `kernels`).
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.indexes.jit import inlined, kernel
 from hashret.indexes.kernels import (
-    BLOCK,
-    PART,
     STRETCH,
     Segment,
     Workspace,
@@ -19,7 +19,17 @@ from hashret.indexes.kernels import (
     meet,
 )
 from hashret.indexes.kernels_balls import balls_nearest
-from hashret.indexes.kernels_codes import FAR, ZERO, Words, distance, least_distance, longest
+from hashret.indexes.kernels_codes import (
+    BLOCK,
+    FAR,
+    PART,
+    ZERO,
+    Words,
+    distance,
+    least_distance,
+    least_distances,
+    longest,
+)
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import offer, offer_aside, put_aside
 
@@ -78,16 +88,18 @@ def flip_nearest(
 
 
 @inlined
-def kth_least(least: NDArray[np.int16], k: int, tally: NDArray[np.int64]) -> int:
-    """The k-th least of at least k distances."""
-    tally[:] = 0
-    for d in least:
-        tally[np.int64(d)] += 1
-    d, within = 0, tally[0]
-    while within < k:
-        d += 1
-        within += tally[d]
-    return d
+def kth_least(least: NDArray[np.int16], k: int, farthest: int) -> int:
+    """The k-th least of at least k distances, `farthest` at most."""
+    low, high = 0, farthest
+    while low < high:
+        middle, within = (low + high) >> 1, 0
+        for i in range(len(least)):  # vectorises, as it runs over a whole array
+            within += least[i] <= middle
+        if within < k:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @inlined
@@ -141,7 +153,12 @@ def scan_nearest(
     k, blocks, farthest = distances.shape[1], -(-len(segment.codes) // BLOCK), longest(segment.codes)
     for stretch in range(0, blocks, STRETCH):
         size = min(STRETCH, blocks - stretch)
-        for b in range(size):
+        full = min(size, len(codes) // BLOCK - stretch) & -2
+        for b in range(0, full, 2):
+            for q in range(len(queries)):
+                if reached[q] < FAR:
+                    least[q, b], least[q, b + 1] = least_distances(codes, (stretch + b) * BLOCK, queries, q)
+        for b in range(full, size):
             block = codes[(stretch + b) * BLOCK : (stretch + b + 1) * BLOCK]
             for q in range(len(queries)):
                 if reached[q] < FAR:
@@ -149,16 +166,15 @@ def scan_nearest(
         for q in range(len(queries)):
             if reached[q] == FAR:
                 continue
-            bound = farthest
+            bound = distances[q, 0] if sizes[q] == k else farthest
             if size >= k and not len(segment.dead) and not filtered:
-                bound = kth_least(least[q, :size], k, work.tally[: farthest + 1])
+                bound = min(bound, kth_least(least[q, :size], k, farthest))
             for b in range(size):
-                if sizes[q] == k:
-                    bound = min(bound, distances[q, 0])
                 if least[q, b] <= bound:
+                    begin = (stretch + b) * BLOCK
                     sizes[q] = scan_block(
                         segment,
-                        (stretch + b) * BLOCK,
+                        begin,
                         queries,
                         q,
                         allowed,
@@ -170,11 +186,13 @@ def scan_nearest(
                         bound,
                         work,
                     )
+                    if sizes[q] == k:
+                        bound = min(bound, distances[q, 0])
 
 
 @kernel
 def nearest(
-    segment: Segment,
+    its_segment: tuple[Any, ...],
     queries: Words,
     allowed: Ids,
     filtered: bool,
@@ -182,13 +200,15 @@ def nearest(
     ids: Ids,
     sizes: Ids,
     reached: Ids,
-    work: Workspace,
+    its_work: tuple[Any, ...],
 ) -> None:
-    """Offer the items of a segment to each query's heap, a row each.
+    """Offer the items of a segment to each query's heap, a row each; a `Segment` and a `Workspace` as plain tuples, as
+    Numba takes 2 microseconds longer to tell what named ones are.
 
     Only codes first met at level reached[q] or later are offered; FAR means none. Where half of the first queries of
     many cost more by flipping than their share of a scan for all, the others make way for that scan.
     """
+    segment, work = Segment(*its_segment), Workspace(*its_work)
     waiting, dear, shared = 0, 0, False
     for q in range(len(queries)):
         if reached[q] == 0 and len(segment.radii):

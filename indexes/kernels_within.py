@@ -5,8 +5,6 @@ from numpy.typing import NDArray
 
 from hashret.indexes.jit import allocating, inlined, kernel, prefetch
 from hashret.indexes.kernels import (
-    BLOCK,
-    PART,
     Segment,
     Workspace,
     announce,
@@ -15,11 +13,13 @@ from hashret.indexes.kernels import (
     meet,
 )
 from hashret.indexes.kernels_balls import balls_within
-from hashret.indexes.kernels_codes import ZERO, Words, distance, least_distance
+from hashret.indexes.kernels_codes import BLOCK, PART, ZERO, Words, distance, least_distance
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import other_slots, qualifies
 
 Numbers = NDArray[np.uint32]  # of codes
+
+RANKED = 256  # so many ids are compared with each other faster than they are sorted
 
 
 @kernel
@@ -149,8 +149,17 @@ def expand_within(
 
 
 @inlined
-def sort_ids(ids: Ids) -> None:
-    """Sort in place: Shell's method."""
+def sort_ids(ids: Ids, spare: Ids) -> None:
+    """Sort distinct ids in place: a few by counting how many are less than each, more by Shell's method."""
+    if len(ids) <= RANKED:
+        for i in range(len(ids)):
+            own, rank = ids[i], ZERO
+            for j in range(len(ids)):  # vectorises, as it runs over a whole array
+                rank += ids[j] < own
+            spare[rank] = own
+        for i in range(len(ids)):
+            ids[i] = spare[i]
+        return
     gap = len(ids)
     while gap > 1:
         gap = max(1, gap * 5 // 11)
@@ -168,7 +177,7 @@ def sort_rows(
 ) -> None:
     """Sort each row limits[q] ... limits[q + 1] - 1 by (distance, id): by distance counting, then ids among equals.
 
-    Distances are less than len(ends), which is working space.
+    Distances are less than len(ends), which is working space, as `ids` is once they are counted.
     """
     for q in range(len(limits) - 1):
         ends[:] = 0
@@ -183,5 +192,5 @@ def sort_rows(
             ends[distances[i]] += 1
         begin = limits[q]
         for d in range(len(ends)):
-            sort_ids(sorted_ids[begin : ends[d]])
+            sort_ids(sorted_ids[begin : ends[d]], ids[begin : ends[d]])
             begin = ends[d]

@@ -75,11 +75,9 @@ def plain(words: Words, ids: Ids) -> Segment:
 
 
 def _aligned(words: Words) -> Words:
-    """The same codes, from a line of the cache on: else every second code of 256 bits lies in two, and waits twice."""
-    if words.ndim == 1:
-        return words
-    room = np.empty(words.nbytes + _LINE, np.uint8)
-    begin = -room.ctypes.data % _LINE
+    """The same codes, from a line of the cache on: what is read at once else lies in two, and is waited for twice."""
+    room = np.empty(words.nbytes + 4096, np.uint8)
+    begin = (64-room.ctypes.data) % 4096
     lined: Words = room[begin : begin + words.nbytes].view(np.uint64).reshape(words.shape)
     lined[:] = words
     return lined

@@ -67,7 +67,7 @@ class UpdatableIndex(ABC):
         self.bits = check_bits(bits)
         self._lock = threading.Lock()
         self._counting = threading.Lock()
-        self._searched = Searched(0, 0)
+        self._queries = self._probes = 0
         self._since: list[Write] | None = None  # what was written since a thread began to merge
         self._state = self._built(segments.to_words(np.empty((0, bits // 8), np.uint8)), _NO_IDS)
 
@@ -89,13 +89,15 @@ class UpdatableIndex(ABC):
     @property
     def searched(self) -> Searched:
         """How many queries have been searched for, and how many buckets looked up for them."""
-        return self._searched
+        with self._counting:
+            return Searched(self._queries, self._probes)
 
     def _count(self, queries: int) -> None:
         """Count queries that this thread has just searched for."""
         probes = segments.take_probes()
         with self._counting:
-            self._searched = Searched(self._searched.queries + queries, self._searched.probes + probes)
+            self._queries += queries
+            self._probes += probes
 
     def add(self, codes: Codes, ids: NDArray[np.int64]) -> None:
         """Add codes, uint8 (n, bits // 8), under ids, int64 (n,), not negative.
@@ -345,7 +347,8 @@ def as_filter(allowed: Ids | None) -> tuple[Ids, bool]:
 
 def offer_nearest(segment: Segment, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
     """Offer the qualifying items of a segment to the heap of each query."""
-    nearest(segment, words, *as_filter(allowed), *heaps, segments.workspace(segment, len(words)))
+    work = segments.workspace(segment, len(words))
+    nearest(tuple(segment), words, *as_filter(allowed), *heaps, tuple(work))
 
 
 def within(segment: Segment, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
