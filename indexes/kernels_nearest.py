@@ -89,7 +89,7 @@ def flip_nearest(
 
 @inlined
 def kth_least(least: NDArray[np.int16], k: int, farthest: int) -> int:
-    """The k-th least of at least k distances, `farthest` at most."""
+    """The k-th least of at least k distances, or `farthest` if that is less."""
     low, high = 0, farthest
     while low < high:
         middle, within = (low + high) >> 1, 0
@@ -110,26 +110,66 @@ def scan_block(
     q: int,
     allowed: Ids,
     filtered: bool,
+    k: int,
+    level: int,
+    count: int,
+    near: int,
+    tight: int,
+    work: Workspace,
+) -> tuple[int, int, int]:
+    """Put aside the codes of the block from `begin` on within `tight` bits, first met at `level` or later."""
+    cut_query(segment, queries, q, work)
+    for low in range(begin, min(begin + BLOCK, len(segment.codes)), PART):
+        part = segment.codes[low : low + PART]
+        if least_distance(part, queries, q) > tight:
+            continue
+        for i in range(len(part)):
+            d = distance(part, i, queries, q)
+            if d <= tight and is_new(segment, low + i, level, work):
+                count, near, tight = put_aside(segment, low + i, d, allowed, filtered, k, count, near, tight, work)
+    return count, near, tight
+
+
+@inlined
+def scan_stretch(
+    segment: Segment,
+    begin: int,
+    least: NDArray[np.int16],
+    queries: Words,
+    q: int,
+    allowed: Ids,
+    filtered: bool,
     distances: Distances,
     ids: Ids,
     n: int,
     level: int,
-    bound: int,
     work: Workspace,
 ) -> int:
-    """Offer the codes of the block from `begin` on within `bound`, first met at `level` or later; the new size."""
-    cut_query(segment, queries, q, work)
-    for low in range(begin, min(begin + BLOCK, len(segment.codes)), PART):
-        part = segment.codes[low : low + PART]
-        if least_distance(part, queries, q) > bound:
-            continue
-        for i in range(len(part)):
-            d = distance(part, i, queries, q)
-            if d <= bound and is_new(segment, low + i, level, work):
-                n = offer(segment, low + i, d, allowed, filtered, distances, ids, n)
-                if n == len(ids):
-                    bound = min(bound, distances[0])
-    return n
+    """Offer the codes of the blocks from `begin` on, whose least distances are known, first met at `level` or later.
+
+    The k-th distance in the heap is a bound, beyond which nothing matters; if all items qualify, so is the k-th least
+    of these distances: there are k codes within it. Codes within it are put aside, and sink it, as in `flip_nearest`.
+    Returns the heap's new size.
+    """
+    k, count, near, tight = len(ids), 0, ZERO, ZERO + longest(segment.codes)
+    if n == k:
+        tight = min(tight, np.int64(distances[0]))
+    if len(least) >= k and not len(segment.dead) and not filtered:
+        tight = kth_least(least, k, tight)
+    work.tally[: tight + 1] = 0
+    for i in range(n):
+        if distances[i] <= tight:
+            work.tally[distances[i]] += 1
+            near += 1
+    for b in range(len(least)):
+        if least[b] <= tight:
+            if count + BLOCK > len(work.aside):
+                n, count = offer_aside(segment, count, tight, allowed, filtered, distances, ids, n, work), 0
+            count, near, tight = scan_block(
+                segment, begin + b * BLOCK, queries, q, allowed, filtered, k, level, count, near, tight, work
+            )
+    offered: int = offer_aside(segment, count, tight, allowed, filtered, distances, ids, n, work)
+    return offered
 
 
 @inlined
@@ -144,13 +184,8 @@ def scan_nearest(
     reached: Ids,
     work: Workspace,
 ) -> None:
-    """Offer to each query's heap the codes first met at level reached[q] or later: all of them where it is 0.
-
-    The least distance in each block tells which blocks matter. If all items qualify, the k-th least of these is a
-    bound: there are k codes within it.
-    """
-    codes, least = segment.codes, work.least
-    k, blocks, farthest = distances.shape[1], -(-len(segment.codes) // BLOCK), longest(segment.codes)
+    """Offer to each query's heap the codes first met at level reached[q] or later: all of them where it is 0."""
+    codes, least, blocks = segment.codes, work.least, -(-len(segment.codes) // BLOCK)
     for stretch in range(0, blocks, STRETCH):
         size = min(STRETCH, blocks - stretch)
         full = min(size, len(codes) // BLOCK - stretch) & -2
@@ -164,30 +199,21 @@ def scan_nearest(
                 if reached[q] < FAR:
                     least[q, b] = least_distance(block, queries, q)
         for q in range(len(queries)):
-            if reached[q] == FAR:
-                continue
-            bound = distances[q, 0] if sizes[q] == k else farthest
-            if size >= k and not len(segment.dead) and not filtered:
-                bound = min(bound, kth_least(least[q, :size], k, farthest))
-            for b in range(size):
-                if least[q, b] <= bound:
-                    begin = (stretch + b) * BLOCK
-                    sizes[q] = scan_block(
-                        segment,
-                        begin,
-                        queries,
-                        q,
-                        allowed,
-                        filtered,
-                        distances[q],
-                        ids[q],
-                        sizes[q],
-                        reached[q],
-                        bound,
-                        work,
-                    )
-                    if sizes[q] == k:
-                        bound = min(bound, distances[q, 0])
+            if reached[q] < FAR:
+                sizes[q] = scan_stretch(
+                    segment,
+                    stretch * BLOCK,
+                    least[q, :size],
+                    queries,
+                    q,
+                    allowed,
+                    filtered,
+                    distances[q],
+                    ids[q],
+                    sizes[q],
+                    reached[q],
+                    work,
+                )
 
 
 @kernel

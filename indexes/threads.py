@@ -29,8 +29,6 @@ def get_threads() -> int:
 
 def split(count: int, work: Callable[[int, int], Result]) -> list[Result]:
     """The results of work(low, high) over consecutive parts of range(count), in as many threads as are set."""
-    if count < 2 * _SHARE:
-        return [work(0, count)]
     parts = max(min(_threads, count // _SHARE), -(-count // _MOST))
     if parts <= 1:
         return [work(0, count)]

@@ -33,6 +33,8 @@ from hashret.indexes import (
     updatable,
 )
 from hashret.indexes import files as formats
+from hashret.indexes.kernels import STRETCH
+from hashret.indexes.kernels_codes import BLOCK
 from hashret.indexes.threads import split
 from hashret.indexes.updatable import UpdatableIndex
 
@@ -193,6 +195,41 @@ def test_scanning_goes_on_where_flipping_stopped(
                 check_within(index, items, queries, radius)
             assert index.remove(gone) == len(gone)
             items = {i: code for i, code in items.items() if i not in set(gone.tolist())}
+
+
+@pytest.mark.parametrize("bits", [24, 64, 128])
+@pytest.mark.parametrize("k", [1, 1500, 9000])
+def test_more_codes_are_near_than_a_scan_puts_aside(bits: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MIN_CODES", 10**6)
+    codes, ids = np.random.default_rng(1).integers(0, 256, (8000, bits // 8), np.uint8), np.arange(8000)[::-1].copy()
+    index, items = BitFlipIndex(bits), as_items(codes, ids)
+    index.add(codes, ids)
+    room = []
+
+    def search() -> None:  # in a thread of its own, which has no more room than this index needs
+        check_search(index, items, codes[:3], k)
+        check_search(index, items, codes[:3], k, ids[::-3].copy())
+        room.append(len(segments.workspace(index._state.base, 3).aside))
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    thread.join()
+    assert room == [BLOCK]
+
+
+@pytest.mark.parametrize("bits", [64, 128])
+@pytest.mark.parametrize("beyond", [-1, 1, BLOCK + 77, 2 * BLOCK])
+def test_a_scan_goes_from_one_stretch_to_the_next(bits: int, beyond: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MIN_CODES", 10**9)
+    rng, count = np.random.default_rng(1), STRETCH * BLOCK + beyond
+    codes = rng.integers(0, 256, (count, bits // 8), np.uint8)
+    queries = np.concatenate([codes[-2:], rng.integers(0, 256, (2, bits // 8), np.uint8)])
+    index = BitFlipIndex(bits)
+    index.add(codes, np.arange(count))
+    order = np.argsort(hamming(queries, codes), axis=1, kind="stable")
+    for k in (1, 10, 1200):
+        for some in (queries, queries[:1], queries[3:]):
+            assert np.array_equal(index.search(some, k).ids, order[[q.tolist() in some.tolist() for q in queries], :k])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
