@@ -155,6 +155,7 @@ def look_up(segment: Segment, s: int, t: int, flip: int, work: Workspace, n: int
     while flip < 1 << width and n < FLIPS:
         bucket = own ^ flip
         filled, ranges[n, 0] = marked(segment.marks, table + (bucket >> 6), bucket & 63)
+        prefetch(segment.bounds, ranges[n, 0])
         n += filled
         flip = next_flip(flip) if s else 1 << width
     for i in range(begin, n):
