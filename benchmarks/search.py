@@ -6,12 +6,12 @@
     python benchmarks/search.py --disk FOLDER --items 1000000000
 
 Our answers are compared with FAISS BinaryFlat by distance before anything is timed. Then all take turns, so that a
-machine's moods meet each of them. A line is the best of several passes over different queries, in batches of --batch;
-the ratio is BinaryFlat's time over ours or a peer's. Approximate peers come with several settings, each with its
-recall. "our scan" is `BitFlipIndex` kept from flipping bits; "reading the codes" is the least time in which one thread
-can have read them all. With --radius the search is for all items within it. Workloads: "clustered" draws
-max(1000, items / 500) centres and flips each bit of a centre with probability --noise, for items and queries alike;
-"uniform" is random; "duplicates" has 5,000 distinct codes whose sizes follow Zipf's law.
+machine's moods meet each of them. A line is the mean over five parts of the queries, 5,000 at a million items, of the
+best pass over each, in batches of --batch; the ratio is BinaryFlat's time over ours or a peer's. Approximate peers come
+with several settings, each with its recall. "our scan" is `BitFlipIndex` kept from flipping bits; "reading the codes"
+is the least time in which one thread can have read them all. With --radius the search is for all items within it.
+Workloads: "clustered" draws max(1000, items / 500) centres and flips each bit of a centre with probability --noise, for
+items and queries alike; "uniform" is random; "duplicates" has 5,000 distinct codes whose sizes follow Zipf's law.
 
 With --disk there are no peers: `BitFlipIndex.build` makes an index in a folder from chunks of a million codes, each of
 a workload of its own seed, so that more can be indexed than memory holds. Printed are the time and space that takes,
@@ -21,6 +21,7 @@ is why this file is long: both ways share workloads and options.)
 
 import argparse
 import json
+import os
 import platform
 import resource
 import threading
@@ -40,7 +41,7 @@ from hashret.indexes import BitFlipIndex, set_threads, tables
 
 Array = np.ndarray[Any, Any]
 Search = Callable[[Array], Array]  # the distances found, (q, k), or all of them one after another
-PARTS, ROUNDS, PATIENCE = 5, 4, 0.2  # of the queries; of all peers in turn; seconds for each in a round
+PARTS, PATIENCE = 5, 0.2  # of the queries; seconds for each peer in a round
 CHUNK, CHECKED, LONGEST = 1 << 20, 10, 60.0  # codes made at once; queries checked; seconds of queries in one size
 
 
@@ -170,6 +171,7 @@ def usearch(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Se
 
 
 def pynear(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Search]]:
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read by the library as it is loaded
     from pynear import MIHBinaryIndex
 
     index = MIHBinaryIndex(options.bits // 16)
@@ -198,20 +200,21 @@ SELECTIVE = ("multihash", "hash", "pynear")  # elsewhere than on clusters their 
 
 
 def timed(searches: list[Search], queries: Array, batch: int) -> list[float]:
-    """Microseconds per query of each, the best of several passes over different queries."""
-    best = [np.inf] * len(searches)
-    for _ in range(ROUNDS):
+    """Microseconds per query of each, the best for each part of the queries, on average."""
+    parts, best = np.array_split(queries, PARTS), np.full((len(searches), PARTS), np.inf)
+    turns = [cycle(range(PARTS)) for _ in searches]
+    for _ in range(PARTS):  # rounds, so that even who is slow meets every part
         for number, search in enumerate(searches):
             begun = time.perf_counter()
-            for part in cycle(np.array_split(queries, PARTS)):
+            for turn in turns[number]:
                 start = time.perf_counter()
-                for begin in range(0, len(part), batch):
-                    search(part[begin : begin + batch])
+                for begin in range(0, len(parts[turn]), batch):
+                    search(parts[turn][begin : begin + batch])
                 end = time.perf_counter()
-                best[number] = min(best[number], (end - start) / len(part) * 1e6)
+                best[number, turn] = min(best[number, turn], (end - start) / len(parts[turn]) * 1e6)
                 if end - begun > PATIENCE:
                     break
-    return best
+    return list(best.mean(axis=1))
 
 
 def recall(found: Array, truth: Array, options: argparse.Namespace) -> float:
@@ -336,7 +339,7 @@ def main() -> None:
         parser.error("--disk searches for the k nearest, not within a radius")
     faiss.omp_set_num_threads(options.threads)
     set_threads(options.threads)
-    count = PARTS * max(options.batch, 40)
+    count = PARTS * max(options.batch, min(1000, 10**9 // options.items), 40)
     items = options.items if options.disk is None else min(options.items, CHUNK)
     codes, queries = workload(options.workload, items, count, options.bits, options.noise)
     for _, search in bitflip(codes[:20_000], options):
