@@ -219,7 +219,7 @@ def timed(searches: list[Search], queries: Array, batch: int) -> list[float]:
 
 def recall(found: Array, truth: Array, options: argparse.Namespace) -> float:
     if options.radius is not None:
-        return len(found) / max(1, len(truth))
+        return len(found) / len(truth) if len(truth) else 1.0
     return float((found <= truth[:, -1:]).sum() / truth.size) if found.size else np.nan
 
 

@@ -18,8 +18,9 @@ from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Ids
 from hashret.indexes.kernels_nearest import expand_nearest
-from hashret.indexes.segments import from_words
-from hashret.indexes.updatable import Heaps, State, UpdatableIndex, as_filter, offer_nearest, within
+from hashret.indexes.segments import Heaps, as_filter, from_words, offer_nearest, within
+from hashret.indexes.states import State
+from hashret.indexes.updatable import UpdatableIndex
 
 _MIN_PER_LIST = 39  # FAISS complains about training a list on fewer
 _EF_SEARCH = 64

@@ -17,15 +17,17 @@ from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Ids
 from hashret.indexes.protocol import Path
+from hashret.indexes.segments import Heaps, offer_nearest, within
+from hashret.indexes.states import State
 from hashret.indexes.tables import with_tables
-from hashret.indexes.updatable import Heaps, State, UpdatableIndex, offer_nearest, within
+from hashret.indexes.updatable import UpdatableIndex
 
 
 class BitFlipIndex(UpdatableIndex):
     """Exact k-nearest-neighbour and radius search over codes of `bits` bits: equal to brute force by (distance, id)."""
 
     kind: ClassVar[str] = "bitflip"
-    tail_share: ClassVar[int] = 128
+    tail_share: ClassVar[int] = 256
     exact: ClassVar[bool] = True
 
     @classmethod
@@ -43,7 +45,7 @@ class BitFlipIndex(UpdatableIndex):
         are sorted in temporary files beside `path`, twice as large as codes and ids together; the index appears there
         whole or, on any error, not at all. Memory holds one table at a time, 8 bytes for each distinct code (16 for
         balls), or a part being sorted, some 4 GB at most. `progress` is told what is going on, and for how many items,
-        tables or balls it is done. The index can be updated like any other, but is built anew, in memory, once a 128th
+        tables or balls it is done. The index can be updated like any other, but is built anew, in memory, once a 256th
         has been added.
 
         Raises ValueError for what `add` refuses, though for an id that comes twice only when all have been read.

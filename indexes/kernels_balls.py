@@ -26,7 +26,7 @@ from hashret.indexes.kernels_items import offer_aside, put_aside
 
 ONE: Any = np.int64(1 << 32)  # a bit, where the number of a ball stands in the lower half
 SHARE = 8  # of what a scan costs, one part is spent on balls before flipping is left to do it all
-COMPARED = 64  # gaps that are compared while one code is
+COMPARED = 64  # gaps, or words of centres, that are compared while one code is
 AHEAD = 64  # so many members are asked for before they are compared
 
 

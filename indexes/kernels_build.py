@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from hashret.indexes.jit import allocating, inlined, kernel
 from hashret.indexes.kernels import Segment, Workspace
-from hashret.indexes.kernels_balls import measure
+from hashret.indexes.kernels_balls import COMPARED, measure
 from hashret.indexes.kernels_codes import FAR, Words, distance, substring
 from hashret.indexes.kernels_heap import Ids
 from hashret.indexes.kernels_within import flip_within
@@ -13,7 +13,6 @@ from hashret.indexes.kernels_within import flip_within
 FEW = 32  # a ball has at least so many members
 ASTRAY, BESIDE = 64, 512  # so many codes in none are always put up with, and one beside so many that are in one
 SPENT = 128  # codes that are met, for each there is, cost too much; so does what costs as much
-COMPARED = 64  # words of centres that are compared while one code is met
 VOTERS = 64  # as many codes tell where their centre is
 
 Numbers = NDArray[np.uint32]  # of codes

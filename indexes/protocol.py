@@ -93,6 +93,14 @@ def check_ids(ids: Any, name: str = "ids") -> NDArray[np.int64]:
     return read_only(ids)
 
 
+def check_allowed(allowed: Any) -> NDArray[np.int64]:
+    """`allowed` as the kernels take it, when it is an ascending int64 array (a,); raises ValueError otherwise."""
+    ids = check_ids(allowed, "allowed")
+    if not (ids[1:] >= ids[:-1]).all():
+        raise ValueError("allowed must be ascending; pass numpy.sort(allowed)")
+    return ids
+
+
 def check_items(codes: Any, ids: Any, bits: int) -> None:
     """Raise ValueError unless these are codes of so many bits, and as many ids, none negative."""
     check_codes(codes, bits)

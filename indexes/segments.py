@@ -1,4 +1,5 @@
-"""Distinct codes with posting lists, built from items in any order; and the words that codes become in the kernels."""
+"""Distinct codes with posting lists, built from items in any order and searched; and the words that codes become in the
+kernels."""
 
 import math
 import threading
@@ -13,7 +14,10 @@ from hashret.codes import Codes
 from hashret.indexes.kernels import FLIPS, SIFTED, STRETCH, Segment, Workspace
 from hashret.indexes.kernels_build import mark
 from hashret.indexes.kernels_codes import BLOCK, FAR, Words
-from hashret.indexes.kernels_heap import Ids
+from hashret.indexes.kernels_heap import Distances, Ids
+from hashret.indexes.kernels_nearest import nearest
+from hashret.indexes.kernels_within import matches_within
+from hashret.indexes.protocol import read_only
 
 MAX_ITEMS = (1 << 32) - 1  # slots and codes are numbered in 32 bits
 
@@ -34,6 +38,7 @@ _NO_TABLES = (
     *_NO_BALLS,
 )
 _ALL_LIVE = np.empty(0, np.uint8)
+NO_IDS = read_only(np.empty(0, np.int64))
 
 
 def to_words(codes: Codes) -> Words:
@@ -219,3 +224,35 @@ def items(segment: Segment, slots: NDArray[np.int64] | None = None) -> tuple[Wor
         numbers = slots.copy()
         numbers[others] = sharing[np.searchsorted(segment.starts, slots[others].astype(np.uint32), "right") - 1]
     return segment.codes[numbers], segment.ids[slots].astype(np.int64)
+
+
+class Heaps(NamedTuple):
+    """The best k items so far of each query: max-heaps by (distance, id), a row each."""
+
+    distances: Distances  # (q, k)
+    ids: Ids  # (q, k)
+    sizes: Ids  # (q,): how many there are
+    reached: Ids  # (q,): the first level at which the segment at hand is still to be searched
+
+    def rows(self, low: int, high: int) -> "Heaps":
+        """The heaps of some queries."""
+        if low == 0 and high == len(self.sizes):
+            return self
+        return Heaps(self.distances[low:high], self.ids[low:high], self.sizes[low:high], self.reached[low:high])
+
+
+def as_filter(allowed: Ids | None) -> tuple[Ids, bool]:
+    """`allowed` as the kernels take it: ids, and whether they mean anything."""
+    return (NO_IDS, False) if allowed is None else (allowed, True)
+
+
+def offer_nearest(segment: Segment, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
+    """Offer the qualifying items of a segment to the heap of each query."""
+    work = workspace(segment, len(words))
+    nearest(tuple(segment), words, *as_filter(allowed), *heaps, tuple(work))
+
+
+def within(segment: Segment, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
+    """The codes of a segment within a radius of each query: limits (q + 1) and their numbers."""
+    limits, matches = matches_within(segment, words, radius, workspace(segment, 0))
+    return limits, matches

@@ -10,58 +10,42 @@ the index before the write or after it.
 
 import threading
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_bits, check_codes
-from hashret.indexes import files, segments
+from hashret.indexes import files, segments, states
 from hashret.indexes.kernels import Segment
-from hashret.indexes.kernels_build import locate
 from hashret.indexes.kernels_codes import Words
-from hashret.indexes.kernels_heap import Distances, Ids, sort_heaps
-from hashret.indexes.kernels_nearest import nearest
-from hashret.indexes.kernels_within import expand_within, matches_within, sort_rows
+from hashret.indexes.kernels_heap import Ids, sort_heaps
+from hashret.indexes.kernels_within import expand_within, sort_rows
 from hashret.indexes.protocol import (
     Hits,
     Path,
     RangeHits,
     Searched,
+    check_allowed,
     check_count,
     check_ids,
     check_items,
     check_once,
-    read_only,
 )
+from hashret.indexes.segments import Heaps
+from hashret.indexes.states import State, Write
 from hashret.indexes.threads import split
 
-_NO_IDS = read_only(np.empty(0, np.int64))
 _SCATTERED = {f"base.{name}" for name in ("ids", "by_id", "postings", "sifts")}  # searches read little of these
-_FEW = 64  # so few allowed items are always looked up one by one
 _LARGE = 1 << 16  # items that a thread of its own merges: fewer are merged in some 50 ms
 _LONGEST = 4  # a tail of so many times its share is merged at once all the same
-
-
-class State(NamedTuple):
-    base: Segment
-    tail: Segment
-    engine: Any  # what the index keeps beside the base to search it with
-    live: int
-
-
-class Write(NamedTuple):
-    """Items that came, or, without codes, went."""
-
-    words: Words | None
-    ids: Ids
 
 
 class UpdatableIndex(ABC):
     """Items that come and go, over an engine that searches distinct codes and cannot change."""
 
     kind: ClassVar[str]  # what a saved file says it is
-    tail_share: ClassVar[int]  # the tail should hold 1024 items and one in so many of the base
+    tail_share: ClassVar[int]  # the tail should hold 1024 items and one in so many of the base, at most
 
     def __init__(self, bits: int) -> None:
         self.bits = check_bits(bits)
@@ -69,7 +53,7 @@ class UpdatableIndex(ABC):
         self._counting = threading.Lock()
         self._queries = self._probes = 0
         self._since: list[Write] | None = None  # what was written since a thread began to merge
-        self._state = self._built(segments.to_words(np.empty((0, bits // 8), np.uint8)), _NO_IDS)
+        self._state = self._built(segments.to_words(np.empty((0, bits // 8), np.uint8)), segments.NO_IDS)
 
     @abstractmethod
     def _engine(self, base: Segment) -> tuple[Segment, Any]:
@@ -113,16 +97,16 @@ class UpdatableIndex(ABC):
         with self._lock:
             state = self._state
             for segment in (state.base, state.tail):
-                there = _live_slots(segment, ascending)
+                there = states.live_slots(segment, ascending)
                 if len(there):
                     raise ValueError(f"id {segment.ids[there].min()} is in the index already")
             if state.live + len(ids) > segments.MAX_ITEMS:
                 raise ValueError(f"an index holds at most {segments.MAX_ITEMS} items")
-            tail, most = len(state.tail.ids) + len(ids), 1024 + len(state.base.ids) // self.tail_share
+            tail, most = len(state.tail.ids) + len(ids), self._longest_tail(state)
             if tail > most and (len(state.base.ids) < _LARGE or tail > _LONGEST * most):
                 self._since, self._state = None, self._merged(state, (words, ids))
                 return
-            self._write(_added(state, words, ids), Write(words, ids))
+            self._write(states.added(state, words, ids), Write(words, ids))
             if tail > most:
                 self._merge_beside()
 
@@ -131,7 +115,7 @@ class UpdatableIndex(ABC):
         check_ids(ids)
         with self._lock:
             before = self._state
-            state = _removed(before, ids)
+            state = states.removed(before, ids)
             total = len(state.base.ids) + len(state.tail.ids)
             many = 4 * (total - state.live) > total
             if many and total < _LARGE:
@@ -155,20 +139,30 @@ class UpdatableIndex(ABC):
             threading.Thread(target=self._merge, args=(self._state, self._since), name="hashret-merge").start()
 
     def _merge(self, state: State, since: list[Write]) -> None:
-        """Put a merged state in place, with what was written meanwhile, unless another was merged by then."""
+        """Put a merged state in place, with what was written meanwhile, unless another was merged by then; and once
+        more, if that is too much for a tail."""
+        again = True
         try:
-            state, done = self._merged(state), 0
-            while len(since) > done + 1:  # most of it without keeping writers waiting
-                state, done = _written(state, since[done]), done + 1
-            with self._lock:
-                if self._since is since:
+            while again:
+                state, done = self._merged(state), 0
+                while len(since) > done + 1:  # most of it without keeping writers waiting
+                    state, done = states.written(state, since[done]), done + 1
+                with self._lock:
+                    if self._since is not since:
+                        return
                     for write in since[done:]:
-                        state = _written(state, write)
+                        state = states.written(state, write)
                     self._state = state
+                    again = len(state.tail.ids) > self._longest_tail(state)
+                    if again:
+                        self._since = since = []
         finally:
             with self._lock:
                 if self._since is since:
                     self._since = None
+
+    def _longest_tail(self, state: State) -> int:
+        return 1024 + len(state.base.ids) // self.tail_share
 
     def search(self, queries: Codes, k: int, *, allowed: NDArray[np.int64] | None = None) -> Hits:
         """The k nearest items of each query, uint8 (q, bits // 8), ordered by (distance, id).
@@ -181,9 +175,9 @@ class UpdatableIndex(ABC):
         words = segments.to_words(check_codes(queries, self.bits))
         few = None
         if allowed is not None:
-            allowed = _check_allowed(allowed)
+            allowed = check_allowed(allowed)
             k = min(k, len(allowed))
-            few = _few_allowed(state, allowed, len(queries))
+            few = states.few_allowed(state, allowed, len(queries))
         if few is not None:
             k = min(k, len(few.ids))
         count = len(queries)
@@ -193,19 +187,19 @@ class UpdatableIndex(ABC):
         def search(low: int, high: int) -> None:
             part, asked = heaps.rows(low, high), words[low:high]
             if few is not None:
-                offer_nearest(few, asked, None, part)
+                segments.offer_nearest(few, asked, None, part)
             else:
                 self._nearest(state, queries[low:high], asked, allowed, part)
                 if len(state.tail.ids):
                     part.reached[:] = 0
-                    offer_nearest(state.tail, asked, allowed, part)
+                    segments.offer_nearest(state.tail, asked, allowed, part)
             sort_heaps(part.distances, part.ids, part.sizes)
             self._count(high - low)
 
         if k:
             split(count, search)
         # Every search offers all items if need be, so the rows are equally long.
-        m = int(heaps.sizes[0]) if count else min(k, self._qualifying(state, allowed))
+        m = int(heaps.sizes[0]) if count else min(k, states.qualifying(state, allowed))
         if m < k:
             distances, found = np.ascontiguousarray(distances[:, :m]), np.ascontiguousarray(found[:, :m])
         return Hits(distances, found)
@@ -220,20 +214,22 @@ class UpdatableIndex(ABC):
         words = segments.to_words(check_codes(queries, self.bits))
         few = None
         if allowed is not None:
-            allowed = _check_allowed(allowed)
-            few = _few_allowed(state, allowed, len(queries))
+            allowed = check_allowed(allowed)
+            few = states.few_allowed(state, allowed, len(queries))
 
         def search(low: int, high: int) -> RangeHits:
             asked = words[low:high]
             if few is not None:
-                found = RangeHits(*expand_within(few, asked, *within(few, asked, radius), _NO_IDS, False))
+                found = RangeHits(
+                    *expand_within(few, asked, *segments.within(few, asked, radius), segments.NO_IDS, False)
+                )
             else:
                 matches = self._matches(state, queries[low:high], asked, radius)
-                found = RangeHits(*expand_within(state.base, asked, *matches, *as_filter(allowed)))
+                found = RangeHits(*expand_within(state.base, asked, *matches, *segments.as_filter(allowed)))
                 if len(state.tail.ids):
-                    matches = within(state.tail, asked, radius)
+                    matches = segments.within(state.tail, asked, radius)
                     found = _side_by_side(
-                        found, RangeHits(*expand_within(state.tail, asked, *matches, *as_filter(allowed)))
+                        found, RangeHits(*expand_within(state.tail, asked, *matches, *segments.as_filter(allowed)))
                     )
             ordered = RangeHits(found.limits, np.empty_like(found.distances), np.empty_like(found.ids))
             sort_rows(*found, np.empty(radius + 1, np.int64), *ordered[1:])
@@ -294,90 +290,6 @@ class UpdatableIndex(ABC):
     def _merged(self, state: State, *more: tuple[Words, Ids]) -> State:
         parts = [segments.items(state.base), segments.items(state.tail), *more]
         return self._built(np.concatenate([words for words, _ in parts]), np.concatenate([ids for _, ids in parts]))
-
-    def _qualifying(self, state: State, allowed: Ids | None) -> int:
-        if allowed is None:
-            return state.live
-        return sum(len(_live_slots(segment, allowed)) for segment in (state.base, state.tail))
-
-
-def _added(state: State, words: Words, ids: Ids) -> State:
-    """The state with items in its tail that are not there yet."""
-    kept = segments.items(state.tail)
-    tail = segments.plain(np.concatenate([kept[0], words]), np.concatenate([kept[1], ids]))
-    return state._replace(tail=tail, live=state.live + len(ids))
-
-
-def _removed(state: State, ids: Ids) -> State:
-    """The state without those of these items that are there; itself if none is."""
-    slots = [_live_slots(segment, ids) for segment in (state.base, state.tail)]
-    removed = sum(map(len, slots))
-    if not removed:
-        return state
-    base, tail = (
-        segments.buried(segment, gone) if len(gone) else segment
-        for segment, gone in zip((state.base, state.tail), slots, strict=True)
-    )
-    return state._replace(base=base, tail=tail, live=state.live - removed)
-
-
-def _written(state: State, write: Write) -> State:
-    return _removed(state, write.ids) if write.words is None else _added(state, write.words, write.ids)
-
-
-class Heaps(NamedTuple):
-    """The best k items so far of each query: max-heaps by (distance, id), a row each."""
-
-    distances: Distances  # (q, k)
-    ids: Ids  # (q, k)
-    sizes: Ids  # (q,): how many there are
-    reached: Ids  # (q,): the first level at which the segment at hand is still to be searched
-
-    def rows(self, low: int, high: int) -> "Heaps":
-        """The heaps of some queries."""
-        if low == 0 and high == len(self.sizes):
-            return self
-        return Heaps(self.distances[low:high], self.ids[low:high], self.sizes[low:high], self.reached[low:high])
-
-
-def as_filter(allowed: Ids | None) -> tuple[Ids, bool]:
-    """`allowed` as the kernels take it: ids, and whether they mean anything."""
-    return (_NO_IDS, False) if allowed is None else (allowed, True)
-
-
-def offer_nearest(segment: Segment, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
-    """Offer the qualifying items of a segment to the heap of each query."""
-    work = segments.workspace(segment, len(words))
-    nearest(tuple(segment), words, *as_filter(allowed), *heaps, tuple(work))
-
-
-def within(segment: Segment, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
-    """The codes of a segment within a radius of each query: limits (q + 1) and their numbers."""
-    limits, matches = matches_within(segment, words, radius, segments.workspace(segment, 0))
-    return limits, matches
-
-
-def _check_allowed(allowed: Any) -> Ids:
-    ids = check_ids(allowed, "allowed")
-    if not (ids[1:] >= ids[:-1]).all():
-        raise ValueError("allowed must be ascending; pass numpy.sort(allowed)")
-    return ids
-
-
-def _live_slots(segment: Segment, ids: Ids) -> Ids:
-    """The slots of those of these ids that are in the segment, each once."""
-    slots: Ids = locate(segment.ids, segment.by_id, read_only(ids))
-    slots = np.unique(slots[slots >= 0])
-    return slots[~segments.is_dead(segment, slots)]
-
-
-def _few_allowed(state: State, allowed: Ids, queries: int) -> Segment | None:
-    """The allowed items by themselves, where scanning them costs less than searching them out among all."""
-    total = len(state.base.ids) + len(state.tail.ids)
-    if len(allowed) > max(_FEW, min(total // 16, total // 256 * queries)):
-        return None
-    parts = [segments.items(segment, _live_slots(segment, allowed)) for segment in (state.base, state.tail)]
-    return segments.plain(np.concatenate([words for words, _ in parts]), np.concatenate([ids for _, ids in parts]))
 
 
 def _side_by_side(a: RangeHits, b: RangeHits) -> RangeHits:
