@@ -660,6 +660,28 @@ def test_nobody_waits_for_a_merge(engine: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_what_came_beside_a_merge_is_merged_too_if_it_is_much(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updatable, "_LARGE", 0)
+    index, codes = INDEXES[engine](64), make(64, 4000, 1)
+    may_end, merged, merges = threading.Event(), UpdatableIndex._merged, []
+
+    def slowly(self: UpdatableIndex, state: Any, *more: Any) -> Any:
+        merges.append(len(state.tail.ids))
+        assert may_end.wait(60)
+        return merged(self, state, *more)
+
+    monkeypatch.setattr(UpdatableIndex, "_merged", slowly)
+    for low in range(0, 4000, 500):  # the first merge begins with more than 1,024 items, and ends after the last
+        index.add(codes[low : low + 500], np.arange(low, low + 500))
+    may_end.set()
+    while index._since is not None:
+        time.sleep(0.001)
+    assert merges[0] < len(index._state.base.ids) and len(merges) > 1
+    assert len(index._state.tail.ids) <= index._longest_tail(index._state)
+    check_search(index, as_items(codes[:4000], np.arange(4000)), codes[:20], 7)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_failed_save_leaves_the_old_file(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index, path = INDEXES[engine](64), tmp_path / "index"
     index.add(make(64, 15, 1), np.arange(15))
