@@ -94,6 +94,28 @@ def put_aside(
 
 
 @inlined
+def keep_aside(segment: Segment, count: int, tight: int, work: Workspace) -> int:
+    """Keep those of the codes put aside that are within `tight` bits, and ask for their ids: how many they are."""
+    aside, kept = work.aside, 0
+    for i in range(count):
+        prefetch(segment.ids, aside[i, 0])
+        aside[kept, 0], aside[kept, 1] = aside[i, 0], aside[i, 1]
+        kept += aside[i, 1] <= tight
+    return kept
+
+
+@inlined
+def offer_kept(
+    segment: Segment, kept: int, allowed: Ids, filtered: bool, distances: Distances, ids: Ids, n: int, work: Workspace
+) -> int:
+    """Offer the codes kept to the heap; its new size."""
+    for i in range(kept):
+        j, d = np.int64(work.aside[i, 0]), np.int64(work.aside[i, 1])
+        n = offer(segment, j, d, allowed, filtered, distances, ids, n)
+    return n
+
+
+@inlined
 def offer_aside(
     segment: Segment,
     count: int,
@@ -106,11 +128,5 @@ def offer_aside(
     work: Workspace,
 ) -> int:
     """Offer the codes put aside that are within `tight` bits to the heap; its new size."""
-    aside, kept = work.aside, 0
-    for i in range(count):
-        prefetch(segment.ids, aside[i, 0])
-        aside[kept, 0], aside[kept, 1] = aside[i, 0], aside[i, 1]
-        kept += aside[i, 1] <= tight
-    for i in range(kept):
-        n = offer(segment, np.int64(aside[i, 0]), np.int64(aside[i, 1]), allowed, filtered, distances, ids, n)
-    return n
+    kept = keep_aside(segment, count, tight, work)
+    return offer_kept(segment, kept, allowed, filtered, distances, ids, n, work)

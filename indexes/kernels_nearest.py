@@ -31,7 +31,7 @@ from hashret.indexes.kernels_codes import (
     longest,
 )
 from hashret.indexes.kernels_heap import Distances, Ids
-from hashret.indexes.kernels_items import offer, offer_aside, put_aside
+from hashret.indexes.kernels_items import keep_aside, offer, offer_aside, offer_kept, put_aside
 
 SHARING = 8  # queries that make a scan for all of them together cost each a fourth of one of its own
 
@@ -60,7 +60,6 @@ def flip_nearest(
     `patient`, only if `tight` promises an end by `deepest`. If other queries will share a scan, which then costs each
     a fourth, `careless` takes the place of `patient`, and `fair` that of `deepest`.
     """
-    announce(segment, queries, q)
     cut_query(segment, queries, q, work)
     plan = segment.plan
     careless, patient, fair, deepest, hopeful, room = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
@@ -83,7 +82,9 @@ def flip_nearest(
                 count, near, tight = put_aside(segment, j, d, allowed, filtered, len(ids), count, near, tight, work)
         level += 1
     work.probes[0] += work.looks[level + (high < 0)]
-    n = offer_aside(segment, count, tight, allowed, filtered, distances, ids, n, work)
+    kept = keep_aside(segment, count, tight, work)
+    announce(segment, queries, q + 1)
+    n = offer_kept(segment, kept, allowed, filtered, distances, ids, n, work)
     return n, level if level <= tight else FAR
 
 
