@@ -129,4 +129,5 @@ def offer_aside(
 ) -> int:
     """Offer the codes put aside that are within `tight` bits to the heap; its new size."""
     kept = keep_aside(segment, count, tight, work)
-    return offer_kept(segment, kept, allowed, filtered, distances, ids, n, work)
+    offered: int = offer_kept(segment, kept, allowed, filtered, distances, ids, n, work)
+    return offered
