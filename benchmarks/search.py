@@ -328,7 +328,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--radius", type=int, help="search for all items within it, not for the k nearest")
     parser.add_argument("--batch", type=int, default=200)
-    parser.add_argument("--queries", type=int, help="how many there are (by default five batches, or 200)")
+    parser.add_argument("--queries", type=int, help="how many there are: five batches by default, and 200 at least")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", default=",".join(PEERS), help="some of these, separated by commas")
     parser.add_argument("--disk", metavar="FOLDER", help="build an index in this folder and search it, without peers")
@@ -337,6 +337,8 @@ def main() -> None:
     peers = options.peers.split(",") if options.peers else []
     if unknown := set(peers) - set(PEERS):
         parser.error(f"no such peer: {', '.join(sorted(unknown))}")
+    if options.queries is not None and options.queries < PARTS:
+        parser.error(f"--queries must be at least {PARTS}, as each part of them is timed")
     if options.disk is not None and options.radius is not None:
         parser.error("--disk searches for the k nearest, not within a radius")
     faiss.omp_set_num_threads(options.threads)

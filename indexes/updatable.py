@@ -141,9 +141,8 @@ class UpdatableIndex(ABC):
     def _merge(self, state: State, since: list[Write]) -> None:
         """Put a merged state in place, with what was written meanwhile, unless another was merged by then; and once
         more, if that is too much for a tail."""
-        again = True
         try:
-            while again:
+            while True:
                 state, done = self._merged(state), 0
                 while len(since) > done + 1:  # most of it without keeping writers waiting
                     state, done = states.written(state, since[done]), done + 1
@@ -153,9 +152,9 @@ class UpdatableIndex(ABC):
                     for write in since[done:]:
                         state = states.written(state, write)
                     self._state = state
-                    again = len(state.tail.ids) > self._longest_tail(state)
-                    if again:
-                        self._since = since = []
+                    if len(state.tail.ids) <= self._longest_tail(state):
+                        return
+                    self._since = since = []
         finally:
             with self._lock:
                 if self._since is since:
