@@ -80,7 +80,7 @@ class Workspace(NamedTuple):
     walked: NDArray[np.int64]  # (1,): how many postings were sifted for the query
     ends: NDArray[np.int64]  # (m + 1,): where those met at each of the first m levels end, from 0 on; -1: no room
     aside: NDArray[np.uint32]  # (budget, 2), BLOCK at least: codes that may be among the nearest, with their distances
-    tally: NDArray[np.int64]  # (FAR,): how many items or blocks there are of each distance
+    tally: NDArray[np.int64]  # (FAR,): how many items there are of each distance
     least: NDArray[np.int16]  # (q, STRETCH): the distance of the code in each block nearest to each query
     looks: NDArray[np.int64]  # (FAR,): how many buckets are looked up before a level begins
     probes: NDArray[np.int64]  # (1,): how many have been, for all queries

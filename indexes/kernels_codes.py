@@ -90,10 +90,6 @@ def _least_of_words(codes: Words, queries: Words, q: int, words: int) -> int:
 def _least_distance(codes, queries, q):  # type: ignore[no-untyped-def]
     def one_word(codes, queries, q):  # type: ignore[no-untyped-def]
         query, least = queries[q], FAR
-        if len(codes) == PART:  # takes half as long where the number is written down
-            for i in range(PART):
-                least = min(least, popcount(codes[i] ^ query))
-            return least
         for i in range(len(codes)):  # vectorises only because it runs over a whole array
             least = min(least, popcount(codes[i] ^ query))
         return least
