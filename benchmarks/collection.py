@@ -30,7 +30,7 @@ from PIL import Image
 
 from hashret import Collection, Hasher
 from hashret.codes import hamming, to_hex
-from hashret.store import SCHEMA, Content
+from hashret.stores.sqlite import SCHEMA, Content
 
 BATCH = 1000
 

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from hashret.codes import hamming
-from hashret.duplicates import connected, groups, stars
+from hashret.collection.grouping import connected, groups, stars
 from hashret.indexes import set_threads
 
 Array = np.ndarray[Any, Any]

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from hashret import Collection, Hasher
+from hashret.data.sources import open_source
 from hashret.hasher import passes
-from hashret.sources import in_order, open_source
-from hashret.training import device, to_input
+from hashret.parallel import in_order
+from hashret.training.loop import device, to_input
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -2,10 +2,9 @@
 
     python benchmarks/family.py ae30-2006 --train train-images-idx3-ubyte.gz --test t10k-images-idx3-ubyte.gz
 
-Protocol: a member learns from the images of --train, of which `hashret.training.split` holds some out, with a fixed
+Protocol: a member learns from the images of --train, of which `training.loop.split` holds some out, with a fixed
 seed, and the weights after its last step are measured on all images of --test. Each row has its own default length;
---epochs, --budget or --steps give another. What is particular to a row is said where it is computed, below.
-"""
+--epochs, --budget or --steps give another. What is particular to a row is said where it is computed, below."""
 
 import argparse
 import ast
@@ -26,14 +25,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hashret import Hasher
-from hashret.evaluation import mean_average_precision, psnr, squared_error
-from hashret.images import decode
+from hashret.data.images import decode
+from hashret.data.sources import open_source
+from hashret.evaluation.measures import mean_average_precision, psnr, squared_error
 from hashret.models import MODELS, Member
 from hashret.models.stacked import StackedDenoisingAutoencoder
 from hashret.models.vae import Variational
-from hashret.restoring import upscale
-from hashret.sources import open_source
-from hashret.training import _schedule, device, in_bfloat16, split, to_input, train
+from hashret.tasks.restoration import upscale
+from hashret.training.loop import _schedule, device, in_bfloat16, split, to_input, train
 
 Pixels = NDArray[np.uint8]
 

@@ -6,7 +6,7 @@
 
 A row is DATA/MODEL/HEAD/BITS/BUDGET/SEED; a finished one is kept in benchmarks/quality.json and not measured again.
 Every model is that of the last step, learned without labels (but those called -labels) from the training images of the
-protocol (see `hashret.protocols`), with no setting but the ones in its row's name. DIR holds
+protocol (see `hashret.evaluation.protocols`), with no setting but the ones in its row's name. DIR holds
 mnist/ and fashion-mnist/ with the four original files, cifar10/cifar10-jpeg.tar.gz of train/CLASS/NAME.jpg and
 test/CLASS/NAME.jpg, and photos/photos.tar.gz of photos/CLASS/NAME.jpg; without it, torchvision gets all but the photos.
 
@@ -34,15 +34,24 @@ from PIL import Image, ImageEnhance
 import hashret
 from hashret import Hasher, HashretError
 from hashret.codes import Codes, pack
-from hashret.evaluation import count_neighbours, recall_at
-from hashret.files import write_durably
+from hashret.data.images import Preprocessing, decode
+from hashret.data.sources import open_source
+from hashret.durable import write_durably
+from hashret.evaluation.measures import count_neighbours, recall_at
+from hashret.evaluation.protocols import (
+    CHOICES,
+    PROTOCOLS,
+    Images,
+    Protocol,
+    choose_protocol,
+    read_images,
+    score,
+    training_images,
+)
 from hashret.hasher import DEFAULT_MODEL
-from hashret.images import Preprocessing, decode
 from hashret.models import MODELS
 from hashret.models.contrastive import LATENT
-from hashret.protocols import CHOICES, PROTOCOLS, Images, Protocol, choose_protocol, read_images, score, training_images
-from hashret.sources import open_source
-from hashret.training import device
+from hashret.training.loop import device
 
 HERE = Path(__file__).parent
 BASELINES = ("lsh", "pca", "itq", "anchor-graph")

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from hashret import Collection, Hasher
-from hashret.evaluation import average_precision, precision
-from hashret.ranking import RANKS
-from hashret.sources import open_source
+from hashret.collection.ranking import RANKS
+from hashret.data.sources import open_source
+from hashret.evaluation.measures import average_precision, precision
 
 
 def main() -> None:

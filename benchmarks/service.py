@@ -38,8 +38,8 @@ from PIL import Image
 
 from hashret import Collection, Hasher
 from hashret.codes import to_hex
-from hashret.images import decode
-from hashret.sources import open_source
+from hashret.data.images import decode
+from hashret.data.sources import open_source
 
 PARTS = ("rates", "latency", "memory", "writer", "overload")
 QUERIES = 4000  # different ones

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret import Hasher
+from hashret.collection.ranking import by_certainty, candidates
+from hashret.data.sources import open_source, sample
 from hashret.indexes import BitFlipIndex
-from hashret.ranking import by_certainty, candidates
-from hashret.sources import open_source, sample
 
 K = 10
 Vectors = NDArray[np.float32]

@@ -10,7 +10,7 @@ from hashret.cli.common import CollectionFolder, Json, Quiet, Target, check_writ
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
-    from hashret.calibration import Calibration
+    from hashret.results import Calibration
 
 
 def calibrate(
@@ -31,9 +31,9 @@ def calibrate(
 
     From judged pairs, or from altered copies (cropped, resized, JPEG, brighter, turned) of the images that are indexed.
     """
-    from hashret.calibration import TARGET
     from hashret.collection import Collection, locate
-    from hashret.copies import read_pairs
+    from hashret.collection.copies import read_pairs
+    from hashret.results import TARGET
 
     if pairs is not None and verdicts:
         raise typer.BadParameter("give one of PAIRS.csv and --verdicts")

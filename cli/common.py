@@ -14,7 +14,7 @@ from hashret.errors import HashretError
 if TYPE_CHECKING:
     from hashret.client import Client
     from hashret.collection import Collection
-    from hashret.progress import Progress
+    from hashret.parallel import Progress
 
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Folder, .zip, .tar.gz, IDX, .npy, .npz, or data set such as digits.")
@@ -111,7 +111,7 @@ def usage(option: str) -> Iterator[None]:
 
 def chosen_radius(text: str | None, target: float | None, collection: "Collection | Client", quiet: bool) -> int | None:
     """The radius that -r asks for; for "auto" that of the calibration."""
-    from hashret.calibration import TARGET
+    from hashret.results import TARGET
 
     if text != "auto":
         if target is not None:

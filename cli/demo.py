@@ -24,11 +24,11 @@ def demo(
     from PIL import Image
 
     from hashret.collection import Collection
-    from hashret.evaluation import precision
+    from hashret.data.images import decode
+    from hashret.data.sources import open_source
+    from hashret.evaluation.measures import precision
     from hashret.hasher import Hasher, parse_duration
-    from hashret.images import decode
     from hashret.plots import contact_sheet
-    from hashret.sources import open_source
 
     with usage("--budget"):
         seconds = parse_duration(budget)

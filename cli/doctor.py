@@ -20,8 +20,8 @@ def doctor(
 
     Exits 1 if anything is.
     """
-    from hashret import recovery
     from hashret.collection import Collection, locate
+    from hashret.collection import repair as recovery
 
     folder = locate(collection)
     found = recovery.examine(folder)

@@ -10,8 +10,7 @@ import typer
 from hashret.cli.common import CollectionFolder, Json, Quiet, Radius, Target, chosen_radius, item_id, say, usage
 
 if TYPE_CHECKING:
-    from hashret.copies import Group
-    from hashret.store import Item
+    from hashret.results import Group, Item
 
 Judged = Annotated[str | None, typer.Argument(metavar="PATH|id:N", help="An indexed image.", show_default=False)]
 
@@ -75,7 +74,7 @@ def verdict(
 ) -> int:
     """Remember that two images are the same, or different; query, dupes, calibrate and train know it from then on."""
     from hashret.collection import Collection, locate
-    from hashret.copies import write_pairs
+    from hashret.collection.copies import write_pairs
 
     if (a is None) != (export is not None) or (a is not None and said is None):
         raise typer.BadParameter("give two images and same or different, or --export FILE")

@@ -19,8 +19,8 @@ def estimate(
 ) -> int:
     """Say how long N images take to index here, and what disk and memory they need: measured in a few seconds."""
     from hashret.codes import check_bits
-    from hashret.estimating import estimate as measure
-    from hashret.sources import open_source
+    from hashret.collection.capacity import estimate as measure
+    from hashret.data.sources import open_source
 
     with usage("--bits"):
         check_bits(bits)

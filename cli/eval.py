@@ -30,8 +30,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> int:
     """Measure how well codes find the images that have the label of a query, and how healthy the codes are."""
-    from hashret import protocols
     from hashret.cli.model import load
+    from hashret.evaluation import protocols
 
     *model_dir, name = target
     if len(model_dir) > 1:

@@ -22,7 +22,7 @@ from hashret.cli.common import (
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
-    from hashret.collection import Indexed
+    from hashret.results import Indexed
 
 
 def index(
@@ -48,9 +48,9 @@ def index(
     A collection without a model learns the default one from SOURCE first.
     """
     from hashret.collection import Collection, locate
-    from hashret.live import make_index
-    from hashret.metadata import open_metadata
-    from hashret.sources import open_source
+    from hashret.collection.index_cache import make_index
+    from hashret.data.metadata import open_metadata
+    from hashret.data.sources import open_source
 
     place = locate(collection)
     if index is not None:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hashret.data.images import Inputs
     from hashret.hasher import Hasher
-    from hashret.images import Inputs
 
 model = typer.Typer(name="model", help="Remember, restore, draw and plot images with a model.", no_args_is_help=True)
 
@@ -38,7 +38,8 @@ def reconstruct(
     quiet: Quiet = False,
 ) -> int:
     """Show images of SOURCE over what the model remembers of them, with the squared error."""
-    from hashret import generating, plots
+    from hashret import plots
+    from hashret.tasks import generation as generating
 
     hasher = load(model_dir, collection)
     pixels, _ = read(source, hasher, n, root)
@@ -58,7 +59,7 @@ def denoise(
     quiet: Quiet = False,
 ) -> int:
     """Take the noise from an image of any size, with a `denoising` model."""
-    from hashret.restoring import denoise
+    from hashret.tasks.restoration import denoise
 
     return restore(denoise, "denoised", image, out, load(model_dir, collection), quiet)
 
@@ -71,7 +72,7 @@ def upscale(
     quiet: Quiet = False,
 ) -> int:
     """Double the resolution of an image of any size, with a `denoising` model of `corruption=downscaling`."""
-    from hashret.restoring import upscale
+    from hashret.tasks.restoration import upscale
 
     return restore(upscale, "upscaled", image, out, load(model_dir, collection), quiet)
 
@@ -95,7 +96,8 @@ def sample(
     """Draw new images from a model with a prior (vae, cvae, bernoulli-vae), or walk through what it knows."""
     import numpy as np
 
-    from hashret import generating, plots
+    from hashret import plots
+    from hashret.tasks import generation as generating
 
     if sum((between is not None, traverse is not None, manifold)) > 1:
         raise typer.BadParameter("give one of --between, --traverse and --manifold")
@@ -127,7 +129,8 @@ def plot(
     quiet: Quiet = False,
 ) -> int:
     """Plot latents, bits, distances and loss curves; labels of SOURCE only give colours."""
-    from hashret import generating, plots
+    from hashret import plots
+    from hashret.tasks import generation as generating
 
     hasher = load(model_dir, collection)
     pixels, labels = read(source, hasher, n, root)
@@ -161,7 +164,7 @@ def load(model_dir: Path | None, collection: Path | None) -> "Hasher":
 
 def read(source: str, hasher: "Hasher", n: int, root: Path | None) -> tuple["NDArray[Any]", list[str | None]]:
     """At most n images of a source, as the model sees them, drawn from all over it, and their labels."""
-    from hashret import sources
+    from hashret.data import sources
 
     size = hasher.preprocessing.height, hasher.preprocessing.width
     opened = sources.open_source(source, data_root=root)
@@ -171,7 +174,7 @@ def read(source: str, hasher: "Hasher", n: int, root: Path | None) -> tuple["NDA
 
 def pixels_of(path: Path, hasher: "Hasher") -> "Inputs":
     """An image file as the model sees it."""
-    from hashret.images import read_file
+    from hashret.data.images import read_file
 
     try:
         return hasher.preprocessing(read_file(path)).pixels
@@ -190,7 +193,7 @@ def restore(
     """Write a better image beside the one there is."""
     from PIL import Image as Pillow
 
-    from hashret.images import decode, read_file
+    from hashret.data.images import decode, read_file
 
     try:
         pixels = decode(read_file(image)).pixels

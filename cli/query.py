@@ -25,7 +25,8 @@ from hashret.errors import HashretError
 
 if TYPE_CHECKING:
     from hashret.client import Client
-    from hashret.collection import Collection, Hit
+    from hashret.collection import Collection
+    from hashret.results import Hit
 
 TOGETHER = 256  # queries answered in one search
 
@@ -61,8 +62,8 @@ def query(
 
     from hashret.client import Client
     from hashret.collection import Collection, locate
-    from hashret.ranking import check_rank
-    from hashret.sources import batches
+    from hashret.collection.ranking import check_rank
+    from hashret.parallel import batches
 
     with usage("--rank"):
         check_rank(rank)
@@ -98,7 +99,7 @@ def query(
 
 def _queries(texts: list[str], collection: "Collection | Client") -> Iterator[_Query]:
     """What is asked for, one after the other; what cannot be read is a query too, so that the others are answered."""
-    from hashret.images import MAX_BYTES, SUFFIXES, read_file
+    from hashret.data.images import MAX_BYTES, SUFFIXES, read_file
 
     for text in texts:
         try:
@@ -123,8 +124,8 @@ def _weight(asked: _Query) -> float:
 
 def _records(text: str) -> Iterator[_Query]:
     """The images of a source; a file that is no source is an image, or will be said to be none."""
-    from hashret.images import read_file
-    from hashret.sources import open_source
+    from hashret.data.images import read_file
+    from hashret.data.sources import open_source
 
     try:
         source = open_source(text)

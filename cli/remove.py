@@ -8,7 +8,7 @@ import typer
 from hashret.cli.common import CollectionFolder, Json, Quiet, item_id, say
 
 if TYPE_CHECKING:
-    from hashret.collection import Indexed
+    from hashret.results import Indexed
 
 
 def remove(

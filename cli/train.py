@@ -53,8 +53,8 @@ def train(
     The model goes into the collection, which must have no items yet, or with -o into a folder of its own.
     """
     from hashret.collection import locate
+    from hashret.data.images import Preprocessing
     from hashret.hasher import FILES, Hasher, parse_duration
-    from hashret.images import Preprocessing
 
     with usage("model, head, bits or settings"):
         hasher = Hasher(model, bits, head, **parse_settings(setting or []))

@@ -19,7 +19,7 @@ def export(
 ) -> int:
     """Write codes, ids, paths, labels and metadata of all items to a file."""
     from hashret.collection import Collection, locate
-    from hashret.transfer import format_of
+    from hashret.collection.export import format_of
 
     with usage("--format"):
         kind = format_of(out, kind)
@@ -41,8 +41,8 @@ def import_(
 ) -> int:
     """Take the items of an exported file into a collection of the same model, or into a new one."""
     from hashret.collection import Collection, locate
+    from hashret.collection.export import read
     from hashret.hasher import Hasher
-    from hashret.transfer import read
 
     place = locate(collection)
     with usage("FILE"):

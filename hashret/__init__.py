@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hashret.client import Client
-    from hashret.collection import Collection, Hit
+    from hashret.collection import Collection
     from hashret.errors import HashretError
     from hashret.hasher import Hasher
+    from hashret.results import Hit
 
 __version__ = "0.1.0"
 __all__ = ["Client", "Collection", "Hasher", "HashretError", "Hit", "__version__"]
@@ -22,7 +23,7 @@ _HOMES = {
     "Collection": "hashret.collection",
     "Hasher": "hashret.hasher",
     "HashretError": "hashret.errors",
-    "Hit": "hashret.collection",
+    "Hit": "hashret.results",
 }
 
 

@@ -7,14 +7,11 @@ from typing import Any, Self
 import numpy as np
 
 from hashret import errors
-from hashret.calibration import TARGET, Calibration
 from hashret.codes import Codes, check_codes, from_hex, to_hex
-from hashret.collection import Hit
-from hashret.copies import Group
+from hashret.data.images import as_batch, content_bytes, to_content
 from hashret.errors import HashretError
-from hashret.images import as_batch, content_bytes, to_content
+from hashret.results import TARGET, Calibration, Group, Hit, Item
 from hashret.service import MOST_HITS, MOST_K, MOST_QUERIES
-from hashret.store import Item
 
 _ERRORS: dict[str, type[Exception]] = {
     "ValueError": ValueError,

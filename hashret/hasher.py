@@ -28,21 +28,21 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 import hashret
-from hashret.arrays import numbers_of
 from hashret.codes import Codes, check_bits, pack
-from hashret.config import FORMAT as FORMAT
-from hashret.config import damaged_model, read_config
-from hashret.errors import HashretError
-from hashret.files import make_folder, put_in_place
-from hashret.images import Inputs, as_batch, to_content
+from hashret.data.arrays import numbers_of
+from hashret.data.images import Inputs, as_batch, to_content
+from hashret.data.sources import Labelled, open_source, sample
+from hashret.data.vectors import AnyPreprocessing, describe, stored_preprocessing
+from hashret.durable import make_folder, put_in_place
+from hashret.errors import HashretError, choose
+from hashret.heads.heads import HEADS, Head, check_head
+from hashret.model_folder import FORMAT as FORMAT
+from hashret.model_folder import damaged_model, read_config
 from hashret.models import MODELS
-from hashret.models.base import FOR_VECTORS, Member, choose
-from hashret.models.heads import HEADS, Head, check_head
+from hashret.models.base import FOR_VECTORS, Member
 from hashret.models.networks import Shape, folded
-from hashret.progress import Progress
-from hashret.sources import Labelled, batches, in_order, open_source, sample
-from hashret.training import Pairs, Training, device, split, tensor_bytes, to_input, train
-from hashret.vectors import AnyPreprocessing, describe, stored_preprocessing
+from hashret.parallel import Progress, batches, in_order
+from hashret.training.loop import Pairs, Training, device, split, tensor_bytes, to_input, train
 
 DEFAULT_MODEL = "contrastive"
 PASS, PASS_NUMBERS = 1000, 2**21  # images in one forward pass, at most, and the numbers that they have together
@@ -66,7 +66,7 @@ class Hasher:
     """Turns images into codes. Make one, `fit` it to images without labels, then `encode`.
 
     `model` is a name of `hashret.models.MODELS`, `bits` the width of a code (a multiple of 8 from 8 to 1024), `head`
-    a name of `hashret.models.heads.HEADS` or None for the member's own, and `settings` are the member's keyword
+    a name of `hashret.heads.heads.HEADS` or None for the member's own, and `settings` are the member's keyword
     arguments, such as `network="mlp"` or `width=64`. Raises ValueError for a name or a value that does not exist.
     """
 
@@ -115,7 +115,7 @@ class Hasher:
         that are come together, those of others go apart. `init` is a hasher whose encoder, which must be alike, and
         decoder, as far as it is, are begun with; if it is of the same model, its settings hold where none are given;
         with `steps` of 0 only the head is learned anew. `rates` (`batch`, `learning_rate`, `weight_decay`, `compiled`),
-        `checkpoint` and `resume` are those of `hashret.training.train`.
+        `checkpoint` and `resume` are those of `hashret.training.loop.train`.
         Raises HashretError when the images are too few or lack labels that are needed, and ValueError for impossible
         values.
         """

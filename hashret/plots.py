@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
-from hashret.images import decode, to_content
+from hashret.data.images import decode, to_content
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hashret.collection import Hit
+    from hashret.results import Hit
 
 INK, QUIET, ACCENT, OTHER = "#1c2430", "#6b7684", "#2f6fdb", "#e07a3f"
 KINDS = ("#5aa39a", "#b287b8", "#c2a13a", "#8a97a6", "#c97b84")  # of several things that matter less

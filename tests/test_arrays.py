@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hashret.data.sources import Record, Source, open_source
 from hashret.errors import HashretError
-from hashret.sources import Record, Source, open_source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 12, 9), np.uint8)
 LABELS = np.arange(300) % 10
@@ -318,7 +318,7 @@ def run(code: str, **environment: str) -> str:
 @pytest.mark.parametrize("name", ["fashion-mnist:test", "cifar10"])
 def test_without_network_the_files_to_fetch_are_named(tmp_path: Path, name: str) -> None:
     nowhere = "http://127.0.0.1:9"
-    code = f"from hashret.sources import open_source; open_source({name!r})"
+    code = f"from hashret.data.sources import open_source; open_source({name!r})"
     last = run(code, https_proxy=nowhere, http_proxy=nowhere, XDG_CACHE_HOME=str(tmp_path))
     assert "HashretError" in last and "could not be downloaded" in last and "Connection refused" in last
     root = tmp_path / "hashret"
@@ -335,11 +335,13 @@ def test_without_network_the_files_to_fetch_are_named(tmp_path: Path, name: str)
 def test_a_torchvision_that_does_not_fit_torch_is_explained(tmp_path: Path, error: str) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(f"raise {error}\n")
-    last = run("from hashret.sources import open_source; open_source('mnist')", PYTHONPATH=str(tmp_path))
+    last = run("from hashret.data.sources import open_source; open_source('mnist')", PYTHONPATH=str(tmp_path))
     assert last.startswith("hashret.errors.HashretError: torch and torchvision do not fit together")
     assert last.endswith("install them as a pair, pip install --upgrade torch torchvision")
 
 
 def test_sources_import_neither_torchvision_nor_scikit_learn() -> None:
-    code = "import sys, hashret.sources; sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'sklearn')))"
+    code = (
+        "import sys, hashret.data.sources; sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'sklearn')))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

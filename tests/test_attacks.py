@@ -27,8 +27,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashret import images
 from hashret.collection import Collection
+from hashret.data import images
 from hashret.hasher import Hasher
 
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")

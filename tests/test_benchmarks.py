@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hashret.errors import HashretError
-from hashret.evaluation import mean_average_precision
+from hashret.evaluation.measures import mean_average_precision
 from hashret.hasher import Hasher
 from hashret.indexes.threads import get_threads
 

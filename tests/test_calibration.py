@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashret.calibration import KINDS, SIDE, Calibration, alter, from_copies, from_pairs
 from hashret.codes import Codes, hamming
+from hashret.collection.calibration import KINDS, SIDE, alter, from_copies, from_pairs
 from hashret.errors import HashretError
+from hashret.results import Calibration
 
 RNG = np.random.default_rng(0)
 BITS = 16

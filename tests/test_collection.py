@@ -26,14 +26,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashret import collection as collection_module
-from hashret import ingest, live, searching
 from hashret.codes import Codes, hamming
-from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingContents, locate
+from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingContents, ingest, locate
+from hashret.collection import collection as collection_module
+from hashret.collection import index_cache as live
+from hashret.collection import search as searching
+from hashret.data.images import content_bytes
 from hashret.errors import HashretError
-from hashret.evaluation import health
+from hashret.evaluation.measures import health
 from hashret.hasher import Hasher
-from hashret.images import content_bytes
 
 Pixels = NDArray[np.uint8]
 NONE = {"added": 0, "unchanged": 0, "updated": 0, "removed": 0, "failed": 0, "decoded": 0, "ignored": 0}

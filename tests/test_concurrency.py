@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
 from hashret.collection import Collection
+from hashret.collection.ingest import COLLECT_EVERY, rarely_collected
 from hashret.hasher import Hasher
-from hashret.ingest import COLLECT_EVERY, rarely_collected
 
 SECONDS = 60 if "HASHRET_SOAK" in os.environ else 3
 READERS = 4  # processes, and as many threads

@@ -14,9 +14,10 @@ from PIL import Image
 
 from hashret.codes import hamming
 from hashret.collection import Collection
-from hashret.copies import Group, read_pairs, write_pairs
+from hashret.collection.copies import read_pairs, write_pairs
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
+from hashret.results import Group
 
 
 @cache

@@ -21,7 +21,7 @@ from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit, Indexed
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.store import Store
+from hashret.stores.sqlite import Store
 
 SOAK = "HASHRET_SOAK" in os.environ
 ROWS, BATCH = 1500, 50  # how many images there are, and how many are committed together
@@ -31,7 +31,7 @@ KILLS = 90 if SOAK else 9  # of each kind of work
 WORKSHOP = """
 import json, os, signal, sys, time
 import numpy as np, torch
-from hashret import collection, ingest
+from hashret.collection import collection, ingest
 from hashret.collection import Collection
 from hashret.hasher import Hasher
 from hashret.indexes import set_threads

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hashret import duplicates
 from hashret.codes import Codes, hamming
-from hashret.duplicates import connected, groups, stars
+from hashret.collection import grouping as duplicates
+from hashret.collection.grouping import connected, groups, stars
 
 Pairs = NDArray[np.int64]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashret import estimating
 from hashret.collection import Collection
+from hashret.collection import capacity as estimating
+from hashret.collection.capacity import Estimate, estimate
 from hashret.errors import HashretError
-from hashret.estimating import Estimate, estimate
 from hashret.hasher import Hasher
 
 

@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 from hashret.cli.app import run
 from hashret.cli.eval import NAMES
 from hashret.collection import Collection
+from hashret.evaluation.protocols import CHOICES, PROTOCOLS, choose_protocol, evaluate
 from hashret.hasher import Hasher
-from hashret.protocols import CHOICES, PROTOCOLS, choose_protocol, evaluate
 
 Command = Callable[..., tuple[int, str, str]]
 

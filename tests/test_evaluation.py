@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy.stats import entropy
 from sklearn.metrics import average_precision_score
 
-from hashret import evaluation
 from hashret.codes import Codes, hamming, pack, unpack
-from hashret.evaluation import (
+from hashret.evaluation import measures as evaluation
+from hashret.evaluation.measures import (
     Counts,
     average_precision,
     count_labels,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hashret import filters
 from hashret.errors import HashretError
-from hashret.store import Content, Store
+from hashret.stores import filters
+from hashret.stores.sqlite import Content, Store
 
 MODEL = "a" * 64
 METADATA: list[dict[str, Any] | None] = [

@@ -1,4 +1,4 @@
-"""What models can do besides codes: `hashret.generating`, `hashret.restoring` and their pictures."""
+"""What models can do besides codes: `hashret.tasks.generation`, `hashret.tasks.restoration` and their pictures."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from hashret import generating, plots, restoring
+from hashret import plots
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS
+from hashret.tasks import generation as generating
+from hashret.tasks import restoration as restoring
 
 DIGITS: NDArray[np.uint8] = (load_digits().images * 15.9375).astype(np.uint8)  # (1797, 8, 8)
 NAMES = [str(label) for label in load_digits().target]

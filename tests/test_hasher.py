@@ -22,13 +22,13 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hashret.codes import Codes, hamming, pack, to_hex
+from hashret.data.images import Preprocessing
 from hashret.errors import HashretError
 from hashret.hasher import FORMAT, IN_TURNS, SMALL_BATCH, Hasher, parse_duration
-from hashret.images import Preprocessing
+from hashret.heads.heads import HEADS
 from hashret.models import MODELS, Member
-from hashret.models.heads import HEADS
 from hashret.models.vae import VariationalAutoencoder
-from hashret.training import split, to_input
+from hashret.training.loop import split, to_input
 
 Pixels = NDArray[np.uint8]
 

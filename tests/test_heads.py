@@ -22,9 +22,9 @@ from torch import Tensor
 
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.models import heads
-from hashret.models.anchors import STEPS, anchors_for, graph_coordinates, k_means, lifted_rotation, ties
-from hashret.models.heads import CLEAR, HEADS, Head, check_head
+from hashret.heads import heads
+from hashret.heads.anchors import STEPS, anchors_for, graph_coordinates, k_means, lifted_rotation, ties
+from hashret.heads.heads import CLEAR, HEADS, Head, check_head
 
 DIGITS = (load_digits().images / 16).astype(np.float32)  # (1797, 8, 8) in [0, 1]
 PIXELS = (load_digits().images * 15.9375).astype(np.uint8)

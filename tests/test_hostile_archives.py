@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashret import ingest
-from hashret.collection import Collection
+from hashret.collection import Collection, ingest
+from hashret.data.images import MAX_BYTES
+from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.images import MAX_BYTES
-from hashret.sources import open_source
 
 SOAK = "HASHRET_SOAK" in os.environ
 

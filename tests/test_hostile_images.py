@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashret import images
 from hashret.collection import Collection
+from hashret.data import images
+from hashret.data.images import decode
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.images import decode
 
 SOAK = "HASHRET_SOAK" in os.environ
 MUTANTS, GOOD = (10_000, 200) if SOAK else (1000, 20)
@@ -279,7 +279,7 @@ def test_what_takes_too_much_memory_now_is_not_called_broken(tmp_path: Path) -> 
     (tmp_path / "large.png").write_bytes(save(Image.new("RGB", (9000, 9000)), "PNG"))
     work = (
         "import resource, sys; from pathlib import Path; from hashret.errors import HashretError\n"
-        "from hashret.images import decode, read_file\n"
+        "from hashret.data.images import decode, read_file\n"
         "data = read_file(sys.argv[1])\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**27,) * 2)\n"

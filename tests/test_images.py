@@ -17,9 +17,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashret import images
+from hashret.data import images
+from hashret.data.images import MAX_BYTES, Preprocessing, content_bytes, decode, has_colour, resize, sha256, to_content
 from hashret.errors import HashretError
-from hashret.images import MAX_BYTES, Preprocessing, content_bytes, decode, has_colour, resize, sha256, to_content
 
 Pixels = NDArray[np.uint8]
 sides = st.integers(1, 40)

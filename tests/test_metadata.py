@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from hashret.collection import Collection
+from hashret.data.metadata import check_metadata, open_metadata
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.metadata import check_metadata, open_metadata
 
 
 @cache

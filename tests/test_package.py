@@ -20,16 +20,16 @@ FORBIDDEN = {
     "hashret.cli": HEAVY - {"typer"} | {"numpy"},
     "hashret.codes": HEAVY,
     "hashret.indexes": {"torch", "torchvision", "sqlite3", "sqlite_utils", "PIL", "sklearn"},
-    "hashret.images": HEAVY - {"PIL"},
-    "hashret.sources": HEAVY - {"PIL"},
+    "hashret.data.images": HEAVY - {"PIL"},
+    "hashret.data.sources": HEAVY - {"PIL"},
     "hashret.models": HEAVY - {"torch"},
-    "hashret.training": HEAVY - {"torch"},
-    "hashret.store": {"torch", "torchvision", "faiss", "numba", "sklearn", "PIL"},
+    "hashret.training.loop": HEAVY - {"torch"},
+    "hashret.stores.sqlite": {"torch", "torchvision", "faiss", "numba", "sklearn", "PIL"},
     "hashret.collection": {"torch", "torchvision", "sklearn", "matplotlib", "typer"},
-    "hashret.contents": HEAVY - {"PIL"},
+    "hashret.collection.originals": HEAVY - {"PIL"},
     "hashret.client": {"torch", "torchvision", "sklearn", "matplotlib", "typer", "fastapi", "httpx"},
     "hashret.service.app": {"torch", "torchvision", "sklearn", "matplotlib", "typer", "uvicorn"},
-    "hashret.evaluation": HEAVY,
+    "hashret.evaluation.measures": HEAVY,
     "hashret.plots": {"matplotlib", "torch", "sqlite3"},
 }
 
@@ -81,7 +81,7 @@ def test_every_module_is_known_by_its_one_name() -> None:
         for path in (file.relative_to(ROOT) for file in (ROOT / room).rglob("*.py"))
         if room != "hashret" or path.parts[1] not in ("cli", "indexes")  # which are links
     )
-    assert {"hashret.cli.app", "hashret.indexes.bitflip", "hashret.models.vae", "hashret.store"} <= set(names)
+    assert {"hashret.cli.app", "hashret.indexes.bitflip", "hashret.models.vae", "hashret.stores.sqlite"} <= set(names)
     code = (
         "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]\n"
         "print(*(name for name in sys.modules if name.split('.')[0] in ('hashret', 'cli', 'indexes')))"

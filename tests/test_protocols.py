@@ -7,10 +7,10 @@ from sklearn.datasets import load_digits
 
 from hashret.codes import hamming
 from hashret.errors import HashretError
-from hashret.evaluation import average_precision, health, mean_average_precision
+from hashret.evaluation.measures import average_precision, health, mean_average_precision
+from hashret.evaluation.protocols import PROTOCOLS, Protocol, choose_protocol, evaluate, read_images, training_images
 from hashret.hasher import Hasher
-from hashret.progress import Progress
-from hashret.protocols import PROTOCOLS, Protocol, choose_protocol, evaluate, read_images, training_images
+from hashret.parallel import Progress
 
 DIGITS = (load_digits().images * 15).astype(np.uint8)
 LABELS = load_digits().target

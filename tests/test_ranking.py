@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashret.codes import hamming, pack
-from hashret.ranking import by_certainty, candidates, check_rank
+from hashret.collection.ranking import by_certainty, candidates, check_rank
 
 
 @settings(deadline=None)

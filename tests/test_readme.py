@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hashret.cli.app import run
+from hashret.heads.heads import HEADS
 from hashret.models import MODELS
-from hashret.models.heads import HEADS
 from hashret.models.likelihoods import LIKELIHOODS
 
 README = Path(__file__).parent.parent / "README.md"

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from hashret.cli.app import run
 from hashret.collection import Collection
+from hashret.collection.repair import Finding, examine, recover
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.pages import cells
-from hashret.recovery import Finding, examine, recover
+from hashret.stores.sqlite_pages import cells
 
 SOAK = "HASHRET_SOAK" in os.environ
 

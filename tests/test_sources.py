@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashret import sources
+from hashret.data import sources
+from hashret.data.images import MAX_BYTES, Content, Preprocessing
+from hashret.data.sources import Record, Sample, Source, open_source, sample
 from hashret.errors import HashretError
-from hashret.images import MAX_BYTES, Content, Preprocessing
-from hashret.sources import Record, Sample, Source, in_order, open_source, sample
+from hashret.parallel import in_order
 
 Pixels = NDArray[np.uint8]
 JPEG_OF_TEXT = b"Dear diary, this is no photo."

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashret.errors import HashretError
-from hashret.store import Content, Seen, Store
+from hashret.stores.sqlite import Content, Seen, Store
 
 MODEL, OTHER = "a" * 64, "b" * 64
 ROOT = "/photos/"

@@ -13,15 +13,15 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from hashret import training
 from hashret.codes import unpack
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
 from hashret.models.base import Rates
-from hashret.muon import TURN, Muon, orthogonal
-from hashret.progress import Progress
-from hashret.training import Pairs, Training, split, to_input, train
+from hashret.parallel import Progress
+from hashret.training import loop as training
+from hashret.training.loop import Pairs, Training, split, to_input, train
+from hashret.training.muon import TURN, Muon, orthogonal
 
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
 DIGITS = (load_digits().images[:300, ..., None] * 15.9375).astype(np.uint8)  # (300, 8, 8, 1)

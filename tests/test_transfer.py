@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret.collection import Collection
+from hashret.collection.export import format_of
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.transfer import format_of
 
 
 @pytest.fixture(params=["jsonl", "npz", "parquet"])

@@ -10,17 +10,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hashret import generating, restoring
 from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit
+from hashret.data.images import Preprocessing, content_bytes, decode, sha256, to_content
+from hashret.data.sources import Labelled, open_source, sample
+from hashret.data.vectors import VectorPreprocessing, describe, stored_preprocessing
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.images import Preprocessing, content_bytes, decode, sha256, to_content
 from hashret.models import MODELS
 from hashret.models.augment import augment, views
 from hashret.plots import contact_sheet
-from hashret.sources import Labelled, open_source, sample
-from hashret.vectors import VectorPreprocessing, describe, stored_preprocessing
+from hashret.tasks import generation as generating
+from hashret.tasks import restoration as restoring
 
 Vectors = NDArray[np.float32]
 RNG = np.random.default_rng(0)

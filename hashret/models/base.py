@@ -1,37 +1,28 @@
 """What all members of the family share: parts by name, the reconstruction loss, and the maths of binary bottlenecks."""
 
 import inspect
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hashret.errors import HashretError
+from hashret.errors import HashretError, choose
 from hashret.models.backbones import PREFIX, backbone
 from hashret.models.likelihoods import LIKELIHOODS
 from hashret.models.networks import NETWORKS, Network, Shape
-
-T = TypeVar("T")
 
 FOR_VECTORS = {"network": "mlp", "likelihood": "gaussian"}  # defaults of settings that images have others for
 
 
 class Rates(NamedTuple):
     """How a member is trained unless it is said otherwise: images in a step, the two rates of AdamW, and whether
-    matrices go the way of Muon instead (`hashret.muon`)."""
+    matrices go the way of Muon instead (`hashret.training.muon`)."""
 
     batch: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     muon: bool = False
-
-
-def choose(table: dict[str, T], name: str, what: str) -> T:
-    """The entry `name` of a table of parts; raises ValueError that lists the names there are."""
-    if name not in table:
-        raise ValueError(f"there is no {what} {name!r}; choose one of {', '.join(table)}")
-    return table[name]
 
 
 class Member(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.base import choose
+from hashret.errors import choose
 from hashret.models.vae import Variational
 
 

@@ -56,7 +56,7 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         them. `reconstruction` weighs the decoder's nats per pixel, of the share `remembered` of a batch, and `whole` is
         how often one of two views is the image itself, which altered copies then find more surely. −1 lets the images
         choose: 5, for what the views agree on says more, and ¾ in colour, otherwise 50 and 0. `muon` is whether
-        matrices are learned by `hashret.muon`."""
+        matrices are learned by `hashret.training.muon`."""
         width = width or (24 if in_colour(shape) else 16)
         super().__init__(shape, bits, width=width, latent=latent or max(bits, LATENT), **parts)
         if self.colour:

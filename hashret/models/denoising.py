@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.base import Member, check_for_vectors, choose
+from hashret.errors import choose
+from hashret.models.base import Member, check_for_vectors
 
 
 def _gaussian(x: Tensor, strength: float) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hashret.heads.heads import Head, anchor_graph
 from hashret.models.augment import ViewedAutoencoder
 from hashret.models.base import straight_through_sign
-from hashret.models.heads import Head, anchor_graph
 
 
 class GraphAutoencoder(ViewedAutoencoder):

@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashret import copies
 from hashret.codes import Codes, to_hex
-from hashret.collection import Collection, Hit
+from hashret.collection import Collection, copies
+from hashret.data.images import decode
 from hashret.errors import HashretError, NotFound, TooLarge
-from hashret.images import decode
+from hashret.results import Group, Hit
 from hashret.service import MOST_QUERIES
 from hashret.service.gather import Gather
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Problem
 
 if TYPE_CHECKING:
-    from hashret.store import Item
+    from hashret.results import Item
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,9 +80,7 @@ class Work:
         self.image_queries = Gather("image queries", self._answer, metrics, most=MOST_QUERIES, waiting=1024)
         self.images = Gather("images", self._encode, metrics, most=MOST_QUERIES, waiting=1024)
         self.additions = Gather("additions", self._add, metrics, most=16, waiting=64)
-        self.groupings = Gather[Callable[[], list[copies.Group]], list[copies.Group]](
-            "groupings", _call, metrics, waiting=8
-        )
+        self.groupings = Gather[Callable[[], list[Group]], list[Group]]("groupings", _call, metrics, waiting=8)
         self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)
         self.memories = Gather[Callable[[], Any], Any]("memories", _call, metrics, waiting=64)
         self.reads = Gather[Callable[[], Any], Any]("reads", _call, metrics, threads=4, waiting=512)
@@ -163,7 +161,7 @@ class Work:
 
     def remembered(self, image: bytes | int) -> tuple[bytes, str]:
         """The image that the model remembers an image, or an item, by, as `picture` gives."""
-        from hashret.generating import reconstruct
+        from hashret.tasks.generation import reconstruct
 
         hasher = self.collection.hasher
         content = self.collection.content(image) if isinstance(image, int) else image

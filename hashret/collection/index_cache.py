@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from hashret.collection.ingest import BATCH_ITEMS
 from hashret.errors import HashretError, one_line
 from hashret.indexes import INDEXES, CodeIndex, FaissIndex, Searched
-from hashret.ingest import BATCH_ITEMS
-from hashret.store import Store, damaged
+from hashret.stores.sqlite import Store, damaged
 
 
 class Live(NamedTuple):

@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
+from hashret.collection.ingest import read
+from hashret.data.images import Content, Inputs, decode
+from hashret.data.sources import Source, open_source
+from hashret.data.vectors import AnyPreprocessing
 from hashret.errors import HashretError
-from hashret.evaluation import (
+from hashret.evaluation.measures import (
     Health,
     Measures,
     Rows,
@@ -24,11 +28,7 @@ from hashret.evaluation import (
     recall_at,
     retrieval,
 )
-from hashret.images import Content, Inputs, decode
-from hashret.ingest import read
-from hashret.progress import Progress
-from hashret.sources import Source, batches, in_order, open_source
-from hashret.vectors import AnyPreprocessing
+from hashret.parallel import Progress, batches, in_order
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher

@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import check_bits
+from hashret.data.metadata import check_metadata
+from hashret.durable import put_in_place
 from hashret.errors import HashretError, one_line
-from hashret.files import put_in_place
-from hashret.metadata import check_metadata
-from hashret.sources import batches
-from hashret.store import BLOBS, Content
+from hashret.parallel import batches
+from hashret.stores.sqlite import BLOBS, Content
 
 FORMATS = {"jsonl": ".jsonl", "numpy": ".npz", "parquet": ".parquet"}
 VERSION = 1

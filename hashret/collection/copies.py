@@ -7,18 +7,19 @@ the "same" ones are, however far. The grouping itself is in `duplicates`, the ma
 import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret import duplicates
-from hashret.calibration import KINDS, SIDE, Calibration, alter, from_copies
 from hashret.codes import Codes, hamming
+from hashret.collection import grouping as duplicates
+from hashret.collection.calibration import KINDS, SIDE, alter, from_copies
+from hashret.data.images import Content, Inputs, decode, to_content
 from hashret.errors import HashretError
-from hashret.images import Content, Inputs, decode, to_content
-from hashret.sources import in_order
-from hashret.store import Item, Store
+from hashret.parallel import in_order
+from hashret.results import Calibration, Group, Item
+from hashret.stores.sqlite import Store
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 VERDICTS = ("same", "different")
 TITLES = ("path_a", "path_b", "verdict")
 POOL = 50_000  # codes, drawn from all, that altered copies are compared with
-
-
-class Group(NamedTuple):
-    """Items that are copies of one image: first the one to keep, its best path first, then the others, nearest first.
-
-    A group of one item has several paths, of equal contents.
-    """
-
-    items: list[Item]
-    distances: list[int]  # from the first
 
 
 def find_groups(store: Store, max_distance: int, by: str, keep: str) -> list[Group]:

@@ -1,7 +1,7 @@
 """Vectors as contents: embeddings, or whatever numbers describe an image, in place of its pixels.
 
 A vector goes the way of an image through sources, training, codes and collections; what is its own is here and in
-`hashret.images.to_vector`. Its picture is not known, so whatever shows pictures refuses it.
+`hashret.data.images.to_vector`. Its picture is not known, so whatever shows pictures refuses it.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hashret.data.images import Content, Prepared, Preprocessing, to_vector
 from hashret.errors import HashretError
-from hashret.images import Content, Prepared, Preprocessing, to_vector
 
 NOT_FINITE = "a vector with numbers that are not finite, or far beyond those of the training"
 

@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hashret.durable import write_durably
 from hashret.errors import HashretError
-from hashret.files import write_durably
 from hashret.models.base import Member
-from hashret.muon import Muon
-from hashret.progress import Progress
+from hashret.parallel import Progress
+from hashret.training.muon import Muon
 
 Images = NDArray[np.uint8 | np.float32]  # pixels (n, h, w, c), or vectors (n, d)
 Terms = dict[str, Tensor]  # of the loss, by name

@@ -13,41 +13,43 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hashret.arrays import DATA_SETS
-from hashret.config import read_config
+from hashret.collection.export import Header, format_of, write
+from hashret.collection.export import read as read_items
+from hashret.collection.index_cache import make_index
+from hashret.collection.ingest import (
+    BATCH_ITEMS,
+    Found,
+    decode,
+    encoded,
+    hash_contents,
+    prepare,
+    rarely_collected,
+    read,
+    weight,
+)
+from hashret.collection.judging import Judging
+from hashret.collection.opened import locked
+from hashret.data.arrays import DATA_SETS
+from hashret.data.images import Content as ImageContent
+from hashret.data.images import Inputs, as_batch, content_bytes, sha256
+from hashret.data.metadata import check_metadata, open_metadata
+from hashret.data.sources import Source, open_source
+from hashret.durable import make_folder, write_durably
 from hashret.errors import HashretError
-from hashret.evaluation import health
-from hashret.files import make_folder, write_durably
-from hashret.images import Content as ImageContent
-from hashret.images import Inputs, as_batch, content_bytes, sha256
-from hashret.ingest import BATCH_ITEMS, Found, decode, encoded, hash_contents, prepare, rarely_collected, read, weight
-from hashret.judging import Judging
-from hashret.live import make_index
-from hashret.metadata import check_metadata, open_metadata
-from hashret.opened import locked
-from hashret.progress import Progress
-from hashret.searching import Hit as Hit
-from hashret.sources import Source, batches, in_order, open_source
-from hashret.store import BLOBS, Content, Failure, Place, Seen, Store, damaged
-from hashret.transfer import Header, format_of, write
-from hashret.transfer import read as read_items
+from hashret.evaluation.measures import health
+from hashret.model_folder import read_config
+from hashret.parallel import Progress, batches, in_order
+from hashret.results import Failure, Indexed, IndexReport
+from hashret.results import Hit as Hit
+from hashret.stores.sqlite import BLOBS, Content, Place, Seen, Store, damaged
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
 HEALTH_CODES = 1_000_000  # that `info` looks at
-
-
-class Indexed(NamedTuple):
-    """What became of one path: "added", "updated", "unchanged", "removed" or "failed", with the reason for that."""
-
-    path: str
-    status: str
-    id: int | None = None
-    reason: str | None = None
 
 
 class MissingContents(HashretError):
@@ -59,27 +61,6 @@ class MissingContents(HashretError):
             f"them where they are with hashret index SOURCE --prune, or forget them with hashret reindex --drop-missing"
         )
         self.paths = paths
-
-
-class IndexReport(NamedTuple):
-    """How many paths were added, were there already, led to a new content, were forgotten, and could not be read.
-
-    `failures` are the paths, with reasons, that could not be read in this run; `failed` also counts the ones that an
-    earlier run found so and that have not changed. `decoded` counts the images that had to be decoded, and `ignored`
-    the files that were passed over because of their names. `described` counts the items whose metadata changed, and
-    `unmatched` the rows of metadata that name no image of this source.
-    """
-
-    added: int
-    unchanged: int
-    updated: int
-    removed: int
-    failed: int
-    decoded: int
-    ignored: int
-    failures: list[tuple[str, str]]
-    described: int = 0
-    unmatched: int = 0
 
 
 class Collection(Judging):
@@ -135,7 +116,7 @@ class Collection(Judging):
 
         Files of the size and time they had are not read again, contents that are known are not decoded again, and
         what could not be read is not tried again until it changes. `metadata` is a dict for each name in the source, or
-        a file, or else what lies beside the source (see `hashret.metadata`); a row replaces what was known of its
+        a file, or else what lies beside the source (see `hashret.data.metadata`); a row replaces what was known of its
         image, and of several rows for equal images the first counts. `prune` forgets paths recorded under this source
         that are no longer there, and refuses if the source is empty or more than half would go, unless `force`.
         `committed` is called with what each batch did once that is durable: at most 1,000 items or one second.
@@ -307,7 +288,7 @@ class Collection(Judging):
     def export(self, path: str | os.PathLike[str], kind: str | None = None) -> int:
         """Write all items, with codes, paths and metadata, as "jsonl", "parquet" or "numpy"; how many they are.
 
-        The format is that of the suffix if none is named; see `hashret.transfer` for what is in them.
+        The format is that of the suffix if none is named; see `hashret.collection.export` for what is in them.
         """
         out = Path(path)
         kind = format_of(out, kind)

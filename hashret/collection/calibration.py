@@ -9,9 +9,7 @@ it is the precision among pairs such as those.
 """
 
 import io
-import json
 import math
-from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,61 +17,10 @@ from PIL import Image, ImageEnhance
 
 from hashret.codes import Codes, hamming
 from hashret.errors import HashretError
+from hashret.results import Calibration
 
 KINDS = ("cropped", "resized", "jpeg", "brighter", "turned")
 SIDE = 512  # pixels of an altered copy, at most
-TARGET = 0.95  # the precision that a radius is chosen for, if no other is asked for
-Counts = NDArray[np.float64]  # (bits + 1,), one for each distance or radius
-
-
-class Calibration(NamedTuple):
-    """How many copies of images, and how many other images, were found at each distance from 0 to bits."""
-
-    source: str  # what the copies were: "altered copies", "verdicts", or a file of pairs
-    copies: dict[str, list[int]]  # by kind
-    others: list[float]
-    items: int | None  # among which the others were; None for judged pairs, where it does not matter
-
-    @property
-    def recall(self) -> Counts:
-        """The share of copies within each radius, (bits + 1,)."""
-        return _share(np.sum(list(self.copies.values()), axis=0))
-
-    @property
-    def recalls(self) -> dict[str, Counts]:
-        """The same for each kind of copies."""
-        return {kind: _share(np.array(found)) for kind, found in self.copies.items()}
-
-    def precision(self, items: int | None = None) -> Counts:
-        """The share of copies in what lies within each radius, (bits + 1,), among so many items, if not as many as
-        there were; 1 where nothing lies within it."""
-        right = np.sum(list(self.copies.values()), axis=0).cumsum()
-        wrong = np.cumsum(self.others)
-        if items is not None and self.items is not None:
-            wrong = wrong * max(0, items - 1) / max(1, self.items - 1)
-        shown = right + wrong
-        return np.asarray(np.divide(right, shown, out=np.ones(len(shown)), where=shown > 0))
-
-    def radius(self, target: float = TARGET, items: int | None = None) -> int:
-        """The radius that finds most copies at this precision or better, among so many items; of several the least.
-
-        Raises HashretError if there is none, and ValueError for a target that is no share.
-        """
-        if not 0 < target <= 1:
-            raise ValueError(f"a target is a precision above 0 and at most 1, not {target!r}")
-        precision = self.precision(items)
-        good = np.flatnonzero((precision >= target) & (self.recall > 0))
-        if not len(good):
-            best = precision[self.recall > 0].max()
-            raise HashretError(f"no radius has precision {target:g}: the best there is has {best:.3f}, so aim lower")
-        return int(np.searchsorted(self.recall, self.recall[good[-1]]))
-
-    def to_json(self) -> str:
-        return json.dumps(self._asdict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        return cls(**json.loads(text))
 
 
 def from_pairs(source: str, a: Codes, b: Codes, same: NDArray[np.bool_]) -> Calibration:
@@ -132,8 +79,3 @@ def alter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> list[NDArray[n
     x, y = (min(math.ceil(slope * other / 2), (side - 1) // 2) for side, other in ((width, height), (height, width)))
     turned = turned.crop((x, y, width - x, height - y))
     return [np.asarray(one) for one in (cropped, resized, Image.open(file), brighter, turned)]
-
-
-def _share(found: NDArray[np.int64]) -> Counts:
-    """The share that is found within each radius."""
-    return np.asarray(found.cumsum() / max(1, found.sum()), np.float64)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hashret.data.metadata import is_key
 from hashret.errors import HashretError, one_line
-from hashret.metadata import is_key
 
 SECONDS = 1.0
 MAX_CHARACTERS = 10_000

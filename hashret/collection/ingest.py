@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hashret.data.images import Content, Inputs, Prepared, sha256, to_content
+from hashret.data.sources import Record, Source
+from hashret.data.vectors import AnyPreprocessing, describe
 from hashret.errors import HashretError
-from hashret.images import Content, Inputs, Prepared, sha256, to_content
-from hashret.sources import Record, Source, batches, in_order
-from hashret.store import Seen, Store
-from hashret.vectors import AnyPreprocessing, describe
+from hashret.parallel import batches, in_order
+from hashret.stores.sqlite import Seen, Store
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher

@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hashret.data.images import MAX_BYTES, MAX_PIXELS, Inputs, read_npy_header, to_float32
 from hashret.errors import HashretError, one_line
-from hashret.images import MAX_BYTES, MAX_PIXELS, Inputs, read_npy_header, to_float32
 
 MAX_NUMBERS = 2**16  # in a vector
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10")

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hashret.data.images import Inputs
 from hashret.errors import HashretError
 from hashret.hasher import Hasher, passes
-from hashret.images import Inputs
 from hashret.models.base import Member
 from hashret.models.cvae import ConditionalVariationalAutoencoder
 from hashret.models.vae import VariationalAutoencoder
-from hashret.training import device, to_input
+from hashret.training.loop import device, to_input
 
 Pixels = NDArray[np.uint8]
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hashret.calibration import TARGET, Calibration, from_pairs
 from hashret.codes import Codes
-from hashret.copies import VERDICTS, Group, calibrate_by_altering, find_groups
+from hashret.collection.calibration import from_pairs
+from hashret.collection.copies import VERDICTS, calibrate_by_altering, find_groups
+from hashret.collection.ingest import prepare, read
+from hashret.collection.search import Searching
+from hashret.data.images import Content as ImageContent
+from hashret.data.images import sha256, to_content
 from hashret.errors import HashretError, NotFound
-from hashret.images import Content as ImageContent
-from hashret.images import sha256, to_content
 from hashret.indexes.protocol import check_count
-from hashret.ingest import prepare, read
-from hashret.progress import Progress
-from hashret.searching import Searching
-from hashret.sources import in_order
+from hashret.parallel import Progress, in_order
+from hashret.results import TARGET, Calibration, Group
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher

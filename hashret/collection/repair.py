@@ -14,13 +14,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hashret.collection.opened import locked
+from hashret.durable import put_in_place, sync
 from hashret.errors import HashretError
-from hashret.files import put_in_place, sync
 from hashret.hasher import Hasher
 from hashret.indexes import INDEXES
-from hashret.opened import locked
-from hashret.pages import Cell, cells
-from hashret.store import BLOBS, Store
+from hashret.stores.sqlite import BLOBS, Store
+from hashret.stores.sqlite_pages import Cell, cells
 
 
 class Finding(NamedTuple):

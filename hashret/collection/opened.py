@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Self
 from filelock import FileLock, Timeout
 
 from hashret.codes import Codes
-from hashret.contents import Contents
+from hashret.collection.index_cache import LiveIndex, make_index
+from hashret.collection.originals import Contents
+from hashret.data.images import Content as ImageContent
+from hashret.data.images import read_file
+from hashret.data.sources import Record, Source, open_source
 from hashret.errors import HashretError, NotFound
-from hashret.images import Content as ImageContent
-from hashret.images import read_file
-from hashret.live import LiveIndex, make_index
-from hashret.sources import Record, Source, open_source
-from hashret.store import BLOBS, Item, Store, damaged, sqlite_errors
+from hashret.results import Item
+from hashret.stores.sqlite import BLOBS, Store, damaged, sqlite_errors
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher

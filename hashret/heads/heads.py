@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hashret.errors import HashretError
-from hashret.models.anchors import anchors_for, blocks, excess, graph_coordinates, k_means, lifted_rotation, placed
-from hashret.models.base import choose
+from hashret.errors import HashretError, choose
+from hashret.heads.anchors import anchors_for, blocks, excess, graph_coordinates, k_means, lifted_rotation, placed
 
 Values = NDArray[np.float32]
 
@@ -199,7 +198,7 @@ def _graph(values: Tensor, most: int, some: Tensor, generator: torch.Generator) 
 
 def anchor_graph(values: Values, bits: int, seed: int) -> Head:
     """Signs of the rotated coordinates in a graph between the images and their anchors (Liu, Wang, Kumar and Chang
-    2011), as `hashret.models.anchors` has it."""
+    2011), as `hashret.heads.anchors` has it."""
     generator = torch.Generator().manual_seed(seed)
     mean = _mean(values)
     centred = torch.from_numpy(values) - mean.float()

@@ -20,13 +20,13 @@ import numpy as np
 from PIL import Image
 
 from hashret.collection import Collection
+from hashret.collection.ingest import BATCH_ITEMS
+from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.indexes import BitFlipIndex
 from hashret.indexes.protocol import check_count
-from hashret.ingest import BATCH_ITEMS
-from hashret.sources import open_source
-from hashret.store import Content, Store
+from hashret.stores.sqlite import Content, Store
 
 SECONDS = 3.0  # of indexing, at least
 FIRST, TOGETHER = 32, 300  # images to warm up with, and images that are timed together

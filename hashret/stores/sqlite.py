@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from sqlite_utils import Database
 
 from hashret.codes import Codes
+from hashret.durable import put_in_place
 from hashret.errors import HashretError, one_line
-from hashret.files import put_in_place
-from hashret.filters import matching
+from hashret.results import Failure, Item
+from hashret.stores.filters import matching
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -117,28 +118,6 @@ class Place(NamedTuple):
     root: str
     name: str
     item_id: int | None
-
-
-class Failure(NamedTuple):
-    """A path that could not be read, why, and when that was found."""
-
-    path: str
-    reason: str
-    seen: str
-
-
-class Item(NamedTuple):
-    """One content and where it lies."""
-
-    id: int
-    sha256: str
-    width: int
-    height: int
-    bytes: int
-    added: str
-    metadata: dict[str, Any] | None
-    paths: list[str]
-    label: str | None
 
 
 class Changes(NamedTuple):

@@ -7,29 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_codes
+from hashret.collection.ingest import BATCH_ITEMS
+from hashret.collection.opened import Opened
+from hashret.collection.ranking import Near, by_certainty, candidates, check_rank
+from hashret.data.images import as_batch, sha256, to_content
 from hashret.errors import HashretError, NotFound
-from hashret.images import as_batch, sha256, to_content
 from hashret.indexes import CodeIndex, Searched
 from hashret.indexes.protocol import check_count
-from hashret.ingest import BATCH_ITEMS
-from hashret.opened import Opened
-from hashret.ranking import Near, by_certainty, candidates, check_rank
-from hashret.store import Item
+from hashret.results import Hit, Item
 
 KNOWN_ITEMS = 100_000  # that are kept in memory for the next query: some 65 MB
-
-
-class Hit(NamedTuple):
-    """A similar image: `distance` in bits, and where it lies; `path` is the first of `paths`. `score` is what it is
-    ordered by where that is not the distance."""
-
-    distance: int
-    id: int
-    path: str | None
-    paths: list[str]
-    label: str | None
-    metadata: dict[str, Any] | None
-    score: float | None = None
 
 
 class Nearest(NamedTuple):

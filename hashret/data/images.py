@@ -2,7 +2,7 @@
 
 A *content* is what an image is known by: a file's bytes, or an array of pixels. `decode` makes upright pixels of
 either; `Preprocessing` makes of either the small picture that a model sees, and the same one whichever form it came in.
-A content may also be a vector, which `hashret.vectors` prepares; here it only has its bytes.
+A content may also be a vector, which `hashret.data.vectors` prepares; here it only has its bytes.
 The file is longer than most because nothing outside it may decode, resize or hash an image in another way.
 """
 

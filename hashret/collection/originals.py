@@ -10,9 +10,9 @@ from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
+from hashret.data.images import Content, read_file, sha256
+from hashret.data.sources import Source, open_source
 from hashret.errors import HashretError
-from hashret.images import Content, read_file, sha256
-from hashret.sources import Source, open_source
 
 OPEN = 2  # archives and arrays that are kept open
 

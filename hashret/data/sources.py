@@ -15,18 +15,16 @@ import statistics
 import tarfile
 import time
 import zipfile
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.arrays import (
+from hashret.data.arrays import (
     DATA_SETS,
     ImageArray,
     open_data_set,
@@ -37,8 +35,7 @@ from hashret.arrays import (
     reading,
     rows_of,
 )
-from hashret.errors import HashretError, one_line
-from hashret.images import (
+from hashret.data.images import (
     MAX_BYTES,
     SUFFIXES,
     Content,
@@ -50,7 +47,9 @@ from hashret.images import (
     resize,
     to_vector,
 )
-from hashret.vectors import NOT_FINITE, VectorPreprocessing
+from hashret.data.vectors import NOT_FINITE, VectorPreprocessing
+from hashret.errors import HashretError, one_line
+from hashret.parallel import in_order
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -366,72 +365,6 @@ class Labelled(Source):
             raise ValueError(f"there are {more} the {len(self._labels)} images that labels were given for")
 
 
-def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] | None = None) -> Iterator[list[T]]:
-    """Lists of `size` items, or fewer that together weigh 1 or more, the last one shorter."""
-    items = iter(items)
-    if weigh is None:
-        yield from iter(lambda: list(islice(items, size)), [])
-        return
-    batch, weight = list[T](), 0.0
-    for item in items:
-        batch.append(item)
-        weight += weigh(item)
-        if len(batch) == size or weight >= 1:
-            yield batch
-            batch, weight = [], 0.0
-    if batch:
-        yield batch
-
-
-def in_order(
-    function: Callable[[T], R],
-    items: Iterable[T],
-    *,
-    threads: int | None = None,
-    ahead: int = 64,
-    weigh: Callable[[T], float] = lambda item: 1,
-    helping: bool = False,
-) -> Generator[R, None, None]:
-    """`function` of each item, from a pool of threads, in the order of the items.
-
-    `items` is taken in the caller's thread, at most `ahead` items before the result that is given out, or fewer that
-    together weigh as much. An error in either comes out in its place. Closing the generator drops what has not begun
-    and waits for what has. With `helping` the caller's thread is one of the pool's, for it does what has not begun
-    while it would have to wait: where taking the items and using the results is much of the work, no core is asked to
-    do two things at once.
-    """
-    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    most, weight = max(ahead, threads), 0.0
-    pending: deque[tuple[Future[R], T, float]] = deque()
-    pool = ThreadPoolExecutor(max(1, threads - helping), thread_name_prefix="hashret-order")
-
-    def first() -> R:
-        while helping and not pending[0][0].done():
-            mine = next((i for i, (future, *_) in enumerate(pending) if future.cancel()), None)
-            if mine is None:
-                break
-            done: Future[R] = Future()
-            _, item, weighs = pending[mine]
-            try:
-                done.set_result(function(item))
-            except Exception as error:
-                done.set_exception(error)
-            pending[mine] = done, item, weighs
-        return pending.popleft()[0].result()
-
-    try:
-        for item in items:
-            pending.append((pool.submit(function, item), item, weigh(item)))
-            weight += pending[-1][2]
-            while weight >= most:
-                weight -= pending[0][2]
-                yield first()
-        while pending:
-            yield first()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 class Sample(NamedTuple):
     """Images chosen from a source, as the chosen preprocessing makes them: uint8 (n, height, width, channels). Vectors
     are float32 (n, d), and as they are in the source.
@@ -473,7 +406,7 @@ def sample(
     width). Without it, images that all have one size with sides up to 32 keep that; others become squares of 32, or of
     the median short side where that is smaller, but at least 8 (the median is not waited for, and the side is 32, once
     the originals of images larger than 32 fill the quarter gigabyte). The model sees colour when any image has some
-    (`hashret.images.has_colour`). `progress` is told how many records were seen. The same seed gives the same sample.
+    (`images.has_colour`). `progress` is told how many records were seen. The same seed gives the same sample.
     Raises HashretError when there is no image or none that can be read, or a size for vectors, ValueError for an
     impossible size or limit.
     """

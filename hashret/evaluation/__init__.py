@@ -1,0 +1,1 @@
+"""How good codes are: measures, and named protocols."""

@@ -1,0 +1,1 @@
+"""Heads: from real numbers to bits."""

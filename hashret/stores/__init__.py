@@ -1,0 +1,1 @@
+"""Stores: where items live. No other room speaks SQL."""

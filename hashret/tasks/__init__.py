@@ -1,0 +1,1 @@
+"""What models do besides codes: reconstruct, denoise, upscale, sample."""

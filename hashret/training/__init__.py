@@ -1,0 +1,1 @@
+"""Training: the loop that all members share, and its optimisers."""
