@@ -17,7 +17,7 @@ Counts = NDArray[np.float64]  # (bits + 1,), one for each distance or radius
 class Root(str):
     """What paths are recorded under: the text in front of each name, which together make the whole path.
 
-    A folder's ends in "/", an archive's in "!/", that of the rows of a file or a data set in "#". `BLOBS` is the root of
+    A folder's ends in "/", an archive's in "!/", that of the rows of a file or a data set in "#". `BLOBS` is that of
     contents that came without a file, inside the collection.
     """
 
