@@ -22,6 +22,7 @@ def doctor(
     """
     from hashret.collection import Collection, locate
     from hashret.collection import repair as recovery
+    from hashret.results import Root
 
     folder = locate(collection)
     found = recovery.examine(folder)
@@ -29,7 +30,7 @@ def doctor(
         saved = recovery.recover(folder)
         say(f"{saved.items:,} items saved, {saved.dropped:,} incomplete; the old database is {saved.backup}")
         for root in saved.roots:
-            say(f"to bring back what was lost: hashret index {root.removesuffix('!/').removesuffix('#')}")
+            say(f"to bring back what was lost: hashret index {Root(root).location}")
         found = recovery.examine(folder)
     if recover and any(finding.part == "index" for finding in found):
         with Collection.open(folder) as there:

@@ -17,8 +17,9 @@ Counts = NDArray[np.float64]  # (bits + 1,), one for each distance or radius
 class Root(str):
     """What paths are recorded under: the text in front of each name, which together make the whole path.
 
-    A folder's ends in "/", an archive's in "!/", that of the rows of a file or a data set in "#". `BLOBS` is that of
-    contents that came without a file, inside the collection.
+    A folder's ends in "/", an archive's in "!/", that of the rows of a file or a data set in "#". It is text wherever
+    it is stored; that grammar is read here alone. `BLOBS` is the root of contents that came without a file, relative to
+    the collection's folder.
     """
 
     __slots__ = ()
@@ -38,19 +39,24 @@ class Root(str):
 
     @property
     def location(self) -> str:
-        """The folder, file or data set itself, as a user would write it."""
-        if self.endswith("/") and Path(self).is_dir():  # whatever a folder is called
-            return self.rstrip("/") or "/"
-        return self.removesuffix("!/").removesuffix("#").rstrip("/")
+        """The folder, file or data set itself, as a user would write it: what `open_source` opens again.
+
+        The root of a folder called "x!" reads like that of an archive "x": it is the folder's while there is one.
+        """
+        if self.endswith("#"):
+            return self[:-1]
+        if self.endswith("!/") and not self.is_folder:
+            return self[:-2]
+        return self.rstrip("/") or "/"
 
     @property
     def is_folder(self) -> bool:
-        """Whether there is such a folder now."""
-        return Path(self).is_dir()
+        """Whether it is that of a folder that exists now."""
+        return self.endswith("/") and Path(self).is_dir()
 
     def within(self, path: str) -> bool:
-        """Whether this is the folder, archive or file at `path`, or lies below it."""
-        return self.startswith(path.rstrip("/") + "/") or self in (f"{path}!/", f"{path}#")
+        """Whether this is the root of the folder, archive or file at `path`, or of one below it."""
+        return f"{self.location}/".startswith(path.rstrip("/") + "/")
 
 
 BLOBS = Root("blobs/")

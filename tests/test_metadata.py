@@ -13,6 +13,7 @@ from hashret.collection import Collection
 from hashret.data.metadata import check_metadata, open_metadata
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
+from hashret.results import Root
 
 
 @cache
@@ -48,7 +49,7 @@ def known(collection: Collection) -> dict[str, Any]:
 
 def rows(text: str, path: Path, root: str = "/p/") -> list[tuple[str, dict[str, Any]]]:
     path.write_text(text)
-    return list(open_metadata(path, root))
+    return list(open_metadata(path, Root(root)))
 
 
 # What a file says

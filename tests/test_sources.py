@@ -23,6 +23,7 @@ from hashret.data.images import MAX_BYTES, Content, Preprocessing
 from hashret.data.sources import Record, Sample, Source, open_source, sample
 from hashret.errors import HashretError
 from hashret.parallel import in_order
+from hashret.results import Root
 
 Pixels = NDArray[np.uint8]
 JPEG_OF_TEXT = b"Dear diary, this is no photo."
@@ -425,7 +426,7 @@ def test_stopping_early_drops_what_waits_and_leaves_no_thread(error: type[BaseEx
 class Contents(Source):
     """Contents in memory as a source of files."""
 
-    root = "contents/"
+    root = Root("contents/")
 
     def __init__(self, contents: list[Content]) -> None:
         self.contents = contents

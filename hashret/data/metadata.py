@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hashret.errors import HashretError, one_line
+from hashret.results import Root
 
 Metadata = dict[str, Any]
 Row = tuple[str, Metadata]  # an image's name in its source, and what is known of it
@@ -47,7 +48,7 @@ def check_metadata(metadata: Any) -> Metadata:
     return dict(metadata)
 
 
-def open_metadata(given: Mapping[str, Any] | str | os.PathLike[str] | None, root: str) -> Iterable[Row]:
+def open_metadata(given: Mapping[str, Any] | str | os.PathLike[str] | None, root: Root) -> Iterable[Row]:
     """The rows, checked and to be gone through any number of times, for a source whose names begin with `root`.
 
     They are those given, or those of a file, or else of `metadata.csv` or `metadata.jsonl` in the source, if it is a
@@ -68,7 +69,7 @@ def open_metadata(given: Mapping[str, Any] | str | os.PathLike[str] | None, root
 class MetadataFile:
     """The rows of a file, a few of them in memory at a time."""
 
-    def __init__(self, path: Path, root: str) -> None:
+    def __init__(self, path: Path, root: Root) -> None:
         if path.suffix.lower() not in (".csv", ".jsonl"):
             raise HashretError(f"{path} is no metadata: give a .csv or .jsonl file")
         self._path, self._root = path, root
@@ -129,16 +130,16 @@ def _value(cell: str) -> str | float:
     return float(cell) if number[2] or number[3] else int(cell)
 
 
-def _relative(name: str, root: str) -> str:
+def _relative(name: str, root: Root) -> str:
     """An image's name in the source, which may have been given as a whole path."""
     return name.removeprefix(root).removeprefix("./")
 
 
-def _beside(root: str) -> Path | None:
+def _beside(root: Root) -> Path | None:
     """The file that lies with a source, if there is one."""
     if not Path(root).is_absolute():
         return None
-    base = f"{root}metadata" if Path(root).is_dir() else f"{root.removesuffix('!/').removesuffix('#')}.metadata"
+    base = f"{root}metadata" if root.is_folder else f"{root.location}.metadata"
     found = [path for path in (Path(f"{base}.csv"), Path(f"{base}.jsonl")) if path.is_file()]
     if len(found) > 1:
         raise HashretError(f"{found[0]} and {found[1].name} both lie there: keep one, or name one with --meta")

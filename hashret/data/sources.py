@@ -50,6 +50,7 @@ from hashret.data.images import (
 from hashret.data.vectors import NOT_FINITE, VectorPreprocessing
 from hashret.errors import HashretError, one_line
 from hashret.parallel import in_order
+from hashret.results import Root
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,7 +73,7 @@ class Record(NamedTuple):
 class Source:
     """A stream of records, the same at every pass: what every form of SOURCE is to the rest of hashret."""
 
-    root: str  # what is in front of a record's name in its full path
+    root: Root  # what is in front of a record's name in its full path
     ignored: int = 0  # files passed over in this pass, because of their suffix or because they are hidden
     streaming: bool = False  # a record must be read before the next is taken, and in the thread that iterates
     arrays: bool = False  # contents are arrays, with nothing to decode
@@ -106,7 +107,7 @@ def open_source(
     """
     if isinstance(source, np.ndarray):
         # An array has no date by which an unchanged one could be known: with this one, its contents are compared.
-        return _Rows("array#", rows_of(source), time.time_ns())
+        return _Rows(Root.of_rows("array"), rows_of(source), time.time_ns())
     text = os.fspath(source)
     path = Path(text)
     if not text.strip():
@@ -123,7 +124,7 @@ def open_source(
         raise HashretError(f"{text} is neither a file nor a folder: give {_KINDS}")
     if text.partition(":")[0] in DATA_SETS:
         root = Path(data_root) if data_root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hashret"
-        return _Rows(f"{text}#", open_data_set(text, root.expanduser()), 0)
+        return _Rows(Root.of_rows(text), open_data_set(text, root.expanduser()), 0)
     raise HashretError(f"there is no {text!r}: give {_KINDS}")
 
 
@@ -147,14 +148,14 @@ def _open_file(path: Path) -> Source:
     if path.suffix.lower() not in openers and not is_idx:
         raise HashretError(f"{path} is no source of images: give {_KINDS}")
     opened = openers.get(path.suffix.lower(), open_idx)(path)
-    return _Rows(f"{_absolute(path)}#", opened, path.stat().st_mtime_ns)
+    return _Rows(Root.of_rows(_absolute(path)), opened, path.stat().st_mtime_ns)
 
 
 class _Folder(Source):
     """Every image below a folder, by name; file links are read, links to folders are not followed."""
 
     def __init__(self, path: Path, exclude: Path | None) -> None:
-        self.root = _absolute(path).rstrip("/") + "/"
+        self.root = Root.of_folder(_absolute(path))
         self._exclude = exclude
 
     def __iter__(self) -> Iterator[Record]:
@@ -204,7 +205,7 @@ class _Zip(Source):
     """The images in a .zip, by name; its directory is in memory, as `zipfile` has it."""
 
     def __init__(self, path: Path) -> None:
-        self.root = f"{_absolute(path)}!/"
+        self.root = Root.of_archive(_absolute(path))
         with reading(path):
             self._mtime_ns = path.stat().st_mtime_ns
             self._zip = zipfile.ZipFile(path)
@@ -272,7 +273,7 @@ class _Tar(Source):
     streaming = True
 
     def __init__(self, path: Path) -> None:
-        self.root = f"{_absolute(path)}!/"
+        self.root = Root.of_archive(_absolute(path))
         self._path = path
         self._current: tarfile.TarInfo | None = None
         with reading(path), tarfile.open(path, tarinfo=_Header):
@@ -317,7 +318,7 @@ class _Rows(Source):
 
     arrays = True
 
-    def __init__(self, root: str, array: ImageArray, mtime_ns: int) -> None:
+    def __init__(self, root: Root, array: ImageArray, mtime_ns: int) -> None:
         self.root = root
         self.length, self.numbers = array.length, array.numbers
         self._array = array
@@ -429,7 +430,7 @@ def sample(
 
     if source.numbers is not None:
         if size is not None:
-            raise HashretError(f"{source.root.rstrip('#')} has vectors, which have no size in pixels: leave --size out")
+            raise HashretError(f"{source.root.location} has vectors, which have no size in pixels: leave --size out")
         vectors, labels, failures = _hold_vectors(choose(), min(limit, source.length or limit), source.numbers)
         if not len(vectors):
             raise HashretError(_no_images(source, seen, failures))
@@ -542,7 +543,7 @@ def _choose_size(held: list[_Held], all_known: bool) -> tuple[int, int]:
 
 
 def _no_images(source: Source, seen: int, failures: list[tuple[str, str]]) -> str:
-    where = source.root.rstrip("/#!")
+    where = source.root.location
     if failures:
         name, reason = failures[0]
         return f"{where}: none of {seen} images could be read; the first, {name}: {reason}"

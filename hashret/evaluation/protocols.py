@@ -152,7 +152,7 @@ def read_images(
                 progress(Progress("reading", len(labels), total, {}))
         lengths.append(len(labels) - there)
         if not lengths[-1]:
-            raise HashretError(f"{source.root.rstrip('/#!')} has no images that can be read")
+            raise HashretError(f"{source.root.location} has no images that can be read")
     return Images(np.concatenate(blocks), labels, [source.root for source in opened], lengths, unreadable)
 
 
