@@ -8,7 +8,7 @@ among ours.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,11 @@ class FaissIndex(UpdatableIndex):
         self.factory = factory
         self.probe = probe
         super().__init__(bits)
+
+    @classmethod
+    def from_options(cls, bits: int, options: str) -> Self:
+        """An empty index for codes of `bits` bits; `options` is the factory string, BFlat unless given."""
+        return cls(bits, options or "BFlat")
 
     @property
     def exact(self) -> bool:

@@ -1,9 +1,11 @@
 """The kernels that build tables and balls, and find items by their ids."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.indexes.jit import allocating, inlined, kernel
+from hashret.indexes.jit import allocating, inlined, kernel, trailing_zeros
 from hashret.indexes.kernels import Segment, Workspace
 from hashret.indexes.kernels_balls import COMPARED, measure
 from hashret.indexes.kernels_codes import FAR, Words, distance, substring
@@ -32,6 +34,42 @@ def locate(ids: Ids, by_id: Numbers, wanted: Ids) -> Ids:
                 high = middle
         slots[i] = by_id[low] if low < len(ids) and ids[by_id[low]] == wanted[i] else -1
     return slots
+
+
+@inlined
+def upper_bound(ascending: NDArray[Any], value: int, low: int) -> int:
+    """How many of these numbers are not greater than `value`, `low` at least: searched for from there in doubling steps
+    (Bentley and Yao, 1976)."""
+    step, high = 1, low
+    while high < len(ascending) and np.int64(ascending[high]) <= value:
+        low, high, step = high + 1, high + step, 2 * step
+    high = min(high, len(ascending))
+    while low < high:
+        middle = (low + high) >> 1
+        if np.int64(ascending[middle]) <= value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@allocating
+def number_codes(segment: Segment, slots: Ids) -> Ids:
+    """The number of the code whose posting list each slot is in: fastest for ascending slots."""
+    numbers, previous, posting_lists, rows = slots.copy(), 0, 0, 0
+    for i in range(len(slots)):
+        if slots[i] < len(segment.codes):
+            continue
+        if slots[i] < previous:
+            posting_lists, rows = 0, 0
+        previous = slots[i]
+        posting_lists = upper_bound(segment.starts, slots[i], posting_lists)
+        rows = upper_bound(segment.shared[:, 1], posting_lists - 1, rows)
+        bits = np.int64(segment.shared[rows - 1, 0])
+        for _ in range(posting_lists - 1 - np.int64(segment.shared[rows - 1, 1])):
+            bits &= bits - 1
+        numbers[i] = (rows - 1 << 6) + trailing_zeros(bits)
+    return numbers
 
 
 @allocating

@@ -34,7 +34,17 @@ class Searched(NamedTuple):
 
 
 class CodeIndex(Protocol):
-    """Codes in, nearest ids out. Any number of threads may search while one writes: they see before or after."""
+    """Codes in, nearest ids out. Any number of threads may search while one writes: they see before or after.
+
+    Batches of codes may have any memory layout.
+    """
+
+    @classmethod
+    def from_options(cls, bits: int, options: str) -> Self:
+        """An empty index for codes of `bits` bits; `options` is empty, or the text after the colon of "faiss:BFlat".
+
+        Raises ValueError, naming what can be chosen, for options that this class does not have.
+        """
 
     @property
     def bits(self) -> int:
@@ -46,6 +56,15 @@ class CodeIndex(Protocol):
 
     def __len__(self) -> int:
         """The number of items."""
+
+    def __contains__(self, item_id: object) -> bool:
+        """Whether there is an item with this id; no object but an integer is an id."""
+
+    def get(self, ids: NDArray[np.int64]) -> Codes:
+        """The codes, uint8 (n, bits // 8), of the items with these ids, int64 (n,), in any order and repeated at will.
+
+        Raises KeyError, naming the id, if one is not there.
+        """
 
     @property
     def searched(self) -> Searched:
@@ -101,13 +120,20 @@ def check_allowed(allowed: Any) -> NDArray[np.int64]:
     return ids
 
 
-def check_items(codes: Any, ids: Any, bits: int) -> None:
-    """Raise ValueError unless these are codes of so many bits, and as many ids, none negative."""
-    check_codes(codes, bits)
-    if len(check_ids(ids)) != len(codes):
-        raise ValueError(f"{len(codes)} codes need as many ids, not {len(ids)}")
+def as_codes(codes: Any, bits: int) -> Codes:
+    """`codes` in C order, copied only if strided, when they have `bits` bits each; raises ValueError otherwise."""
+    return check_codes(np.ascontiguousarray(codes) if isinstance(codes, np.ndarray) else codes, bits)
+
+
+def check_items(codes: Any, ids: Any, bits: int) -> Codes:
+    """`codes` in C order, when they have `bits` bits each and `ids` are as many ids, none negative; raises ValueError
+    otherwise."""
+    checked = as_codes(codes, bits)
+    if len(check_ids(ids)) != len(checked):
+        raise ValueError(f"{len(checked)} codes need as many ids, not {len(ids)}")
     if len(ids) and ids.min() < 0:
         raise ValueError(f"an id cannot be negative: {ids.min()}")
+    return checked
 
 
 def check_once(ascending: NDArray[np.int64]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes
 from hashret.indexes.kernels import FLIPS, SIFTED, STRETCH, Segment, Workspace
-from hashret.indexes.kernels_build import mark
+from hashret.indexes.kernels_build import mark, number_codes
 from hashret.indexes.kernels_codes import BLOCK, FAR, Words
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_nearest import nearest
@@ -217,12 +217,7 @@ def items(segment: Segment, slots: NDArray[np.int64] | None = None) -> tuple[Wor
     if slots is None:
         slots = np.arange(len(segment.ids))
         slots = slots[~is_dead(segment, slots)]
-    numbers = slots
-    if len(segment.starts):
-        sharing = np.flatnonzero(np.unpackbits(segment.shared[:, 0].astype("<u8").view(np.uint8), bitorder="little"))
-        others = slots >= len(segment.codes)
-        numbers = slots.copy()
-        numbers[others] = sharing[np.searchsorted(segment.starts, slots[others].astype(np.uint32), "right") - 1]
+    numbers = number_codes(segment, slots) if len(segment.starts) else slots
     return segment.codes[numbers], segment.ids[slots].astype(np.int64)
 
 

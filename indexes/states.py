@@ -6,6 +6,7 @@ Nothing that a search reads is ever written to: a write makes another state.
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashret.indexes import segments
 from hashret.indexes.kernels import Segment
@@ -60,6 +61,26 @@ def live_slots(segment: Segment, ids: Ids) -> Ids:
     slots: Ids = locate(segment.ids, segment.by_id, read_only(ids))
     slots = np.unique(slots[slots >= 0])
     return slots[~segments.is_dead(segment, slots)]
+
+
+class Found(NamedTuple):
+    """What is known of some ids."""
+
+    words: Words  # (n,) or (n, words): the codes of those that are there
+    known: NDArray[np.bool_]  # (n,): which ids are there
+
+
+def find(state: State, ids: Ids) -> Found:
+    """The codes of these ids, in their order."""
+    words = np.zeros((len(ids), *state.base.codes.shape[1:]), np.uint64)
+    known = np.zeros(len(ids), np.bool_)
+    for segment in (state.base, state.tail):
+        slots = locate(segment.ids, segment.by_id, ids)
+        places = np.flatnonzero(slots >= 0)
+        places = places[~segments.is_dead(segment, slots[places])]
+        words[places] = segments.items(segment, slots[places])[0]
+        known[places] = True
+    return Found(words, known)
 
 
 def few_allowed(state: State, allowed: Ids, queries: int) -> Segment | None:

@@ -87,7 +87,7 @@ def _write_records(records: Column, batches: Batches, bits: int, told: Told) -> 
     """Write down the items of all batches; how many there are, and the greatest id."""
     total, greatest, width = 0, 0, bits // 8
     for codes, ids in batches:
-        protocol.check_items(codes, ids, bits)
+        codes = protocol.check_items(codes, ids, bits)
         total, greatest = total + len(ids), max(greatest, int(ids.max(initial=0)))
         if total > segments.MAX_ITEMS:
             raise ValueError(f"an index holds at most {segments.MAX_ITEMS} items")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.codes import Codes, check_bits, check_codes
+from hashret.codes import Codes, check_bits
 from hashret.indexes import files, segments, states
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
@@ -26,6 +26,7 @@ from hashret.indexes.protocol import (
     Path,
     RangeHits,
     Searched,
+    as_codes,
     check_allowed,
     check_count,
     check_ids,
@@ -37,6 +38,7 @@ from hashret.indexes.states import State, Write
 from hashret.indexes.threads import split
 
 _SCATTERED = {f"base.{name}" for name in ("ids", "by_id", "postings", "sifts")}  # searches read little of these
+_MAX_ID = np.iinfo(np.int64).max
 _LARGE = 1 << 16  # items that a thread of its own merges: fewer are merged in some 50 ms
 _LONGEST = 4  # a tail of so many times its share is merged at once all the same
 
@@ -55,6 +57,13 @@ class UpdatableIndex(ABC):
         self._since: list[Write] | None = None  # what was written since a thread began to merge
         self._state = self._built(segments.to_words(np.empty((0, bits // 8), np.uint8)), segments.NO_IDS)
 
+    @classmethod
+    def from_options(cls, bits: int, options: str) -> Self:
+        """An empty index for codes of `bits` bits; raises ValueError for any options, as it takes none."""
+        if options:
+            raise ValueError(f"there is no index {f'{cls.kind}:{options}'!r}: {cls.kind} takes no options")
+        return cls(bits)
+
     @abstractmethod
     def _engine(self, base: Segment) -> tuple[Segment, Any]:
         """The base, with whatever an engine adds to it, and the engine."""
@@ -69,6 +78,22 @@ class UpdatableIndex(ABC):
 
     def __len__(self) -> int:
         return self._state.live
+
+    def __contains__(self, item_id: object) -> bool:
+        """Whether there is an item with this id; no object but an integer is an id."""
+        if not isinstance(item_id, int | np.integer) or not 0 <= item_id <= _MAX_ID:
+            return False
+        return bool(states.find(self._state, np.array([item_id], np.int64)).known[0])
+
+    def get(self, ids: NDArray[np.int64]) -> Codes:
+        """The codes, uint8 (n, bits // 8), of the items with these ids, int64 (n,), in any order and repeated at will.
+
+        Raises KeyError, naming the id, if one is not there.
+        """
+        found = states.find(self._state, check_ids(ids))
+        if not found.known.all():
+            raise KeyError(f"id {ids[~found.known][0]} is not in the index")
+        return segments.from_words(found.words, self.bits)
 
     @property
     def searched(self) -> Searched:
@@ -88,7 +113,7 @@ class UpdatableIndex(ABC):
 
         Raises ValueError, and changes nothing, if an id is there already or comes twice.
         """
-        check_items(codes, ids, self.bits)
+        codes = check_items(codes, ids, self.bits)
         if not len(ids):
             return
         ascending = np.sort(ids)
@@ -171,7 +196,8 @@ class UpdatableIndex(ABC):
         """
         state = self._state
         k = min(check_count(k, 1, "k"), state.live)
-        words = segments.to_words(check_codes(queries, self.bits))
+        queries = as_codes(queries, self.bits)
+        words = segments.to_words(queries)
         few = None
         if allowed is not None:
             allowed = check_allowed(allowed)
@@ -210,7 +236,8 @@ class UpdatableIndex(ABC):
         """
         state = self._state
         radius = min(check_count(max_distance, 0, "max_distance"), self.bits)
-        words = segments.to_words(check_codes(queries, self.bits))
+        queries = as_codes(queries, self.bits)
+        words = segments.to_words(queries)
         few = None
         if allowed is not None:
             allowed = check_allowed(allowed)

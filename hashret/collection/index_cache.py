@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from hashret.collection.ingest import BATCH_ITEMS
 from hashret.errors import HashretError, one_line
-from hashret.indexes import INDEXES, CodeIndex, FaissIndex, Searched
+from hashret.indexes import INDEXES, CodeIndex, Searched, from_spec
 from hashret.stores.sqlite import Store, damaged
 
 
@@ -176,10 +176,7 @@ class LiveIndex:
 
 def make_index(kind: str, bits: int) -> CodeIndex:
     """An empty index: "bitflip", "faiss" or "faiss:FACTORY"; raises ValueError if there is none such."""
-    name, _, factory = kind.partition(":")
-    if name not in INDEXES or (factory and name != "faiss"):
-        raise ValueError(f"there is no index {kind!r}; choose bitflip, or faiss:FACTORY such as faiss:BFlat")
-    return FaissIndex(bits, factory) if factory else INDEXES[name](bits)
+    return from_spec(bits, kind)
 
 
 # A cache, or what was written of one when the power went.
