@@ -33,6 +33,7 @@ from hashret.models.stacked import StackedDenoisingAutoencoder
 from hashret.models.vae import Variational
 from hashret.tasks.restoration import upscale
 from hashret.training.loop import _schedule, device, in_bfloat16, split, to_input, train
+from hashret.training.options import TrainingOptions
 
 Pixels = NDArray[np.uint8]
 
@@ -246,7 +247,7 @@ def speed(asked: argparse.Namespace) -> list[Line]:
         ours, bare = [], []
         for _ in range(5):
             member, other = copy.deepcopy(fresh), copy.deepcopy(fresh)
-            done = train(member, images, steps=steps, seed=asked.seed, compiled=asked.compile)
+            done = train(member, images, TrainingOptions(steps=steps, seed=asked.seed, compiled=asked.compile))
             ours.append(1000 * done.seconds / steps)
             bare.append(1000 * bare_loop(other, images, steps, done.batch, asked) / steps)
             x = next(batches(images))

@@ -27,8 +27,9 @@ def demo(
     from hashret.data.images import decode
     from hashret.data.sources import open_source
     from hashret.evaluation.measures import precision
-    from hashret.hasher import Hasher, parse_duration
+    from hashret.hasher import Hasher
     from hashret.plots import contact_sheet
+    from hashret.training.options import parse_duration
 
     with usage("--budget"):
         seconds = parse_duration(budget)

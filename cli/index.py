@@ -61,12 +61,12 @@ def index(
     if not (place / "items.db").exists():
         from hashret.cli.train import fit, put_model
         from hashret.hasher import Hasher
+        from hashret.training.options import TrainingOptions
 
         open_metadata(meta, opened.root)  # likewise, before a model is learned
         hasher = Hasher()
         say(f"no model yet: learning {hasher.bits}-bit codes with {hasher.model} from {source}, in 2 minutes", quiet)
-        checkpoint = place / "training.checkpoint"
-        interrupted = fit(hasher, source, checkpoint, quiet, data_root=root, exclude=place)
+        interrupted = fit(hasher, opened, TrainingOptions(checkpoint=place / "training.checkpoint"), quiet)
         if not (place / "items.db").exists():  # as it does where another process was faster
             put_model(place, hasher, index)
         if interrupted:

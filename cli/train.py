@@ -10,7 +10,9 @@ from hashret.cli.common import CollectionFolder, DataRoot, Quiet, Source, check_
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
+    from hashret.data import sources
     from hashret.hasher import Hasher
+    from hashret.training.options import TrainingOptions
 
 
 def train(
@@ -54,48 +56,44 @@ def train(
     """
     from hashret.collection import locate
     from hashret.data.images import Preprocessing
-    from hashret.hasher import FILES, Hasher, parse_duration
+    from hashret.data.sources import open_source
+    from hashret.hasher import FILES, Hasher
+    from hashret.training.options import TrainingOptions
 
     with usage("model, head, bits or settings"):
         hasher = Hasher(model, bits, head, **parse_settings(setting or []))
-    with usage("--budget"):
-        seconds = None if budget is None else parse_duration(budget)
     shape = parse_size(size)
     with usage("--size"):
         if shape is not None:
             Preprocessing(*shape, channels=1)
+    place = locate(collection)
+    output = None if output is None else output.resolve()
+    checkpoint = place / "training.checkpoint" if output is None else Path(f"{output}.checkpoint")
     if sum(value is not None for value in (budget, epochs, steps)) > 1:
         raise typer.BadParameter("give one of --budget, --epochs and --steps")
-    place = locate(collection)
+    with usage("--budget"):
+        options = TrainingOptions(
+            budget=budget,
+            epochs=epochs,
+            steps=steps,
+            seed=seed,
+            size=shape,
+            limit=limit,
+            batch=batch,
+            learning_rate=learning_rate,
+            compiled=compiled,
+            checkpoint=checkpoint,
+            resume=resume,
+        )
     if output is None:
         refuse_items(place)
-    else:
-        output = output.resolve()
-        if output.is_dir() and not {file.name for file in output.iterdir()} <= FILES:
-            raise HashretError(f"{output} holds something else than a model: choose another folder")
+    elif output.is_dir() and not {file.name for file in output.iterdir()} <= FILES:
+        raise HashretError(f"{output} holds something else than a model: choose another folder")
     check_writable(output or place)
-    checkpoint = place / "training.checkpoint" if output is None else output.with_name(output.name + ".checkpoint")
-    interrupted = fit(
-        hasher,
-        source,
-        checkpoint,
-        quiet,
-        budget=seconds,
-        epochs=epochs,
-        steps=steps,
-        seed=seed,
-        labels=labels,
-        pairs=judged_pairs(place) if verdicts else None,
-        init=None if init is None else Hasher.load(init),
-        size=shape,
-        limit=limit,
-        batch=batch,
-        learning_rate=learning_rate,
-        compiled=compiled,
-        data_root=root,
-        exclude=place,
-        resume=resume,
-    )
+    pairs = judged_pairs(place) if verdicts else None
+    begun = None if init is None else Hasher.load(init)
+    opened = open_source(source, data_root=root, exclude=place)
+    interrupted = fit(hasher, opened, options, quiet, labels=labels, pairs=pairs, init=begun)
     if output is not None:
         hasher.save(output)
         say(f"model in {output}: hashret reindex {output} codes a collection with it", quiet)
@@ -110,10 +108,12 @@ def train(
     return 0
 
 
-def fit(hasher: "Hasher", source: str, checkpoint: Path, quiet: bool, **settings: Any) -> str | None:
+def fit(
+    hasher: "Hasher", source: "sources.Source", options: "TrainingOptions", quiet: bool, **learning: Any
+) -> str | None:
     """Train with a progress bar; where it was interrupted, if it was."""
     with progress(quiet) as show:
-        hasher.fit(source, checkpoint=checkpoint, progress=show, **settings)
+        hasher.fit(source, options, progress=show, **learning)
     told = hasher.training
     of = f"{told['images']:,} of {told['images_seen']:,} images" if told["images"] < told["images_seen"] else ""
     of = of or f"{told['images']:,} images"

@@ -9,16 +9,17 @@ import inspect
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
+from importlib.metadata import version
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,22 +28,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-import hashret
 from hashret.codes import Codes, check_bits, pack
 from hashret.data.arrays import numbers_of
-from hashret.data.images import Inputs, as_batch, to_content
+from hashret.data.images import Inputs, PreparedImages, as_batch, sha256, to_content
 from hashret.data.sources import Labelled, open_source, sample
 from hashret.data.vectors import AnyPreprocessing, describe, stored_preprocessing
 from hashret.durable import make_folder, put_in_place
 from hashret.errors import HashretError, choose
 from hashret.heads.heads import HEADS, Head, check_head
-from hashret.model_folder import FORMAT as FORMAT
-from hashret.model_folder import damaged_model, read_config
+from hashret.model_folder import FORMAT, damaged_model, read_config
 from hashret.models import MODELS
 from hashret.models.base import FOR_VECTORS, Member
 from hashret.models.networks import Shape, folded
 from hashret.parallel import Progress, batches, in_order
-from hashret.training.loop import Pairs, Training, device, split, tensor_bytes, to_input, train
+from hashret.training.digest import tensor_bytes
+from hashret.training.loop import Pairs, Training, device, split, to_input, train
+from hashret.training.options import TrainingOptions
+
+R = TypeVar("R")
 
 DEFAULT_MODEL = "contrastive"
 PASS, PASS_NUMBERS = 1000, 2**21  # images in one forward pass, at most, and the numbers that they have together
@@ -87,43 +90,31 @@ class Hasher:
     def fit(
         self,
         source: Any,
+        options: TrainingOptions | None = None,
         *,
-        budget: str | float | None = None,
-        steps: int | None = None,
-        epochs: int | None = None,
-        seed: int = 0,
         labels: bool | Sequence[object] = False,
         pairs: Iterable[tuple[Any, Any, bool]] | None = None,
         init: "Hasher | None" = None,
-        size: tuple[int, int] | None = None,
-        limit: int = 100_000,
         data_root: str | os.PathLike[str] | None = None,
-        exclude: Path | None = None,
-        checkpoint: Path | None = None,
-        resume: bool = False,
         progress: Callable[[Progress], None] | None = None,
-        **rates: Any,
+        **changes: Any,
     ) -> Self:
-        """Learn from a SOURCE (folder, archive, array file, name of a data set, or array) and return self.
+        """Learn from a SOURCE (folder, archive, array file, name of a data set, array, or an opened `Source`) and
+        return self.
 
-        One of `budget` (seconds, or text such as "90s", "2m", "1h"; default "2m"), `steps` and `epochs` says how long.
-        `size` (height, width) is what images are resized to, chosen from the images if None. A SOURCE of vectors has
-        none, and the network "mlp" and the likelihood "gaussian" unless the settings say otherwise. At most `limit`
-        images, drawn with `seed`, are held in memory. `labels` lets a member that learns from labels read those of the
-        images, or gives one for each image of the source, None for unknown; it refuses to go without, and the others
-        refuse it. `pairs` are images that were judged two by two, and whether they are the same: the codes of those
-        that are come together, those of others go apart. `init` is a hasher whose encoder, which must be alike, and
-        decoder, as far as it is, are begun with; if it is of the same model, its settings hold where none are given;
-        with `steps` of 0 only the head is learned anew. `rates` (`batch`, `learning_rate`, `weight_decay`, `compiled`),
-        `checkpoint` and `resume` are those of `hashret.training.loop.train`.
+        `changes` are fields of `TrainingOptions`, such as `budget="2m"`, `steps=1000` or `seed=1`, which say how long
+        and how to train; they go before those of `options`. A SOURCE of vectors has no `size`, and the network "mlp"
+        and the likelihood "gaussian" unless the settings say otherwise. `labels` lets a member that learns from labels
+        read those of the images, or gives one for each image of the source, None for unknown; it refuses to go without,
+        and the others refuse it. `pairs` are images that were judged two by two, and whether they are the same: the
+        codes of those that are come together, those of others go apart. `init` is a hasher whose encoder, which must be
+        alike, and decoder, as far as it is, are begun with; if it is of the same model, its settings hold where none
+        are given; with `steps` of 0 only the head is learned anew.
         Raises HashretError when the images are too few or lack labels that are needed, and ValueError for impossible
         values.
         """
-        if sum(value is not None for value in (budget, steps, epochs)) > 1:
-            raise ValueError("give one of budget, steps and epochs")
-        seconds = None if budget is None else parse_duration(budget)
-        if type(seed) is not int or not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be a whole number from 0 to 2³² − 1, not {seed!r}")
+        options = replace(options or TrainingOptions(), **changes)
+        seed = options.seed
         begun = init.settings if init is not None and init.model == self.model else {}
         with torch.device("meta"):
             labelled = MODELS[self.model]((1, 8, 8), 8, **(self.settings | begun | self._asked)).labelled
@@ -134,7 +125,7 @@ class Hasher:
         if judged is not None and not (judged and MODELS[self.model].trainable):
             why = f"model {self.model!r} has no network that they could train" if judged else "there are none"
             raise HashretError(f"judged pairs cannot be learned from: {why}")
-        opened = open_source(source, data_root=data_root, exclude=exclude)
+        opened = open_source(source, data_root=data_root)
         if not isinstance(labels, bool):
             opened = Labelled(opened, labels)
 
@@ -142,7 +133,7 @@ class Hasher:
             if progress is not None:
                 progress(Progress("reading", done, opened.length, {}))
 
-        sampled = sample(opened, size=size, limit=limit, seed=seed, progress=reading)
+        sampled = sample(opened, size=options.size, limit=options.limit, seed=seed, progress=reading)
         preprocessing = sampled.preprocessing
         images: Inputs = preprocessing.batch(sampled.images)
         if progress is not None:
@@ -168,17 +159,11 @@ class Hasher:
                 trained = train(
                     member,
                     images,
-                    np.array([classes.get(label or "", -1) for label in sampled.labels]) if labelled else None,
+                    options,
+                    labels=_numbers_of(sampled.labels, classes) if labelled else None,
                     pairs=None if judged is None else _pairs(preprocessing, judged),
-                    steps=steps,
-                    epochs=epochs,
-                    budget=seconds,
-                    seed=seed,
-                    checkpoint=checkpoint,
-                    resume=resume,
                     settings=settings,
                     progress=progress,
-                    **rates,
                 )
         member.eval().requires_grad_(False).to(device())
         most = max(self.bits, MOST_NUMBERS // member.latent)
@@ -199,7 +184,7 @@ class Hasher:
             "images_seen": sampled.seen,
             "unreadable": len(sampled.failures),
             "seed": seed,
-            "hashret": hashret.__version__,
+            "hashret": version("hashret"),
             "torch": torch.__version__,
         }
         self._training |= (_told(trained) if trained else {}) | ({"classes": list(classes)} if labelled else {})
@@ -211,16 +196,32 @@ class Hasher:
         self._training["distinct_codes"] = len(np.unique(codes, axis=0))
         return self
 
+    def prepare(self, images: Any) -> PreparedImages:
+        """A batch of images, as `encode` takes them, decoded once for several uses: as this hasher's `encode`,
+        `margins` and `unusual` take them in place of images, with the SHA-256 of each content. Raises as `encode`."""
+        preprocessing = self.preprocessing
+
+        def prepare(image: Any) -> tuple[Inputs, str]:
+            content = to_content(image)
+            return preprocessing(content).pixels, sha256(content)
+
+        prepared = list(_in_order(prepare, images))
+        pixels = np.empty((len(prepared), *preprocessing.shape), preprocessing.dtype)
+        for row, (image, _) in zip(pixels, prepared, strict=True):
+            row[...] = image
+        return PreparedImages(pixels, [digest for _, digest in prepared])
+
     def encode(self, images: Any) -> Codes:
         """Codes, uint8 (n, bits // 8), of a batch of images: a uint8 array (n, h, w) or (n, h, w, c), or a sequence of
         uint8 arrays (h, w) or (h, w, c), PIL images, paths and bytes of files; a single one of the last three is a
-        batch of one. A batch of vectors is an array of floats (n, d), or a sequence of arrays (d,).
+        batch of one. A batch of vectors is an array of floats (n, d), or a sequence of arrays (d,). What `prepare`
+        gives is a batch of either.
 
         A code depends on the image and the model alone, not on the batch. Raises HashretError for a file that cannot
         be read, ValueError for anything else that is no image.
         """
-        codes = [self.encode_pixels(np.stack(batch)) for batch in batches(self._prepared(images), PASS)]
-        return np.concatenate(codes) if codes else np.empty((0, self.bits // 8), np.uint8)
+        codes = [self.encode_pixels(pixels) for pixels in self._batches(images)]
+        return np.concatenate([np.empty((0, self.bits // 8), np.uint8), *codes])
 
     def encode_pixels(self, pixels: Inputs, *, alone: bool = False) -> Codes:
         """Codes, uint8 (n, bits // 8), of what `preprocessing` gives: uint8 (n, height, width, channels), or float32
@@ -252,8 +253,7 @@ class Hasher:
         how far its number lies from the threshold, float32 (n, bits), in training standard deviations, above it for a
         bit of 1. They are computed in float64, so that they depend on the batch no more than codes do."""
         member, head, codes, margins = self._exact, self._parts()[2], [], [np.empty((0, self.bits), np.float32)]
-        for batch in batches(self._prepared(images), PASS):
-            pixels = np.stack(batch)
+        for pixels in self._batches(images):
             codes.append(self.encode_pixels(pixels))
             for rows in passes(pixels):
                 with _full_float32(device()):
@@ -279,8 +279,8 @@ class Hasher:
         trained on. It knows only images of their kind; of others its codes say little. Without a network, none."""
         largest = self._training.get("largest_error")
         if largest is None:
-            return [False for _ in _each(images)]
-        parts = [self.errors(np.stack(batch)) > largest for batch in batches(self._prepared(images), PASS)]
+            return [False] * (len(images) if isinstance(images, PreparedImages) else sum(1 for _ in _each(images)))
+        parts = [self.errors(pixels) > largest for pixels in self._batches(images)]
         return [bool(worse) for part in parts for worse in part]
 
     @property
@@ -302,7 +302,7 @@ class Hasher:
     def fingerprint(self) -> str:
         """SHA-256, in hex, over weights, head, preprocessing and code format: models of one give the same codes."""
         digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
-        for part in tensor_bytes(self._tensors()):
+        for part in tensor_bytes({name: tensor.numpy() for name, tensor in self._tensors().items()}):
             digest.update(part)
         return digest.hexdigest()
 
@@ -361,18 +361,14 @@ class Hasher:
         member.to(device())
         return hasher
 
-    def _prepared(self, images: Any) -> Iterator[Inputs]:
-        """Each of a batch of images as the model sees it."""
+    def _batches(self, images: Any) -> Iterator[Inputs]:
+        """A batch of images as the model sees them, a few at a time."""
+        if isinstance(images, PreparedImages):
+            yield images.pixels
+            return
         preprocessing = self.preprocessing
-
-        def prepare(image: Any) -> Inputs:
-            return preprocessing(to_content(image)).pixels
-
-        for small, some in groupby(_each(images), _is_small):
-            if small:  # threads would take longer to take turns than to decode
-                yield from map(prepare, some)
-            else:
-                yield from in_order(prepare, some)
+        prepared = _in_order(lambda image: preprocessing(to_content(image)).pixels, images)
+        yield from map(np.stack, batches(prepared, PASS))
 
     def _parts(self) -> tuple[AnyPreprocessing, Member, Head]:
         if self._fitted is None:
@@ -415,6 +411,15 @@ class Hasher:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
+def _in_order(prepare: Callable[[Any], R], images: Any) -> Iterator[R]:
+    """`prepare` of each of a batch of images, in their order."""
+    for small, group in groupby(_each(images), _is_small):
+        if small:  # threads would take longer to take turns than to decode
+            yield from map(prepare, group)
+        else:
+            yield from in_order(prepare, group)
+
+
 def _is_small(image: Any) -> bool:
     """Whether an image is in memory and decoded in a fraction of a millisecond, beyond doubt or nearly so."""
     return (isinstance(image, bytes) and len(image) <= SMALL_FILE) or (
@@ -433,14 +438,6 @@ def _each(images: Any) -> Iterable[Any]:
     if not isinstance(images, Iterable):
         raise ValueError(f"images are an array, a path, or a sequence of images, not {type(images).__name__}")
     return images
-
-
-def parse_duration(text: str | float) -> float:
-    """Seconds from a number of seconds or a text such as "90", "90s", "2m", "1.5h"; raises ValueError for others."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(text).strip())
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"a budget is a time such as 90s, 2m or 1h, not {text!r}")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -490,6 +487,11 @@ def _classes(labels: list[str | None], root: str) -> dict[str, int]:
             f"images into a folder for each kind"
         )
     return {name: number for number, name in enumerate(names)}
+
+
+def _numbers_of(labels: list[str | None], classes: dict[str, int]) -> NDArray[np.int64]:
+    """The number of each image's class, -1 where its label is unknown."""
+    return np.array([classes.get(label or "", -1) for label in labels])
 
 
 def _pairs(preprocessing: AnyPreprocessing, judged: list[tuple[Any, Any, bool]]) -> Pairs:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,16 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hashret.codes import Codes, hamming, pack, to_hex
-from hashret.data.images import Preprocessing
+from hashret.data.images import PreparedImages, Preprocessing, sha256
+from hashret.data.sources import open_source
 from hashret.errors import HashretError
-from hashret.hasher import FORMAT, IN_TURNS, SMALL_BATCH, Hasher, parse_duration
+from hashret.hasher import IN_TURNS, SMALL_BATCH, Hasher
 from hashret.heads.heads import HEADS
+from hashret.model_folder import FORMAT
 from hashret.models import MODELS, Member
 from hashret.models.vae import VariationalAutoencoder
 from hashret.training.loop import split, to_input
+from hashret.training.options import TrainingOptions, parse_duration
 
 Pixels = NDArray[np.uint8]
 
@@ -386,6 +389,37 @@ def test_images_of_any_sizes_are_one_batch(small: Hasher) -> None:
     assert (codes == np.concatenate([small.encode([image]) for image in images])).all()
 
 
+def test_prepared_images_have_the_same_codes_margins_and_errors_as_images(tmp_path: Path) -> None:
+    hasher = fit("ae", "mlp", DIGITS, bits=16, steps=60)
+    large = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+    Image.fromarray(large).save(tmp_path / "large.png")
+    images: list[Any] = [
+        DIGITS[0],
+        tmp_path / "large.png",
+        255 - DIGITS[1],
+        large,
+        Image.fromarray(DIGITS[2]),
+        DIGITS[0],
+    ]
+    prepared = hasher.prepare(iter(images))
+    contents = [(tmp_path / "large.png").read_bytes(), large, *(DIGITS[i] for i in (0, 2))]
+    assert [prepared.digests[i] for i in (1, 3, 5, 4)] == [sha256(content) for content in contents]
+    assert len(prepared) == 6 and len(set(prepared.digests)) == 5
+    assert prepared.pixels.shape == (6, 8, 8, 1) and prepared.pixels.dtype == np.uint8
+    assert (hasher.encode(prepared) == hasher.encode(images)).all()
+    assert (hasher.margins(prepared)[0] == hasher.encode(images)).all()
+    assert (hasher.margins(prepared)[1] == hasher.margins(images)[1]).all()
+    assert hasher.unusual(prepared) == hasher.unusual(images)
+    assert set(hasher.unusual(prepared)) == {True, False}
+    assert Hasher("lsh", 16).fit(DIGITS).unusual(prepared) == [False] * 6
+    nothing = hasher.prepare([])
+    assert hasher.encode(nothing).shape == (0, 2) and hasher.unusual(nothing) == [] == nothing.digests
+    with pytest.raises(HashretError, match="empty file"):
+        hasher.prepare([DIGITS[0], b""])
+    with pytest.raises(ValueError, match="pixels must be"):
+        hasher.encode(PreparedImages(COLOUR[:2], ["", ""]))
+
+
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
@@ -492,10 +526,25 @@ def test_a_network_beyond_all_memory_is_refused_before_it_is_made() -> None:
 )
 @pytest.mark.parametrize("name", ["ae", "lsh"])
 def test_impossible_values_are_refused(name: str, wrong: dict[str, Any], reason: str) -> None:
-    if name == "lsh" and wrong == {"steps": -1}:
-        return  # it takes no steps at all
     with pytest.raises(ValueError, match=reason):
         Hasher(name, 32).fit(DIGITS[:50], **wrong)
+
+
+def test_options_are_given_as_a_value_or_by_name_which_goes_first() -> None:
+    settings: dict[str, Any] = {"network": "mlp", "width": 1}
+    options = TrainingOptions(steps=3, seed=1, batch=50, limit=200)
+    by_value, by_name, changed = (
+        Hasher("ae", 16, **settings).fit(open_source("digits"), options),
+        Hasher("ae", 16, **settings).fit("digits", steps=3, seed=1, batch=50, limit=200),
+        Hasher("ae", 16, **settings).fit("digits", options, steps=2, seed=0),
+    )
+    assert by_value.fingerprint == by_name.fingerprint != changed.fingerprint
+    assert by_value.training["images"] == 200
+    assert (changed.training["steps"], changed.training["seed"], changed.training["batch"]) == (2, 0, 50)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
+        Hasher("lsh", 16).fit(DIGITS, step=3)
+    with pytest.raises(FrozenInstanceError):
+        options.steps = 4  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -22,6 +22,7 @@ from hashret.parallel import Progress
 from hashret.training import loop as training
 from hashret.training.loop import Pairs, Training, split, to_input, train
 from hashret.training.muon import TURN, Muon, orthogonal
+from hashret.training.options import TrainingOptions
 
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
 DIGITS = (load_digits().images[:300, ..., None] * 15.9375).astype(np.uint8)  # (300, 8, 8, 1)
@@ -44,7 +45,9 @@ def weights(member: Member) -> dict[str, list[float]]:
 
 
 def learn(member: Member, images: Any = DIGITS, **how: Any) -> Training:
-    return train(member, images, **({"steps": STEPS, "batch": BATCH} | how))
+    """`train` with these options and arguments."""
+    arguments = {name: how.pop(name) for name in ("labels", "pairs", "settings", "progress") if name in how}
+    return train(member, images, TrainingOptions(**({"steps": STEPS, "batch": BATCH} | how)), **arguments)
 
 
 def learned(name: str = "denoising", **how: Any) -> dict[str, list[float]]:
@@ -100,11 +103,11 @@ def test_epochs_are_steps_through_all_images_but_those_held_out() -> None:
 def test_a_member_is_trained_at_its_own_rates_unless_told_otherwise() -> None:
     member, other = build(), build()
     member.rates = Rates(batch=19, learning_rate=5e-3, weight_decay=0.5)
-    done = train(member, DIGITS, steps=4)
+    done = train(member, DIGITS, TrainingOptions(steps=4))
     assert done.batch == 19
     assert weights(member) == learned(steps=4, batch=19, learning_rate=5e-3, weight_decay=0.5)
     other.rates = member.rates
-    train(other, DIGITS, steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0)
+    train(other, DIGITS, TrainingOptions(steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0))
     assert weights(other) == learned(steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0)
     assert weights(other) != learned(steps=4, batch=BATCH, learning_rate=2e-3)
 
@@ -564,6 +567,8 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
         {"seed": -1},
         {"seed": 2**32},
         {"learning_rate": -1.0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -0.5},
         {"resume": True},
     ],
     ids=str,
@@ -687,6 +692,27 @@ def test_muon_moves_kernels_as_matrices_and_all_else_as_adamw_does() -> None:
         kernels.data = first.weight.data.clone()
     for name, weights in copy.named_parameters():
         assert torch.equal(weights, layers.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_steps_downhill(dtype: torch.dtype) -> None:
+    """On a quadratic bowl over a matrix and a kernel: every step goes against the gradient, and the loss falls."""
+    torch.manual_seed(0)
+    weights = [torch.randn(6, 9, requires_grad=True), torch.randn(5, 4, 3, 3, requires_grad=True)]
+    optimiser = Muon(weights, 3e-3, weight_decay=0.0, dtype=dtype)
+    losses = []
+    for _ in range(50):
+        optimiser.zero_grad()
+        loss = torch.stack([w.square().sum() for w in weights]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        before = [(w.detach().clone(), w.grad.clone()) for w in weights if w.grad is not None]
+        optimiser.step()
+        steps = [
+            ((w.detach() - old) * gradient).sum().item() for w, (old, gradient) in zip(weights, before, strict=True)
+        ]
+        assert len(steps) == 2 and max(steps) < 0
+        losses.append(loss.item())
+    assert all(after < before for before, after in pairwise(losses)) and losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.usefixtures("every_step")

@@ -86,6 +86,18 @@ class Prepared(NamedTuple):
     height: int
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedImages:
+    """A batch of images as a model sees them: `pixels` as its preprocessing gives, one row an image, and the `sha256`
+    of each content, in the same order."""
+
+    pixels: Inputs
+    digests: list[str]
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+
 def to_content(image: Any) -> Content:
     """The content of an image given as a path, bytes, a PIL image (its upright pixels), a uint8 array, or a vector.
 

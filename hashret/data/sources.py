@@ -92,7 +92,7 @@ class Source:
 
 
 def open_source(
-    source: str | os.PathLike[str] | NDArray[Any],
+    source: "str | os.PathLike[str] | NDArray[Any] | Source",
     *,
     data_root: str | os.PathLike[str] | None = None,
     exclude: Path | None = None,
@@ -102,9 +102,11 @@ def open_source(
 
     Something that exists as a path is one; other text is looked up in `DATA_SETS`, alone or with `:train` or `:test`.
     torchvision's data sets are looked for in `data_root` (by default hashret's folder in the user's cache) and
-    downloaded to it. The folder `exclude` is passed over. Raises HashretError for what is no source, and ValueError for
-    an array that holds neither.
+    downloaded to it. The folder `exclude` is passed over. A `Source` is returned as it is. Raises HashretError for what
+    is no source, and ValueError for an array that holds neither.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, np.ndarray):
         # An array has no date by which an unchanged one could be known: with this one, its contents are compared.
         return _Rows(Root.of_rows("array"), rows_of(source), time.time_ns())

@@ -1,31 +1,27 @@
 """The one training loop of the family."""
 
 import copy
-import hashlib
-import json
 import math
 import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from hashret.durable import write_durably
 from hashret.errors import HashretError
 from hashret.models.base import Member
 from hashret.parallel import Progress
+from hashret.training.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hashret.training.muon import Muon
+from hashret.training.options import TrainingOptions
 
 Images = NDArray[np.uint8 | np.float32]  # pixels (n, h, w, c), or vectors (n, d)
 Terms = dict[str, Tensor]  # of the loss, by name
@@ -91,56 +87,40 @@ def split(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 def train(
     member: Member,
     images: Images,
-    labels: Labels | None = None,
+    options: TrainingOptions,
     *,
+    labels: Labels | None = None,
     pairs: Pairs | None = None,
-    steps: int | None = None,
-    epochs: int | None = None,
-    budget: float | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float | None = None,
-    compiled: bool = False,
-    checkpoint: Path | None = None,
-    resume: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Training:
     """Train `member` in place on uint8 images (n, h, w, c), or vectors (n, d), by AdamW under a cosine schedule.
 
     `labels`, int64 (n,), are for members that learn from them. Of `pairs`, at most one for eight images of a batch is
-    drawn in each step, for `Member.pair_loss`. `batch` and the rates are the member's own where they are None. Say how
-    long by one of `steps`, `epochs` or `budget` (seconds; a warm-up on a copy is timed, and fixes the number of steps).
-    The rows that `split` holds out are only measured. All randomness of a step comes from (seed, step), so the same
-    seed and steps give the same weights on the same machine, also when `resume` continues from `checkpoint`, which must
-    be of the same images, seed, rates, member, and `settings` of the member. The forward pass runs in bfloat16 where
-    that is faster (`in_bfloat16`); `compiled` has it compiled first, which takes a minute and is worth it for long
-    trainings on a GPU. Ctrl-C ends the training after the step that is under way: the member is usable, and the
-    checkpoint holds the place. A second Ctrl-C does not wait, and leaves the checkpoint as it was. Raises HashretError
-    for fewer than two images, a loss that is not finite, or a checkpoint that is damaged or of another training, and
-    ValueError for impossible values.
+    drawn in each step, for `Member.pair_loss`. A budget is spent by timing a warm-up on a copy, which fixes the number
+    of steps. The rows that `split` holds out are only measured. All randomness of a step comes from (seed, step), so
+    the same seed and steps give the same weights on the same machine, also when the training resumes from a checkpoint,
+    which must be of the same images, seed, rates, member, and `settings` of the member. The forward pass runs in
+    bfloat16 where that is faster (`in_bfloat16`). Ctrl-C ends the training after the step that is under way: the member
+    is usable, and the checkpoint holds the place. A second Ctrl-C does not wait, and leaves the checkpoint as it was.
+    Raises HashretError for fewer than two images, a loss that is not finite, or a checkpoint that is damaged or of
+    another training.
     """
-    for name, value, least in (("steps", steps, 0), ("epochs", epochs, 1), ("batch", batch, 2), ("seed", seed, 0)):
-        if value is not None and (type(value) is not int or not least <= value < 2**32):
-            raise ValueError(f"{name} must be a whole number from {least} to 2³² − 1, not {value!r}")
-    if budget is not None and not 0 < budget < math.inf:
-        raise ValueError(f"budget must be a positive number of seconds, not {budget!r}")
-    if resume and checkpoint is None:
-        raise ValueError("resume needs a checkpoint to resume from")
     if len(images) < 2:
         raise HashretError("one image is not enough to learn from: give a source with at least two images")
-    own = member.rates
-    learning_rate = own.learning_rate if learning_rate is None else learning_rate
-    weight_decay = own.weight_decay if weight_decay is None else weight_decay
+    own, seed, checkpoint = member.rates, options.seed, options.checkpoint
+    learning_rate = own.learning_rate if options.learning_rate is None else options.learning_rate
+    weight_decay = own.weight_decay if options.weight_decay is None else options.weight_decay
     where = device()
     member.to(where).to(memory_format=torch.channels_last).train()
     rows, held_out = split(len(images), seed)
-    batch = min(batch or own.batch, len(rows))
+    batch = min(options.batch or own.batch, len(rows))
     per_epoch = len(rows) // batch
     optimiser = _optimiser(member, learning_rate, weight_decay)
-    told = [array for array in (images, labels, *(pairs or ())) if array is not None]
-    identity = _identity(member, settings, told, seed=seed, batch=batch, rates=(learning_rate, weight_decay, own.muon))
+    arrays = [array for array in (images, labels, *(pairs or ())) if array is not None]
+    identity = identity_of(
+        member, settings, arrays, seed=seed, batch=batch, rates=(learning_rate, weight_decay, own.muon)
+    )
 
     def draw(picked: NDArray[np.int64], step: int | None = None) -> Batch:
         told = None if labels is None else torch.from_numpy(labels[picked]).to(where)
@@ -151,20 +131,20 @@ def train(
         both = torch.stack([to_input(side[drawn], where) for side in (pairs.a, pairs.b)])
         return Batch(x, told, both, torch.from_numpy(pairs.same[drawn]).to(where))
 
-    loss = torch.compile(_loss) if compiled else _loss
+    loss = torch.compile(_loss) if options.compiled else _loss
     entered = time.monotonic()
     torch.manual_seed(seed)
     member.prepare(*draw(np.sort(rows[:PREPARED]))[:2])
     start = 0
-    asked_for = steps if steps is not None else epochs and epochs * per_epoch
-    if resume and checkpoint is not None:
-        start, planned = _load_checkpoint(checkpoint, member, optimiser, identity)
+    asked_for = options.steps if options.steps is not None else options.epochs and options.epochs * per_epoch
+    if options.resume and checkpoint is not None:
+        start, planned = load_checkpoint(checkpoint, member, optimiser, identity)
         if asked_for not in (None, planned):
             raise HashretError(f"the checkpoint is of a training of {planned} steps: resume it without another number")
     elif asked_for is not None:
         planned = asked_for
     else:
-        left = (budget or 120.0) - (time.monotonic() - entered)
+        left = options.seconds - (time.monotonic() - entered)
         planned = _steps_within(left, member, draw(rows[:batch], 0), learning_rate, weight_decay, loss)
 
     step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
@@ -195,13 +175,13 @@ def train(
                     shown = now
                     _report(step, planned, running, progress)
                 if checkpoint is not None and saving:
-                    _save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
+                    save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
                     saved = now
             interrupted = bool(pressed)
     except KeyboardInterrupt:
         interrupted = True
     if interrupted and whole and checkpoint is not None:
-        _save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
+        save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
     seconds = time.monotonic() - began
     member.eval()
     measured = _measure(member, draw, held_out) if len(held_out) > 1 else {}
@@ -309,63 +289,3 @@ def _measure(
     with torch.no_grad():  # a penalty on derivatives can undo this, but not inference_mode
         terms = [_loss(member, b) | member.measures(b.x) for b in map(draw, parts)]
     return {name: statistics.fmean(float(t[name]) for t in terms) for name in terms[0]}
-
-
-def _identity(member: Member, settings: Mapping[str, Any] | None, arrays: Sequence[NDArray[Any]], **values: Any) -> str:
-    """What makes two trainings the same one: the architecture, all settings, the images and what is said of them."""
-    shapes = {name: list(tensor.shape) for name, tensor in member.state_dict().items()}
-    told = json.dumps([type(member).__name__, dict(settings or {}), shapes, values, arrays[0].shape], sort_keys=True)
-    digest = hashlib.sha256(told.encode())
-    for array in arrays:
-        digest.update(hashlib.sha256(np.ascontiguousarray(array).data).digest())
-    return digest.hexdigest()
-
-
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
-    """The name, type, shape and contents of each of the tensors, in the order of their names, to take a digest of."""
-    for name, tensor in sorted(tensors.items()):
-        yield f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode()
-        yield tensor.numpy().tobytes()
-
-
-def _sum(tensors: Mapping[str, Tensor], *told: str) -> str:
-    digest = hashlib.sha256(" ".join(told).encode())
-    for part in tensor_bytes(tensors):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _save_checkpoint(
-    path: Path, member: Member, optimiser: torch.optim.Optimizer, step: int, planned: int, identity: str
-) -> None:
-    tensors = {f"member.{name}": tensor for name, tensor in member.state_dict().items()}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{i}.{name}": tensor for name, tensor in state.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = {"step": str(step), "planned": str(planned), "identity": identity}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, save(tensors, told | {"sha256": _sum(tensors, *told.values())}))
-
-
-def _load_checkpoint(path: Path, member: Member, optimiser: torch.optim.Optimizer, identity: str) -> tuple[int, int]:
-    """Put the member and the optimiser where the checkpoint says; the steps taken and planned."""
-    if not path.is_file():
-        raise HashretError(f"there is nothing to resume at {path}: train without --resume")
-    try:
-        with safe_open(path, "pt") as file:
-            told = file.metadata()
-            if told["identity"] != identity:
-                raise HashretError(f"{path} is of another training: train without --resume")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if told["sha256"] != _sum(tensors, told["step"], told["planned"], told["identity"]):
-            raise ValueError("it is not what was saved")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise HashretError(f"{path} is damaged ({error}): train without --resume") from None
-    member.load_state_dict({n.removeprefix("member."): t for n, t in tensors.items() if n.startswith("member.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimiser."):
-            _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return int(told["step"]), int(told["planned"])
