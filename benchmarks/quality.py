@@ -34,7 +34,8 @@ from PIL import Image, ImageEnhance
 import hashret
 from hashret import Hasher, HashretError
 from hashret.codes import Codes, pack
-from hashret.data.images import Preprocessing, decode
+from hashret.data.images import decode
+from hashret.data.preprocessing import ImagePreprocessing
 from hashret.data.sources import open_source
 from hashret.durable import write_durably
 from hashret.evaluation.measures import count_neighbours, recall_at
@@ -123,7 +124,7 @@ class Place:
 
     def __init__(self, folder: Path | None, root: Path | None, scratch: Path) -> None:
         self.folder, self.root, self._scratch = folder, root, scratch
-        self._images: dict[tuple[str, Preprocessing], Images] = {}
+        self._images: dict[tuple[str, ImagePreprocessing], Images] = {}
         self.learned: dict[Row, Hasher] = {}  # the last network of the default, by the row that it was learned for
 
     def protocol(self, data: str) -> Protocol:
@@ -150,7 +151,7 @@ class Place:
             np.savez(self._scratch / f"{name}.npz", **arrays)
         return [str(self._scratch / f"{name}.npz") for name in parts]
 
-    def images(self, data: str, preprocessing: Preprocessing) -> Images:
+    def images(self, data: str, preprocessing: ImagePreprocessing) -> Images:
         key = data, preprocessing
         if key not in self._images:
             self._images = {key: read_images(self.protocol(data), preprocessing, data_root=self.root)}
@@ -168,7 +169,7 @@ def measure(row: Row, place: Place) -> dict[str, Any]:
     told: dict[str, Any] = {}
     encode: Callable[[Iterable[Any]], Codes]
     if row.model in PERCEPTUAL:
-        encode, images = perceptual(row.model), place.images(row.data, Preprocessing(32, 32, 3))
+        encode, images = perceptual(row.model), place.images(row.data, ImagePreprocessing(32, 32, 3))
         codes = encode(photos(place))
     else:
         hasher, learned = fit(row, place)

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from hashret import Hasher
 from hashret.collection.ranking import by_certainty, candidates
-from hashret.data.sources import open_source, sample
+from hashret.data.sample import sample
+from hashret.data.sources import open_source
 from hashret.indexes import BitFlipIndex
 
 K = 10

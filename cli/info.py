@@ -10,7 +10,7 @@ from hashret.errors import HashretError
 def info(collection: CollectionFolder = None, as_json: Json = False, quiet: Quiet = False) -> int:
     """Show what the collection holds, and of which model its codes are."""
     from hashret.collection import Collection, locate
-    from hashret.data.vectors import describe
+    from hashret.data.preprocessing import describe
 
     with Collection.open(locate(collection), read_only=True) as there:
         told = there.info()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hashret.data.images import Inputs
+    from hashret.data.contents import Inputs
     from hashret.hasher import Hasher
 
 model = typer.Typer(name="model", help="Remember, restore, draw and plot images with a model.", no_args_is_help=True)
@@ -164,17 +164,18 @@ def load(model_dir: Path | None, collection: Path | None) -> "Hasher":
 
 def read(source: str, hasher: "Hasher", n: int, root: Path | None) -> tuple["NDArray[Any]", list[str | None]]:
     """At most n images of a source, as the model sees them, drawn from all over it, and their labels."""
-    from hashret.data import sources
+    from hashret.data.sample import sample
+    from hashret.data.sources import open_source
 
-    size = hasher.preprocessing.height, hasher.preprocessing.width
-    opened = sources.open_source(source, data_root=root)
-    drawn = sources.sample(opened, size=size if hasher.preprocessing.numbers is None else None, limit=n)
+    opened = open_source(source, data_root=root)
+    hasher.preprocessing.check_source(opened, "give a SOURCE of those")
+    drawn = sample(opened, size=hasher.preprocessing.size, limit=n)
     return hasher.preprocessing.batch(drawn.images), drawn.labels
 
 
 def pixels_of(path: Path, hasher: "Hasher") -> "Inputs":
     """An image file as the model sees it."""
-    from hashret.data.images import read_file
+    from hashret.data.contents import read_file
 
     try:
         return hasher.preprocessing(read_file(path)).pixels
@@ -193,7 +194,8 @@ def restore(
     """Write a better image beside the one there is."""
     from PIL import Image as Pillow
 
-    from hashret.data.images import decode, read_file
+    from hashret.data.contents import read_file
+    from hashret.data.images import decode
 
     try:
         pixels = decode(read_file(image)).pixels

@@ -99,7 +99,8 @@ def query(
 
 def _queries(texts: list[str], collection: "Collection | Client") -> Iterator[_Query]:
     """What is asked for, one after the other; what cannot be read is a query too, so that the others are answered."""
-    from hashret.data.images import MAX_BYTES, SUFFIXES, read_file
+    from hashret.data.contents import MAX_BYTES, read_file
+    from hashret.data.images import SUFFIXES
 
     for text in texts:
         try:
@@ -124,7 +125,7 @@ def _weight(asked: _Query) -> float:
 
 def _records(text: str) -> Iterator[_Query]:
     """The images of a source; a file that is no source is an image, or will be said to be none."""
-    from hashret.data.images import read_file
+    from hashret.data.contents import read_file
     from hashret.data.sources import open_source
 
     try:

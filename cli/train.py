@@ -10,7 +10,7 @@ from hashret.cli.common import CollectionFolder, DataRoot, Quiet, Source, check_
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
-    from hashret.data import sources
+    from hashret.data import records
     from hashret.hasher import Hasher
     from hashret.training.options import TrainingOptions
 
@@ -55,7 +55,7 @@ def train(
     The model goes into the collection, which must have no items yet, or with -o into a folder of its own.
     """
     from hashret.collection import locate
-    from hashret.data.images import Preprocessing
+    from hashret.data.preprocessing import ImagePreprocessing
     from hashret.data.sources import open_source
     from hashret.hasher import FILES, Hasher
     from hashret.training.options import TrainingOptions
@@ -65,7 +65,7 @@ def train(
     shape = parse_size(size)
     with usage("--size"):
         if shape is not None:
-            Preprocessing(*shape, channels=1)
+            ImagePreprocessing(*shape, channels=1)
     place = locate(collection)
     output = None if output is None else output.resolve()
     checkpoint = place / "training.checkpoint" if output is None else Path(f"{output}.checkpoint")
@@ -109,7 +109,7 @@ def train(
 
 
 def fit(
-    hasher: "Hasher", source: "sources.Source", options: "TrainingOptions", quiet: bool, **learning: Any
+    hasher: "Hasher", source: "records.Source", options: "TrainingOptions", quiet: bool, **learning: Any
 ) -> str | None:
     """Train with a progress bar; where it was interrupted, if it was."""
     with progress(quiet) as show:

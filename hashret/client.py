@@ -8,7 +8,8 @@ import numpy as np
 
 from hashret import errors
 from hashret.codes import Codes, check_codes, from_hex, to_hex
-from hashret.data.images import as_batch, content_bytes, to_content
+from hashret.data.contents import content_bytes
+from hashret.data.images import as_batch, to_content
 from hashret.errors import HashretError
 from hashret.results import TARGET, Calibration, Group, Hit, Item
 from hashret.service import MOST_HITS, MOST_K, MOST_QUERIES

@@ -30,9 +30,12 @@ from torch import Tensor
 
 from hashret.codes import Codes, check_bits, pack
 from hashret.data.arrays import numbers_of
-from hashret.data.images import Inputs, PreparedImages, as_batch, sha256, to_content
-from hashret.data.sources import Labelled, open_source, sample
-from hashret.data.vectors import AnyPreprocessing, describe, stored_preprocessing
+from hashret.data.contents import Inputs, PreparedImages, sha256
+from hashret.data.images import as_batch, to_content
+from hashret.data.preprocessing import Preprocessing, describe, stored_preprocessing
+from hashret.data.records import Labelled
+from hashret.data.sample import sample
+from hashret.data.sources import open_source
 from hashret.durable import make_folder, put_in_place
 from hashret.errors import HashretError, choose
 from hashret.heads.heads import HEADS, Head, check_head
@@ -79,7 +82,7 @@ class Hasher:
         choose(HEADS, self.head, "head")
         self._asked = _check_settings(model, settings)
         self.settings = MODELS[model].defaults() | self._asked  # a stored model does not change when a default does
-        self._fitted: tuple[AnyPreprocessing, Member, Head] | None = None
+        self._fitted: tuple[Preprocessing, Member, Head] | None = None
         self._training: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -140,7 +143,7 @@ class Hasher:
             held = {"MB in memory": float(math.ceil(images.nbytes / 1e6))}
             progress(Progress("reading", sampled.seen, sampled.seen, held))
         settings, classes = MODELS[self.model].defaults(), dict[str, int]()
-        if preprocessing.numbers is not None:
+        if len(preprocessing.shape) == 1:
             settings |= {name: value for name, value in FOR_VECTORS.items() if name in settings}
         settings |= begun or MODELS[self.model].suited(_channels_first(preprocessing), len(images))
         settings |= self._asked
@@ -284,7 +287,7 @@ class Hasher:
         return [bool(worse) for part in parts for worse in part]
 
     @property
-    def preprocessing(self) -> AnyPreprocessing:
+    def preprocessing(self) -> Preprocessing:
         """How an image becomes the pixels that the member sees, or a vector the numbers."""
         return self._parts()[0]
 
@@ -370,12 +373,12 @@ class Hasher:
         prepared = _in_order(lambda image: preprocessing(to_content(image)).pixels, images)
         yield from map(np.stack, batches(prepared, PASS))
 
-    def _parts(self) -> tuple[AnyPreprocessing, Member, Head]:
+    def _parts(self) -> tuple[Preprocessing, Member, Head]:
         if self._fitted is None:
             raise HashretError("this hasher has learned nothing yet: call fit, or Hasher.load")
         return self._fitted
 
-    def _build(self, preprocessing: AnyPreprocessing, settings: dict[str, Any]) -> Member:
+    def _build(self, preprocessing: Preprocessing, settings: dict[str, Any]) -> Member:
         shape = _channels_first(preprocessing)
         with torch.device("meta"):  # takes no memory
             weights = sum(p.numel() for p in MODELS[self.model](shape, self.bits, **settings).parameters())
@@ -459,7 +462,7 @@ def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _channels_first(preprocessing: AnyPreprocessing) -> Shape:
+def _channels_first(preprocessing: Preprocessing) -> Shape:
     *size, last = preprocessing.shape
     return (last, *size)
 
@@ -494,7 +497,7 @@ def _numbers_of(labels: list[str | None], classes: dict[str, int]) -> NDArray[np
     return np.array([classes.get(label or "", -1) for label in labels])
 
 
-def _pairs(preprocessing: AnyPreprocessing, judged: list[tuple[Any, Any, bool]]) -> Pairs:
+def _pairs(preprocessing: Preprocessing, judged: list[tuple[Any, Any, bool]]) -> Pairs:
     """Judged pairs as the training takes them."""
     a, b = (np.stack([preprocessing(to_content(pair[side])).pixels for pair in judged]) for side in (0, 1))
     return Pairs(a, b, np.array([same for _, _, same in judged], np.bool_))

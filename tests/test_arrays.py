@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hashret.data.sources import Record, Source, open_source
+from hashret.data.records import Record, Source
+from hashret.data.sources import open_source
 from hashret.errors import HashretError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 12, 9), np.uint8)

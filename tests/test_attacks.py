@@ -29,6 +29,7 @@ from PIL import Image
 
 from hashret.collection import Collection
 from hashret.data import images
+from hashret.data.preprocessing import ImagePreprocessing
 from hashret.hasher import Hasher
 
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
@@ -342,13 +343,13 @@ def test_an_image_that_keeps_its_decoder_busy_keeps_nobody_else_waiting(
 ) -> None:
     """Nor is it decoded again and again to find out which of a batch it is."""
     monkeypatch.setattr(images, "DECODE_SECONDS", 1.5)
-    slow, tried, prepare = slow_bmp(9000), [], images.Preprocessing.__call__
+    slow, tried, prepare = slow_bmp(9000), [], ImagePreprocessing.__call__
 
-    def counted(self: images.Preprocessing, content: Any) -> Any:
+    def counted(self: ImagePreprocessing, content: Any) -> Any:
         tried.append(content)
         return prepare(self, content)
 
-    monkeypatch.setattr(images.Preprocessing, "__call__", counted)
+    monkeypatch.setattr(ImagePreprocessing, "__call__", counted)
     good = png_of(8, 8, zlib.compress(bytes(72)))
     files = [("file", ("slow.bmp", slow)), *[("file", ("good.png", good))] * more]
     answers: list[Any] = []

@@ -31,7 +31,7 @@ from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingCon
 from hashret.collection import collection as collection_module
 from hashret.collection import index_cache as live
 from hashret.collection import search as searching
-from hashret.data.images import content_bytes
+from hashret.data.contents import content_bytes
 from hashret.errors import HashretError
 from hashret.evaluation.measures import health
 from hashret.hasher import Hasher

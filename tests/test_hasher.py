@@ -22,7 +22,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hashret.codes import Codes, hamming, pack, to_hex
-from hashret.data.images import PreparedImages, Preprocessing, sha256
+from hashret.data.contents import PreparedImages, sha256
+from hashret.data.preprocessing import ImagePreprocessing
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.hasher import IN_TURNS, SMALL_BATCH, Hasher
@@ -93,7 +94,7 @@ def test_neighbours_are_of_the_same_kind_and_a_stored_model_finds_the_same(
 ) -> None:
     images = DIGITS if channels == 1 else COLOUR
     hasher = fit(name, network, images, bits=32, width=16, steps=120)
-    assert hasher.preprocessing == Preprocessing(8, 8, channels)
+    assert hasher.preprocessing == ImagePreprocessing(8, 8, channels)
     codes = hasher.encode(images)
     nearest = np.argsort(hamming(codes[:300], codes[300:]), axis=1, kind="stable")[:, :10]
     precision = (LABELS[300:][nearest] == LABELS[:300, None]).mean()
@@ -625,7 +626,7 @@ def test_the_fingerprint_is_of_everything_that_makes_a_code(tmp_path: Path, smal
         assert fingerprint_of(hasher) != expected, name
         flat[-1] = before
         assert fingerprint_of(hasher) == expected, name
-    for other in (Preprocessing(8, 9, 1), Preprocessing(9, 8, 1), Preprocessing(8, 8, 3)):
+    for other in (ImagePreprocessing(8, 9, 1), ImagePreprocessing(9, 8, 1), ImagePreprocessing(8, 8, 3)):
         hasher._fitted = other, member, head
         assert fingerprint_of(hasher) != expected
     hasher._fitted = preprocessing, member, head

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from hashret.collection import Collection, ingest
-from hashret.data.images import MAX_BYTES
+from hashret.data.contents import MAX_BYTES
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.hasher import Hasher

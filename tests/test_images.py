@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret.data import images
-from hashret.data.images import MAX_BYTES, Preprocessing, content_bytes, decode, has_colour, resize, sha256, to_content
+from hashret.data.contents import MAX_BYTES, content_bytes, sha256
+from hashret.data.images import decode, has_colour, to_content
+from hashret.data.preprocessing import ImagePreprocessing
 from hashret.errors import HashretError
 
 Pixels = NDArray[np.uint8]
@@ -328,8 +330,8 @@ def test_a_large_jpeg_is_reduced_but_never_below_twice_what_is_needed(orientatio
         assert (h, w) == (900, 1400) or min(h / height, w / width) >= 2
         assert (h, w) == (113, 175) or min((h // 2) / height, (w // 2) / width) < 2  # half as much would not do
     assert sizes == {(113, 175), (225, 350), (450, 700), (900, 1400)}
-    reduced = Preprocessing(64, 64, 3)(data).pixels.astype(int)
-    whole = Preprocessing(64, 64, 3)(decode(data).pixels).pixels
+    reduced = ImagePreprocessing(64, 64, 3)(data).pixels.astype(int)
+    whole = ImagePreprocessing(64, 64, 3)(decode(data).pixels).pixels
     assert np.abs(reduced - whole).mean() < 1
     assert decode(data).pixels.shape == (900, 1400, 3)
 
@@ -424,108 +426,7 @@ def test_threads_decode_what_one_thread_decodes() -> None:
         assert list(pool.map(lambda data: sha256(decode(data).pixels), files)) == alone
 
 
-# Preprocessing
-
-sizes = st.integers(1, 48)
-preprocessings = st.builds(Preprocessing, sizes, sizes, st.sampled_from([1, 3]))
-
-
-@settings(deadline=None)
-@given(preprocessings, pixel_arrays)
-def test_a_file_and_its_pixels_are_prepared_alike(preprocessing: Preprocessing, array: Pixels) -> None:
-    prepared = preprocessing(array)
-    assert prepared.pixels.shape == (preprocessing.height, preprocessing.width, preprocessing.channels)
-    assert prepared.pixels.dtype == np.uint8
-    assert prepared[1:] == (array.shape[1], array.shape[0])
-    for other in (save(array, "PNG"), content_bytes(array)):
-        again = preprocessing(other)
-        assert (again.pixels == prepared.pixels).all() and again[1:] == prepared[1:]
-
-
-@settings(deadline=None)
-@given(preprocessings, arrays(np.uint8, st.tuples(st.integers(0, 5), sides, sides, st.sampled_from([1, 3, 4]))))
-def test_a_batch_is_its_images_one_by_one(preprocessing: Preprocessing, rows: Pixels) -> None:
-    batch = preprocessing.batch(rows)
-    assert batch.shape == (len(rows), preprocessing.height, preprocessing.width, preprocessing.channels)
-    for one, row in zip(batch, rows, strict=True):
-        assert (one == preprocessing(row).pixels).all()
-    same_size = Preprocessing(rows.shape[1], rows.shape[2], preprocessing.channels)
-    for one, row in zip(same_size.batch(rows), rows, strict=True):
-        assert (one == same_size(row).pixels).all()
-
-
-def test_nothing_is_copied_where_nothing_changes() -> None:
-    rows = np.zeros((5, 28, 28, 1), np.uint8)
-    assert Preprocessing(28, 28, 1).batch(rows) is rows
-    assert np.shares_memory(Preprocessing(28, 28, 1)(rows[0]).pixels, rows)
-
-
-def test_a_batch_of_another_kind_is_refused() -> None:
-    several: list[NDArray[Any]] = [np.zeros(shape, np.uint8) for shape in ((5, 28, 28), (5, 28, 28, 2), (5, 28, 28, 1))]
-    several[2] = several[2].astype(float)
-    for rows in several:
-        with pytest.raises(ValueError, match=r"uint8|float64"):
-            Preprocessing(28, 28, 1).batch(rows)
-
-
-def test_the_centre_is_cropped_to_the_aspect_ratio() -> None:
-    picture = np.zeros((40, 100, 1), np.uint8)
-    picture[:, 30:70] = 200
-    # The filter of an edge pixel reaches half a pixel over the crop, and no further.
-    assert (Preprocessing(20, 20, 1)(picture).pixels[:, 1:-1] == 200).all()
-    assert (Preprocessing(20, 20, 1)(picture.transpose(1, 0, 2)).pixels[1:-1] == 200).all()
-    assert (Preprocessing(20, 20, 1)(picture).pixels == Preprocessing(20, 20, 1)(picture[:, ::-1]).pixels).all()
-    assert (Preprocessing(40, 40, 1)(picture).pixels == picture[:, 30:70]).all()  # no resizing: pixels as they are
-    narrow = Preprocessing(20, 21, 1)(picture).pixels
-    assert (narrow[:, 1:-1] == 200).all() and (narrow[:, [0, -1]] < 200).all()
-
-
-def test_a_crop_by_an_odd_number_of_pixels_does_not_blur() -> None:
-    picture = smooth(10, 13)
-    assert (Preprocessing(10, 10, 3)(picture).pixels == picture[:, 1:11]).all()
-
-
-def test_reduction_is_antialiased() -> None:
-    board = (np.indices((256, 256)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    reduced = Preprocessing(16, 16, 1)(board).pixels
-    assert np.abs(reduced.astype(int) - 127).max() <= 2
-
-
-@given(arrays(np.uint8, st.tuples(sides, sides, st.just(3))))
-def test_grey_is_what_pillow_makes_of_colour(array: Pixels) -> None:
-    grey = Preprocessing(array.shape[0], array.shape[1], 1)(array).pixels
-    assert (grey[..., 0] == np.asarray(Image.fromarray(array).convert("L"))).all()
-
-
-def test_grey_and_colour_of_every_level_are_inverse() -> None:
-    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
-    colour = Preprocessing(16, 16, 3)(levels).pixels
-    assert (colour == levels).all() and colour.shape == (16, 16, 3)
-    assert (Preprocessing(16, 16, 1)(colour).pixels == levels).all()
-
-
-def test_a_preprocessing_is_stored_and_comes_back() -> None:
-    preprocessing = Preprocessing(28, 32, 1)
-    assert preprocessing.to_dict() == {"height": 28, "width": 32, "channels": 1}
-    assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
-    for values in ({"height": 28, "width": 28}, {**preprocessing.to_dict(), "crop": True}):
-        with pytest.raises(ValueError, match="preprocessing has height, width and channels"):
-            Preprocessing.from_dict(values)
-
-
-@pytest.mark.parametrize(
-    "values", [(0, 8, 1), (8, -1, 1), (8, 8, 2), (8, 8, 4), (8.0, 8, 1), ("8", 8, 1), (True, 8, 1), (20_000, 20_000, 1)]
-)
-def test_an_impossible_preprocessing_is_refused(values: Any) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        Preprocessing(*values)
-
-
-def test_a_broken_file_cannot_be_prepared() -> None:
-    with pytest.raises(HashretError, match="truncated JPEG"):
-        Preprocessing(8, 8, 3)(BROKEN["jpeg cut"][0])
-    with pytest.raises(ValueError, match="float64"):
-        resize(np.zeros((4, 4)), 2, 2)  # type: ignore[arg-type]  # what it is for
+# Colour and names
 
 
 def test_colour_is_seen_in_pixels_not_in_modes() -> None:

@@ -2,28 +2,21 @@ import io
 import os
 import shutil
 import tarfile
-import threading
-import time
 import tracemalloc
 import zipfile
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashret.data import sources
-from hashret.data.images import MAX_BYTES, Content, Preprocessing
-from hashret.data.sources import Record, Sample, Source, open_source, sample
+from hashret.data.contents import MAX_BYTES, Content
+from hashret.data.records import Source
+from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.parallel import in_order
-from hashret.results import Root
 
 Pixels = NDArray[np.uint8]
 JPEG_OF_TEXT = b"Dear diary, this is no photo."
@@ -342,275 +335,6 @@ def test_what_exists_as_a_path_is_one(tmp_path: Path, monkeypatch: pytest.Monkey
     assert open_source("digits:test").root == "digits:test#"
 
 
-# In order
-
-
-@pytest.mark.parametrize("helping", [False, True])
-def test_results_come_in_the_order_of_the_items(helping: bool) -> None:
-    def slow(i: int) -> int:
-        time.sleep(0.002 * (i % 5))
-        return i * i
-
-    assert list(in_order(slow, range(200), threads=8, helping=helping)) == [i * i for i in range(200)]
-    assert list(in_order(slow, [], helping=helping)) == []
-    assert list(in_order(slow, range(3), ahead=1, helping=helping)) == [0, 1, 4]
-
-
-def test_a_helping_caller_works_while_it_would_wait() -> None:
-    both = threading.Barrier(2)
-
-    def work(i: int) -> str:
-        both.wait(30)  # for whoever is the other of two threads
-        return threading.current_thread().name
-
-    names = Counter(in_order(work, range(40), threads=2, ahead=4, helping=True))
-    assert len(names) == 2 and names[threading.current_thread().name] == 20
-
-
-def test_items_are_taken_in_this_thread_and_not_far_ahead() -> None:
-    taken: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(1000):
-            assert threading.current_thread() is threading.main_thread()
-            taken.append(i)
-            yield i
-
-    for result in in_order(lambda i: i, items(), threads=2, ahead=10):
-        assert len(taken) <= result + 10
-
-
-def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("hashret-order")]
-
-
-@pytest.mark.parametrize("helping", [False, True])
-def test_errors_of_the_function_and_of_the_items_come_out_in_their_place(helping: bool) -> None:
-    def broken_items() -> Iterator[int]:
-        yield from range(5)
-        raise HashretError("broken stream")
-
-    results = in_order(lambda i: 10 // (i - 20), range(50), threads=3, helping=helping)
-    assert [next(results) for _ in range(20)] == [10 // (i - 20) for i in range(20)]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-    with pytest.raises(HashretError, match="broken stream"):
-        list(in_order(lambda i: i, broken_items(), helping=helping))
-    assert not workers()
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, None])
-def test_stopping_early_drops_what_waits_and_leaves_no_thread(error: type[BaseException] | None) -> None:
-    done = []
-
-    def work(i: int) -> int:
-        time.sleep(0.01)
-        done.append(i)
-        return i
-
-    results = in_order(work, range(10_000), threads=2, ahead=500)
-    assert next(results) == 0
-    assert workers()
-    if error is None:
-        results.close()
-    else:
-        with pytest.raises(error):
-            results.throw(error)
-    assert not workers()
-    assert len(done) < 500
-
-
-# Samples
-
-
-class Contents(Source):
-    """Contents in memory as a source of files."""
-
-    root = Root("contents/")
-
-    def __init__(self, contents: list[Content]) -> None:
-        self.contents = contents
-
-    def __iter__(self) -> Iterator[Record]:
-        for i, content in enumerate(self.contents):
-            yield Record(str(i), 0, 0, None, lambda content=content: content)  # type: ignore[misc]
-
-
-def check(sampled: Sample, contents: list[Content]) -> None:
-    """A sample of all these contents has what its preprocessing makes of each."""
-    preprocessing = sampled.preprocessing
-    assert sampled.seen == len(contents) and not sampled.failures
-    assert sampled.images.shape == (len(contents), preprocessing.height, preprocessing.width, preprocessing.channels)
-    assert sampled.images.dtype == np.uint8
-    for image, content in zip(sampled.images, contents, strict=True):
-        assert (image == preprocessing(content).pixels).all()
-
-
-sides = st.one_of(st.integers(1, 20), st.integers(60, 70), st.integers(100, 300))
-some_contents = st.lists(
-    st.builds(
-        lambda seed, height, width, channels, kind: (
-            save(picture(seed, height, width, channels), kind) if kind else picture(seed, height, width, channels)
-        ),
-        st.integers(0, 99),
-        sides,
-        sides,
-        st.sampled_from([1, 3]),
-        st.sampled_from(["JPEG", "PNG", None]),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    some_contents, st.one_of(st.none(), st.tuples(st.integers(1, 80), st.integers(1, 80))), st.sampled_from([0, 2**28])
-)
-def test_a_sample_is_what_its_preprocessing_makes(
-    contents: list[Content], size: tuple[int, int] | None, originals: int
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_MAX_ORIGINALS", originals)
-        sampled = sample(Contents(contents), size=size)
-    check(sampled, contents)
-    if size:
-        assert (sampled.preprocessing.height, sampled.preprocessing.width) == size
-
-
-def sizes(*shapes: tuple[int, int]) -> list[Content]:
-    return [picture(i, height, width) for i, (height, width) in enumerate(shapes)]
-
-
-@pytest.mark.parametrize(
-    ("shapes", "size"),
-    [
-        ([(28, 28)] * 3, (28, 28)),
-        ([(32, 20)] * 3, (32, 20)),
-        ([(5, 5)] * 2, (5, 5)),
-        ([(33, 33)] * 3, (32, 32)),
-        ([(28, 28), (28, 29)], (28, 28)),
-        ([(240, 300), (300, 240), (20, 20)], (32, 32)),
-        ([(240, 300), (24, 50), (40, 20)], (24, 24)),
-        ([(3, 3), (4, 4), (5, 5)], (8, 8)),
-        ([(1000, 3), (3, 1000), (30, 30)], (8, 8)),
-    ],
-)
-def test_the_size_is_chosen_from_what_was_seen(shapes: list[tuple[int, int]], size: tuple[int, int]) -> None:
-    contents = sizes(*shapes)
-    sampled = sample(Contents(contents))
-    assert (sampled.preprocessing.height, sampled.preprocessing.width) == size
-    check(sampled, contents)
-
-
-def test_a_jpeg_that_decodes_at_a_reduced_size_is_sampled_as_it_is_prepared() -> None:
-    contents: list[Content] = [save(picture(1, 600, 800), "JPEG"), *sizes(*[(20, 30)] * 4)]
-    sampled = sample(Contents(contents))
-    assert sampled.preprocessing == Preprocessing(20, 20, 3)
-    check(sampled, contents)
-    large: list[Content] = [save(picture(i, 600, 800), "JPEG") for i in range(3)]
-    check(sample(Contents(large)), large)
-    check(sample(Contents(large), size=(100, 20)), large)
-
-
-def test_originals_are_bounded_in_memory_and_then_the_side_is_32(monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = sizes((300, 200), *[(30, 20)] * 5)
-    assert sample(Contents(contents)).preprocessing == Preprocessing(20, 20, 3)
-    monkeypatch.setattr(sources, "_MAX_ORIGINALS", 100_000)
-    assert sample(Contents(contents)).preprocessing == Preprocessing(32, 32, 3)
-    monkeypatch.setattr(sources, "_MAX_ORIGINALS", 200_000)
-    assert sample(Contents(contents)).preprocessing == Preprocessing(20, 20, 3)
-    # An original that a later image replaces no longer counts.
-    two = sizes(*[(300, 200)] * 40)
-    assert sample(Contents([*two, *sizes(*[(30, 20)] * 500)]), limit=1).preprocessing == Preprocessing(30, 20, 3)
-
-
-def test_colour_is_what_any_chosen_image_shows() -> None:
-    grey = [np.repeat(picture(i, channels=1), 3, axis=2) for i in range(5)]
-    assert sample(Contents([save(image, "JPEG") for image in grey])).preprocessing.channels == 1
-    assert sample(Contents([picture(i, channels=1) for i in range(5)])).preprocessing.channels == 1
-    assert sample(Contents([*grey, picture(9)])).preprocessing.channels == 3
-
-
-def test_a_sample_is_drawn_evenly_and_again_the_same() -> None:
-    source = open_source(np.arange(200, dtype=np.uint8).repeat(64).reshape(200, 8, 8))
-    count: Counter[int] = Counter()
-    for seed in range(400):
-        drawn = sample(source, limit=10, seed=seed)
-        assert drawn.seen == 200
-        values = drawn.images[:, 0, 0, 0].tolist()
-        assert len(set(values)) == 10
-        count.update(values)
-    # 20 of each are expected, with a standard deviation of 4.4.
-    assert set(count) == set(range(200)) and max(count.values()) < 42
-    assert 1750 < sum(count[value] for value in range(100)) < 2250
-    pair = open_source(np.arange(2, dtype=np.uint8).repeat(64).reshape(2, 8, 8))
-    assert 70 < sum(int(sample(pair, limit=1, seed=seed).images[0, 0, 0, 0]) for seed in range(200)) < 130
-    first, again = sample(source, limit=10, seed=5), sample(source, limit=10, seed=5)
-    assert (first.images == again.images).all() and first[1:] == again[1:]
-    assert sample(source, limit=3, seed=0).images[:, 0, 0, 0].tolist() == [189, 6, 172]  # for ever
-
-
-def test_broken_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
-    write(tmp_path, TREE | {"a/cut.jpg": TREE["a.jpeg"][:300]})
-    (tmp_path / "link.png").symlink_to("nowhere.png")
-    sampled = sample(open_source(tmp_path))
-    assert len(sampled.images) == 5 and sampled.seen == 8
-    assert [name for name, _ in sampled.failures] == ["a-b/broken.jpg", "a/cut.jpg", "link.png"]
-    assert [reason for _, reason in sampled.failures] == [
-        "no image: no format begins with b'Dear dia'",
-        "truncated JPEG",
-        "cannot be read: No such file or directory",
-    ]
-    contents: list[Content] = [JPEG_OF_TEXT if i % 2 else picture(i) for i in range(60)]
-    assert len(sample(Contents(contents), limit=20, seed=1).images) <= 20
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
-def test_an_archive_gives_the_sample_of_its_folder(tmp_path: Path, suffix: str) -> None:
-    folder = write(tmp_path / "f", TREE | {f"a/{i:02}.png": save(picture(i)) for i in range(40)})
-    path = pack(tmp_path / f"p{suffix}", folder)
-    for limit in (10, 100):
-        a, b = sample(open_source(folder), limit=limit), sample(open_source(path), limit=limit)
-        assert (a.images == b.images).all() and a[1:] == b[1:]
-
-
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[int] = []
-    sample(Contents(sizes(*[(20, 20)] * 30)), limit=5, progress=told.append)
-    assert told == list(range(1, 31))
-
-
-def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HashretError, match=f"^{tmp_path} has no images \\(0 other files were passed over\\)$"):
-        sample(open_source(tmp_path))
-    write(tmp_path, PASSED_OVER)
-    with pytest.raises(HashretError, match=r"has no images \(4 other files were passed over\)"):
-        sample(open_source(tmp_path))
-    write(tmp_path, {"x.jpg": JPEG_OF_TEXT, "y.jpg": b""})
-    with pytest.raises(HashretError, match=r"none of 2 images could be read; the first, x.jpg: no image: no format"):
-        sample(open_source(tmp_path))
-    with pytest.raises(HashretError, match="array has no images"):
-        sample(open_source(np.zeros((0, 8, 8), np.uint8)))
-
-
-@pytest.mark.parametrize("arguments", [{"limit": 0}, {"size": (0, 8)}, {"size": (8.5, 8)}])
-def test_an_impossible_sample_is_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        sample(open_source("digits"), **arguments)
-
-
-def test_an_interrupted_sample_leaves_no_thread(tmp_path: Path) -> None:
-    def interrupt(seen: int) -> None:
-        if seen == 20:
-            raise KeyboardInterrupt
-
-    write(tmp_path, {f"{i}.png": TREE["b.png"] for i in range(50)})
-    with pytest.raises(KeyboardInterrupt):
-        sample(open_source(tmp_path), progress=interrupt)
-    assert not workers()
-
-
 # Memory
 
 
@@ -628,7 +352,7 @@ def peak(source: Source) -> int:
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    peaks: dict[str, list[int]] = {"npy": [], "npz": [], "tar": [], "sample": []}
+    peaks: dict[str, list[int]] = {"npy": [], "npz": [], "tar": []}
     for count in (1000, 8000):
         np.save(tmp_path / f"{count}.npy", np.zeros((count, 64, 64), np.uint8))
         np.savez_compressed(tmp_path / f"{count}.npz", images=np.zeros((count, 64, 64), np.uint8))
@@ -639,21 +363,6 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
                 archive.addfile(member, io.BytesIO(bytes(600)))
         for kind in ("npy", "npz", "tar"):
             peaks[kind].append(peak(open_source(tmp_path / f"{count}.{kind}")))
-        tracemalloc.start()
-        sample(open_source(tmp_path / f"{count}.npy"), limit=50)
-        peaks["sample"].append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
     for kind, (few, many) in peaks.items():
         assert many < few * 1.1 + 100_000, kind
         assert many < 5_000_000, kind
-
-
-# Real data
-
-
-def test_the_photo_archive_is_photos(shared_data: Path) -> None:
-    source = open_source(shared_data / "photos" / "photos.tar.gz")
-    sampled = sample(source, limit=200, seed=3)
-    assert sampled.seen == 1514 and not sampled.failures and source.ignored == 0
-    assert sampled.preprocessing == Preprocessing(32, 32, 3)
-    assert len({record.label for record in source}) == 33

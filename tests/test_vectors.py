@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit
-from hashret.data.images import Preprocessing, content_bytes, decode, sha256, to_content
-from hashret.data.sources import Labelled, open_source, sample
-from hashret.data.vectors import VectorPreprocessing, describe, stored_preprocessing
+from hashret.data.contents import content_bytes, sha256
+from hashret.data.images import decode, to_content
+from hashret.data.preprocessing import ImagePreprocessing, describe, stored_preprocessing
+from hashret.data.records import Labelled
+from hashret.data.sample import sample
+from hashret.data.sources import open_source
+from hashret.data.vectors import VectorPreprocessing
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS
@@ -66,7 +70,7 @@ def test_a_vector_has_no_picture(tmp_path: Path) -> None:
     with pytest.raises(HashretError, match="a vector of 20 numbers, which has no picture"):
         decode(VECTORS[0])
     with pytest.raises(HashretError, match="which has no picture"):
-        Preprocessing(8, 8, 1)(content_bytes(VECTORS[0]))
+        ImagePreprocessing(8, 8, 1)(content_bytes(VECTORS[0]))
     np.save(tmp_path / "v.npy", VECTORS[0])
     with pytest.raises(HashretError, match="which has no picture"):
         contact_sheet(tmp_path / "v.npy", [Hit(0, 1, str(tmp_path / "v.npy"), [], None, None)], tmp_path / "s.png")
@@ -80,7 +84,7 @@ def test_a_vector_has_no_picture(tmp_path: Path) -> None:
     for ask in asks:
         with pytest.raises(HashretError, match="vectors, which have no pictures"):
             ask()
-    with pytest.raises(HashretError, match="takes a model that was trained for it"):
+    with pytest.raises(HashretError, match="vectors, which have no pictures to restore: give one"):
         restoring.denoise(model, np.zeros((9, 9, 1), np.uint8))
 
 
@@ -127,7 +131,7 @@ def test_preprocessing_is_stored_whole() -> None:
     told, tensors = preprocessing.to_dict(), preprocessing.tensors()
     stored = stored_preprocessing(told, tensors)
     assert (stored.batch(VECTORS) == preprocessing.batch(VECTORS)).all()
-    assert stored_preprocessing({"height": 3, "width": 4, "channels": 1}, {}) == Preprocessing(3, 4, 1)
+    assert stored_preprocessing({"height": 3, "width": 4, "channels": 1}, {}) == ImagePreprocessing(3, 4, 1)
     nan, zero = np.full(20, np.nan, np.float32), np.array(0, np.float32)
     for values, parts in (
         ({"numbers": 19}, tensors),
@@ -145,7 +149,7 @@ def test_preprocessing_is_stored_whole() -> None:
 
 def test_what_a_model_takes_is_said() -> None:
     assert describe(hasher().preprocessing.to_dict()) == "vectors of 20 numbers"
-    assert describe(Preprocessing(8, 9, 3).to_dict()) == "images of 8 × 9 × 3"
+    assert describe(ImagePreprocessing(8, 9, 3).to_dict()) == "images of 8 × 9 × 3"
 
 
 # Sources
@@ -184,7 +188,7 @@ def test_every_member_learns_from_vectors(tmp_path: Path, name: str) -> None:
         "mlp",
         "gaussian",
     ]
-    assert model.preprocessing.numbers == 20 and "of vectors of 20 numbers" not in repr(model)
+    assert model.preprocessing.shape == (20,) and "of vectors of 20 numbers" not in repr(model)
     codes = model.encode(VECTORS)
     for size in (1, 7):  # a code depends on the vector and the model alone
         assert (in_batches(model, VECTORS[:100], size) == codes[:100]).all()
@@ -346,7 +350,7 @@ def test_copies_of_vectors_are_found_but_cannot_be_made(collection: Collection) 
     ids = collection.add([*VECTORS[:30], VECTORS[3] + np.float32(0.001)])
     groups = collection.dupes(0)
     assert any({ids[3], ids[30]} <= {item.id for item in group.items} for group in groups)
-    with pytest.raises(HashretError, match="vectors cannot be altered as images can: give judged pairs"):
+    with pytest.raises(HashretError, match="vectors, which have no pictures to alter: give judged pairs"):
         collection.calibrate()
     told = collection.calibrate([(ids[3], ids[30], True), (ids[0], ids[1], False)])
     assert told.recall[0] == 1

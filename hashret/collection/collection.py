@@ -28,16 +28,17 @@ from hashret.collection.ingest import (
     hash_contents,
     prepare,
     rarely_collected,
-    read,
     weight,
 )
 from hashret.collection.judging import Judging
 from hashret.collection.opened import locked
 from hashret.data.arrays import DATA_SETS
-from hashret.data.images import Content as ImageContent
-from hashret.data.images import Inputs, as_batch, content_bytes, sha256
+from hashret.data.contents import Content as ImageContent
+from hashret.data.contents import Inputs, content_bytes, sha256
+from hashret.data.images import as_batch
 from hashret.data.metadata import check_metadata, open_metadata
-from hashret.data.sources import Source, open_source
+from hashret.data.records import Source, read
+from hashret.data.sources import open_source
 from hashret.durable import make_folder, write_durably
 from hashret.errors import HashretError
 from hashret.evaluation.measures import health

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from hashret.codes import Codes, hamming
 from hashret.collection import grouping as duplicates
 from hashret.collection.calibration import KINDS, SIDE, alter, from_copies
-from hashret.data.images import Content, Inputs, decode, to_content
+from hashret.data.contents import Content, Inputs
+from hashret.data.images import decode, to_content
 from hashret.errors import HashretError
 from hashret.parallel import in_order
 from hashret.results import Calibration, Group, Item
@@ -87,8 +88,7 @@ def calibrate_by_altering(
     """What the radii mean to altered copies of some contents, given with their ids, among all items: ids (n,) and codes
     (n, bits // 8). `altered` is told how many are done. Raises HashretError if none of them can be decoded, or
     for vectors."""
-    if hasher.preprocessing.numbers is not None:
-        raise HashretError("vectors cannot be altered as images can: give judged pairs, hashret calibrate PAIRS.csv")
+    hasher.preprocessing.check_pictures("alter", "give judged pairs, hashret calibrate PAIRS.csv")
 
     def prepare(item: tuple[int, Content]) -> tuple[int, list[Inputs]]:
         item_id, content = item

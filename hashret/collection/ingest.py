@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hashret.data.images import Content, Inputs, Prepared, sha256, to_content
-from hashret.data.sources import Record, Source
-from hashret.data.vectors import AnyPreprocessing, describe
+from hashret.data.contents import Content, Inputs, Prepared, sha256
+from hashret.data.images import to_content
+from hashret.data.preprocessing import Preprocessing
+from hashret.data.records import Record, Source, bare, read
 from hashret.errors import HashretError
 from hashret.parallel import batches, in_order
 from hashret.stores.sqlite import Seen, Store
@@ -72,12 +73,7 @@ def encoded(
                 found.content = None
         if model is None and len(known) < len(chunk):
             model = hasher()  # here, in the caller's thread: the others have no connection to the database
-            if source.numbers != model.preprocessing.numbers:
-                what = "images" if source.numbers is None else describe({"numbers": source.numbers})
-                raise HashretError(
-                    f"{source.root.rstrip('/#!')} has {what}, and the model takes "
-                    f"{describe(model.preprocessing.to_dict())}: put them into a collection of their own"
-                )
+            model.preprocessing.check_source(source)
         return chunk
 
     def decode_new(chunk: list[Found]) -> list[Found]:
@@ -153,20 +149,6 @@ def _changed(
         yield changed
 
 
-def read(record: Record) -> Content | HashretError:
-    """The content of a record, or why it has none."""
-    try:
-        return record.read()
-    except HashretError as error:
-        return _bare(error)
-
-
-def _bare(error: HashretError) -> HashretError:
-    """The same error without the calls that led to it, which would keep whole files that they were given in memory."""
-    error.__context__ = None
-    return error.with_traceback(None)
-
-
 def hash_contents(chunk: list[Found]) -> list[Found]:
     """Read the contents that were not read yet, and find out what they are known by."""
     for found in chunk:
@@ -177,7 +159,7 @@ def hash_contents(chunk: list[Found]) -> list[Found]:
     return chunk
 
 
-def decode(chunk: list[Found], preprocessing: AnyPreprocessing) -> list[Found]:
+def decode(chunk: list[Found], preprocessing: Preprocessing) -> list[Found]:
     """Turn contents into the pixels that the model sees, or into the reason why that cannot be done."""
     size = preprocessing.height, preprocessing.width
     fitting = [found for found in chunk if isinstance(found.content, np.ndarray) and found.content.shape[:2] == size]
@@ -192,7 +174,7 @@ def decode(chunk: list[Found], preprocessing: AnyPreprocessing) -> list[Found]:
                 found.pixels, found.width, found.height = preprocessing(found.content)
                 found.content = None
             except HashretError as error:
-                found.content = _bare(error)
+                found.content = bare(error)
     return chunk
 
 
@@ -206,7 +188,7 @@ def weigh_chunk(chunk: list[Found]) -> float:
     return max(1.0, sum(map(weight, chunk)))
 
 
-def prepare(preprocessing: AnyPreprocessing, image: Any) -> tuple[Content, Prepared]:
+def prepare(preprocessing: Preprocessing, image: Any) -> tuple[Content, Prepared]:
     """An image as anyone may give it, and its pixels; a HashretError names it."""
     try:
         content = to_content(image)

@@ -11,10 +11,12 @@ import numpy as np
 from hashret.codes import Codes
 from hashret.collection.calibration import from_pairs
 from hashret.collection.copies import VERDICTS, calibrate_by_altering, find_groups
-from hashret.collection.ingest import prepare, read
+from hashret.collection.ingest import prepare
 from hashret.collection.search import Searching
-from hashret.data.images import Content as ImageContent
-from hashret.data.images import sha256, to_content
+from hashret.data.contents import Content as ImageContent
+from hashret.data.contents import sha256
+from hashret.data.images import to_content
+from hashret.data.records import read
 from hashret.errors import HashretError, NotFound
 from hashret.indexes.protocol import check_count
 from hashret.parallel import Progress, in_order

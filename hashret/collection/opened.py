@@ -13,9 +13,10 @@ from filelock import FileLock, Timeout
 from hashret.codes import Codes
 from hashret.collection.index_cache import LiveIndex, make_index
 from hashret.collection.originals import Contents
-from hashret.data.images import Content as ImageContent
-from hashret.data.images import read_file
-from hashret.data.sources import Record, Source, open_source
+from hashret.data.contents import Content as ImageContent
+from hashret.data.contents import read_file
+from hashret.data.records import Record, Source
+from hashret.data.sources import open_source
 from hashret.errors import HashretError, NotFound
 from hashret.results import Item
 from hashret.stores.sqlite import BLOBS, Store, damaged, sqlite_errors

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
-from hashret.data.images import Content, read_file, sha256
-from hashret.data.sources import Source, open_source
+from hashret.data.contents import Content, read_file, sha256
+from hashret.data.records import Source
+from hashret.data.sources import open_source
 from hashret.errors import HashretError
 
 OPEN = 2  # archives and arrays that are kept open

@@ -10,7 +10,8 @@ from hashret.codes import Codes, check_codes
 from hashret.collection.ingest import BATCH_ITEMS
 from hashret.collection.opened import Opened
 from hashret.collection.ranking import Near, by_certainty, candidates, check_rank
-from hashret.data.images import as_batch, sha256, to_content
+from hashret.data.contents import sha256
+from hashret.data.images import as_batch, to_content
 from hashret.errors import HashretError, NotFound
 from hashret.indexes import CodeIndex, Searched
 from hashret.indexes.protocol import check_count

@@ -18,7 +18,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.data.images import MAX_BYTES, MAX_PIXELS, Inputs, read_npy_header, to_float32
+from hashret.data.contents import MAX_BYTES, Inputs, read_npy_header, to_float32
+from hashret.data.images import MAX_PIXELS
 from hashret.errors import HashretError, one_line
 
 MAX_NUMBERS = 2**16  # in a vector

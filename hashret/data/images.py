@@ -1,27 +1,20 @@
-"""Bytes → pixels: the one decoder and the one preprocessing of everything that becomes a code.
+"""Bytes → pixels: the one decoder, and the one way to crop and resize.
 
-A *content* is what an image is known by: a file's bytes, or an array of pixels. `decode` makes upright pixels of
-either; `Preprocessing` makes of either the small picture that a model sees, and the same one whichever form it came in.
-A content may also be a vector, which `hashret.data.vectors` prepares; here it only has its bytes.
-The file is longer than most because nothing outside it may decode, resize or hash an image in another way.
+`decode` makes upright pixels of a content (see `hashret.data.contents`), whichever form it came in, and `resize` those
+of a size. The file is longer than most because nothing outside it may decode or resize an image in another way.
 """
 
 import errno
-import hashlib
 import io
 import logging
 import os
 import re
-import stat
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +24,17 @@ from PIL import Image, UnidentifiedImageError
 from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin  # noqa: F401  isort: skip
 from PIL import Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
+from hashret.data.contents import (
+    MAX_BYTES,
+    NPY_MAGIC,
+    Content,
+    check_array,
+    check_content,
+    is_vector,
+    read_file,
+    read_npy,
+    too_large,
+)
 from hashret.errors import HashretError, TooLarge, one_line
 
 try:
@@ -40,11 +44,7 @@ except ImportError:  # Pillow before 11.3
 else:
     _AVIF = AvifImagePlugin.SUPPORTED
 
-Inputs = NDArray[np.uint8 | np.float32]  # pixels, or the numbers of vectors
-Content = bytes | Inputs
-
 MAX_PIXELS = 100_000_000
-MAX_BYTES = 2**30
 DECODE_SECONDS = 30.0  # that a file may take, and two more for each megabyte: far more than any honest one does
 
 # Pillow also reads formats that run a program or fit nearly any bytes (EPS, TGA, …); these are all we open.
@@ -63,8 +63,6 @@ _MAGIC = {
 _SUFFIXES = "jpg jpeg jpe jfif png apng gif bmp tif tiff webp ppm pgm pbm pnm jp2 j2k"
 SUFFIXES = frozenset(f".{suffix}" for suffix in (_SUFFIXES + " avif" * _AVIF).split())
 
-_NPY_MAGIC = b"\x93NUMPY"
-
 # Pillow logs some damage as an error besides raising it; without any handler Python would print that.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -77,27 +75,6 @@ class Decoded(NamedTuple):
     height: int
 
 
-class Prepared(NamedTuple):
-    """What a model sees of an image: uint8 (height, width, channels), and the size of the original. Of a vector it is
-    float32 (d,), and its size is d × 1."""
-
-    pixels: Inputs
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedImages:
-    """A batch of images as a model sees them: `pixels` as its preprocessing gives, one row an image, and the `sha256`
-    of each content, in the same order."""
-
-    pixels: Inputs
-    digests: list[str]
-
-    def __len__(self) -> int:
-        return len(self.digests)
-
-
 def to_content(image: Any) -> Content:
     """The content of an image given as a path, bytes, a PIL image (its upright pixels), a uint8 array, or a vector.
 
@@ -107,7 +84,7 @@ def to_content(image: Any) -> Content:
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray):
-        return _check_content(image)
+        return check_content(image)
     if isinstance(image, Image.Image):
         _check_size(*image.size)
         try:
@@ -121,75 +98,9 @@ def to_content(image: Any) -> Content:
     raise ValueError(f"an image is a path, bytes, a PIL image, a uint8 array or a vector, not {type(image).__name__}")
 
 
-def to_float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
-    """Floats of any width as they are in contents: infinite where they are beyond float32."""
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(numbers, "<f4")
-
-
-def to_vector(content: Content) -> NDArray[np.float32]:
-    """The numbers, float32 (d,), of a content that is a vector or a `.npy` file of one; HashretError for any other."""
-    array = _read_npy(content) if isinstance(content, bytes) and content.startswith(_NPY_MAGIC) else content
-    if isinstance(array, bytes) or not _is_vector(array):
-        raise HashretError("no vector: give floats in an array or a .npy file")
-    return to_float32(array)
-
-
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file of at most `MAX_BYTES`.
-
-    Raises HashretError; it is caused by an OSError where the file could not be read now but might be later.
-    """
-    try:
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe that would never end
-            raise HashretError("cannot be read: not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise TooLarge(_too_large(status.st_size))
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise HashretError(f"cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a null byte in the name
-        raise HashretError(f"cannot be read: {error}") from error
-
-
-def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, Fortran order and dtype at the beginning of a `.npy` file, which is read up to its data.
-
-    Raises HashretError for anything else.
-    """
-    try:
-        if np.lib.format.read_magic(file) == (1, 0):
-            return np.lib.format.read_array_header_1_0(file)
-        return np.lib.format.read_array_header_2_0(file)
-    except Exception as error:  # whatever NumPy makes of bytes that lie
-        raise HashretError(f"broken .npy: {one_line(error)}") from None
-
-
 def as_batch(images: Any) -> Any:
     """The images of a batch, which a path, a PIL image or bytes is by itself."""
     return [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else images
-
-
-def content_bytes(content: Content) -> bytes:
-    """The bytes that stand for a content: a file's own, and for an array those of a `.npy` file (format 1.0).
-
-    The header is written here, because NumPy pads its own differently from release to release.
-    """
-    if isinstance(content, bytes):
-        return content
-    array = _check_content(content)
-    return _npy_header(array.shape, array.dtype.str) + array.tobytes()
-
-
-def sha256(content: Content) -> str:
-    """The SHA-256 of `content_bytes(content)` as lower-case hex: what a content is known by."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    array = to_float32(content) if _is_vector(content) else content
-    digest = _npy_digest(array.shape, array.dtype).copy()
-    digest.update(array.tobytes())
-    return str(digest.hexdigest())
 
 
 def decode(content: Content, at_least: tuple[int, int] | None = None) -> Decoded:
@@ -244,100 +155,6 @@ def has_colour(pixels: NDArray[np.uint8], tolerance: int = 4) -> bool:
     return bool((brightest - darkest > tolerance).any())
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """What every image goes through before a model sees it, as stored with the model.
-
-    Centre crop to the aspect ratio of (height, width), antialiased resize, then grey ↔ colour (ITU-R 601 luma).
-    """
-
-    height: int
-    width: int
-    channels: int
-
-    dtype: ClassVar = np.dtype(np.uint8)
-    numbers: ClassVar = None  # as for `Source.numbers`: no vectors
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of what a model sees: (height, width, channels)."""
-        return self.height, self.width, self.channels
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, not {self.channels!r}")
-        if self.height * self.width > MAX_PIXELS:
-            raise ValueError(f"height × width must be at most {MAX_PIXELS}, not {self.height} × {self.width}")
-
-    def __call__(self, content: Content) -> Prepared:
-        """The content as the model sees it, uint8 (height, width, channels); raises as `decode` does."""
-        pixels, width, height = resize(content, self.height, self.width)
-        return Prepared(self._convert(pixels), width, height)
-
-    def batch(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
-        """Images of one size, uint8 (n, h, w, 1 | 3 | 4), as the model sees them: the same as one by one, but faster.
-
-        When nothing has to change the result is `rows` itself.
-        """
-        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 4:
-            raise ValueError(f"rows must be a uint8 array of shape (n, h, w, channels), not {_describe(rows)}")
-        if rows.shape[1:3] == (self.height, self.width) and rows.shape[3] in (1, 3):
-            return self._convert(rows)
-        out = np.empty((len(rows), self.height, self.width, self.channels), np.uint8)
-        for row, image in zip(out, rows, strict=True):
-            row[...] = self(_check_array(image)).pixels
-        return out
-
-    def to_dict(self) -> dict[str, int]:
-        """The three numbers by name, for `config.json`."""
-        return asdict(self)
-
-    def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """What is too long for `config.json`: nothing."""
-        return {}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """The inverse of `to_dict`; raises ValueError for other names or values."""
-        if set(values) != {"height", "width", "channels"}:
-            raise ValueError(f"preprocessing has height, width and channels, not {sorted(values)}")
-        return cls(**values)
-
-    def _convert(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if pixels.shape[-1] == self.channels:
-            return pixels
-        if self.channels == 3:
-            return np.repeat(pixels, 3, axis=-1)
-        # ITU-R 601-2 luma in the same integers as Pillow's convert("L").
-        weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-        return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _is_vector(array: NDArray[Any]) -> bool:
-    return array.ndim == 1 and array.dtype.kind == "f" and array.size > 0
-
-
-def _check_content(array: NDArray[Any]) -> Inputs:
-    return to_float32(array) if _is_vector(array) else _check_array(array)
-
-
-def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
-    shape = array.shape
-    fits = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
-    if array.dtype != np.uint8 or not fits or not array.size:
-        raise ValueError(
-            f"an image array is uint8 (h, w) or (h, w, 1 | 3 | 4), and a vector floats (d,), not {_describe(array)}"
-        )
-    return array
-
-
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise TooLarge(_too_many(width * height))
@@ -347,55 +164,27 @@ def _too_many(pixels: int) -> str:
     return f"{-(-pixels // 1_000_000)} megapixels: more than the {MAX_PIXELS // 1_000_000} that are read"
 
 
-def _too_large(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB: more than the {MAX_BYTES // 2**30} that is read"
-
-
-def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
-    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return _NPY_MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii")  # 128 bytes
-
-
-@lru_cache(maxsize=256)
-def _npy_digest(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """The SHA-256 so far, before the numbers; raises ValueError unless contents have that shape and dtype."""
-    _check_content(np.broadcast_to(np.zeros((), dtype), shape))
-    return hashlib.sha256(_npy_header(shape, dtype.str))
-
-
 def _as_array(content: Content) -> NDArray[np.uint8] | None:
     """The pixels, uint8 (h, w, 1 | 3), of a content that is an array or the bytes of one; None for another file."""
     if isinstance(content, np.ndarray):
-        found = _check_content(content)
-    elif content.startswith(_NPY_MAGIC):
-        found = _read_npy(content)
+        found = check_content(content)
+    elif content.startswith(NPY_MAGIC):
+        found = read_npy(content)
     else:
         return None
-    if _is_vector(found):
+    if is_vector(found):
         raise HashretError(f"no image: a vector of {len(found)} numbers, which has no picture")
-    array = _check_array(found)
+    array = check_array(found)
     _check_size(array.shape[1], array.shape[0])
     if array.ndim == 2:
         return array[..., None]
     return array if array.shape[2] != 4 else _pixels(_flatten(Image.fromarray(array)))
 
 
-def _read_npy(data: bytes) -> Inputs:
-    file = io.BytesIO(data)
-    shape, fortran, dtype = read_npy_header(file)
-    if dtype != np.uint8 and not (dtype.kind == "f" and len(shape) == 1):
-        raise HashretError(f"no image: an array of {dtype} {shape}, and pixels are uint8")
-    try:
-        values = np.frombuffer(data, dtype, offset=file.tell())
-        return _check_content(values.reshape(shape, order="F" if fortran else "C"))
-    except ValueError as error:
-        raise HashretError(f"no image: {one_line(error)}") from None
-
-
 def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
     """An upright image in mode L or RGB, perhaps reduced, and the width and height of the original."""
     if len(data) > MAX_BYTES:
-        raise TooLarge(_too_large(len(data)))
+        raise TooLarge(too_large(len(data)))
     try:
         with _quiet():
             image: Image.Image = Image.open(_Watched(data), formats=_FORMATS)

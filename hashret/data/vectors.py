@@ -1,7 +1,7 @@
 """Vectors as contents: embeddings, or whatever numbers describe an image, in place of its pixels.
 
 A vector goes the way of an image through sources, training, codes and collections; what is its own is here and in
-`hashret.data.images.to_vector`. Its picture is not known, so whatever shows pictures refuses it.
+`hashret.data.contents.to_vector`. Its picture is not known, so whatever shows pictures refuses it.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.data.images import Content, Prepared, Preprocessing, to_vector
+from hashret.data.contents import Content, Prepared, to_vector
+from hashret.data.records import Source, check_contents
 from hashret.errors import HashretError
 
 NOT_FINITE = "a vector with numbers that are not finite, or far beyond those of the training"
@@ -19,8 +20,8 @@ NOT_FINITE = "a vector with numbers that are not finite, or far beyond those of 
 
 @dataclass(frozen=True, eq=False)
 class VectorPreprocessing:
-    """What every vector goes through before a model sees it, as stored with the model: less the training `mean`,
-    float32 (d,), over `scale`, the standard deviation of all training numbers from their means.
+    """Vectors: less the training `mean`, float32 (d,), over `scale`, the standard deviation of all training numbers
+    from their means.
 
     One scale serves all coordinates, so that who is whose neighbour stays as it was.
     """
@@ -31,6 +32,7 @@ class VectorPreprocessing:
     dtype: ClassVar = np.dtype(np.float32)
     height: ClassVar = 1
     channels: ClassVar = 1
+    size: ClassVar = None  # none that a vector could be resized to
 
     @classmethod
     def fitted(cls, vectors: NDArray[np.float32]) -> Self:
@@ -62,14 +64,25 @@ class VectorPreprocessing:
     def batch(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Vectors, float32 (n, d), as the model sees them; raises as for one."""
         if rows.dtype != np.float32 or rows.shape[1:] != self.shape:
-            what = describe({"numbers": rows.shape[1]}) if rows.ndim == 2 else "images"
-            raise HashretError(f"{what}, and the model takes {describe(self.to_dict())}")
+            given = self.describe_stored({"numbers": rows.shape[1]}) if rows.ndim == 2 else "images"
+            raise HashretError(f"{given}, and the model takes {self.describe()}")
         with np.errstate(over="ignore", invalid="ignore"):
             seen: NDArray[np.float32] = rows - self.mean
             seen /= self.scale
         if not np.isfinite(seen).all():
             raise HashretError(NOT_FINITE)
         return seen
+
+    def describe(self) -> str:
+        return self.describe_stored(self.to_dict())
+
+    def check_source(self, source: Source, advice: str = "put them into a collection of their own") -> None:
+        """Raise HashretError unless the contents of a source are vectors of so many numbers."""
+        check_contents(source, source.numbers == self.numbers, self.describe(), advice)
+
+    def check_pictures(self, purpose: str, advice: str = "give one that learned from images") -> None:
+        """Raise HashretError: a vector has no picture."""
+        raise HashretError(f"this model knows vectors, which have no pictures to {purpose}: {advice}")
 
     def to_dict(self) -> dict[str, int]:
         """How many numbers, by name, for `config.json`."""
@@ -79,26 +92,18 @@ class VectorPreprocessing:
         """What is too long for `config.json`."""
         return {"mean": self.mean, "scale": self.scale}
 
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
+        """The inverse of `to_dict` and `tensors`; raises ValueError for what they cannot have given."""
+        shapes = {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()}
+        if shapes != {"mean": ((values["numbers"],), "float32"), "scale": ((), "float32")} or len(values) > 1:
+            raise ValueError(f"preprocessing of vectors is {dict(values)} with {shapes}")
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or not tensors["scale"] > 0:
+            raise ValueError(
+                "preprocessing of vectors has numbers that are not finite, or a scale that is not positive"
+            )
+        return cls(tensors["mean"], tensors["scale"])
 
-AnyPreprocessing = Preprocessing | VectorPreprocessing
-
-
-def stored_preprocessing(values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> AnyPreprocessing:
-    """The inverse of `to_dict` and `tensors`; raises ValueError for what they cannot have given."""
-    if "numbers" not in values:
-        if tensors:
-            raise ValueError(f"preprocessing of images has no {sorted(tensors)}")
-        return Preprocessing.from_dict(dict(values))
-    shapes = {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()}
-    if shapes != {"mean": ((values["numbers"],), "float32"), "scale": ((), "float32")} or len(values) > 1:
-        raise ValueError(f"preprocessing of vectors is {dict(values)} with {shapes}")
-    if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or not tensors["scale"] > 0:
-        raise ValueError("preprocessing of vectors has numbers that are not finite, or a scale that is not positive")
-    return VectorPreprocessing(tensors["mean"], tensors["scale"])
-
-
-def describe(preprocessing: Mapping[str, int]) -> str:
-    """In words what a model takes, by `to_dict` of its preprocessing."""
-    if "numbers" in preprocessing:
-        return f"vectors of {preprocessing['numbers']:,} numbers"
-    return "images of {height} × {width} × {channels}".format(**preprocessing)
+    @staticmethod
+    def describe_stored(values: Mapping[str, int]) -> str:
+        return f"vectors of {values['numbers']:,} numbers"

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.collection.ingest import read
-from hashret.data.images import Content, Inputs, decode
-from hashret.data.sources import Source, open_source
-from hashret.data.vectors import AnyPreprocessing
+from hashret.data.contents import Content, Inputs
+from hashret.data.images import decode
+from hashret.data.preprocessing import Preprocessing
+from hashret.data.records import Source, read
+from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.evaluation.measures import (
     Health,
@@ -130,7 +131,7 @@ class Evaluation(NamedTuple):
 
 def read_images(
     protocol: Protocol,
-    preprocessing: AnyPreprocessing,
+    preprocessing: Preprocessing,
     *,
     data_root: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -142,7 +143,8 @@ def read_images(
     opened = [open_source(source, data_root=data_root) for source in protocol.sources]
     total = None if any(source.length is None for source in opened) else sum(source.length or 0 for source in opened)
     for source in opened:
-        there = len(labels)
+        preprocessing.check_source(source, "give a SOURCE of those")
+        begin = len(labels)
         for batch in batches(_prepared(source, preprocessing), 1024):
             fine = [(label, pixels) for label, pixels in batch if pixels is not None]
             blocks += [np.stack([pixels for _, pixels in fine])] if fine else []
@@ -150,13 +152,13 @@ def read_images(
             unreadable += len(batch) - len(fine)
             if progress is not None:
                 progress(Progress("reading", len(labels), total, {}))
-        lengths.append(len(labels) - there)
+        lengths.append(len(labels) - begin)
         if not lengths[-1]:
             raise HashretError(f"{source.root.location} has no images that can be read")
     return Images(np.concatenate(blocks), labels, [source.root for source in opened], lengths, unreadable)
 
 
-def _prepared(source: Source, preprocessing: AnyPreprocessing) -> Iterator[tuple[str | None, Inputs | None]]:
+def _prepared(source: Source, preprocessing: Preprocessing) -> Iterator[tuple[str | None, Inputs | None]]:
     def prepare(found: tuple[str | None, Content | HashretError]) -> tuple[str | None, Inputs | None]:
         label, content = found
         if isinstance(content, HashretError):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hashret.data.images import Inputs
+from hashret.data.contents import Inputs
 from hashret.errors import HashretError
 from hashret.hasher import Hasher, passes
 from hashret.models.base import Member
@@ -82,8 +82,7 @@ def manifold(hasher: Hasher, steps: int = 20, *, label: str | None = None) -> Pi
 
 def _network(hasher: Hasher) -> Member:
     member = hasher.member
-    if hasher.preprocessing.numbers is not None:
-        raise HashretError("this model knows vectors, which have no pictures: give one that learned from images")
+    hasher.preprocessing.check_pictures("decode")
     if not member.trainable:
         raise HashretError(f"model {hasher.model!r} has no network to decode with: train another one, such as vae")
     return member

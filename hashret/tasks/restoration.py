@@ -33,9 +33,9 @@ def upscale(hasher: Hasher, image: Pixels) -> Pixels:
 
 def _checked(hasher: Hasher, image: Pixels, upscaling: bool) -> Tensor:
     """The image as a batch of one, in the channels of the model, which must be of the right kind."""
+    hasher.preprocessing.check_pictures("restore")
     corruption = hasher.settings.get("corruption")
-    fits = isinstance(hasher.member, DenoisingAutoencoder) and hasher.preprocessing.numbers is None
-    if not fits or (corruption == "downscaling") != upscaling:
+    if not isinstance(hasher.member, DenoisingAutoencoder) or (corruption == "downscaling") != upscaling:
         what = "corruption=downscaling" if upscaling else "corruption=gaussian"
         raise HashretError(
             f"this takes a model that was trained for it: hashret train SOURCE --model denoising --set {what} "

@@ -1,0 +1,137 @@
+"""Archives of image files, .zip and .tar, read in place: nothing is extracted.
+
+Whoever made an archive may be hostile. A member is read up to `MAX_BYTES`, whatever its header says; no two members may
+share their bytes, and no header may lead back to what was read, for a small file could then be unpacked for days.
+"""
+
+import contextlib
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+from hashret.data.arrays import reading
+from hashret.data.contents import MAX_BYTES, too_large
+from hashret.data.records import Record, Source, absolute, is_image, label_of
+from hashret.errors import HashretError, one_line
+from hashret.results import Root
+
+
+class Zip(Source):
+    """The images in a .zip, by name; its directory is in memory, as `zipfile` has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = Root.of_archive(absolute(path))
+        with reading(path):
+            self._mtime_ns = path.stat().st_mtime_ns
+            self._zip = zipfile.ZipFile(path)
+            _check_apart(self._zip.infolist())
+        named = [info for info in self._zip.infolist() if info.filename]  # zipfile fails on what has no name
+        files = {info.filename.removeprefix("./"): info for info in named if not info.is_dir()}
+        self._members = {name: files[name] for name in sorted(files) if is_image(name)}
+        self._passed_over = len(files) - len(self._members)
+        self.length = len(self._members)
+
+    def __iter__(self) -> Iterator[Record]:
+        self.ignored = self._passed_over
+        for name, info in self._members.items():
+            yield self._record(name, info)
+
+    def find(self, name: str) -> Record | None:
+        info = self._members.get(name)
+        return None if info is None else self._record(name, info)
+
+    def _record(self, name: str, info: zipfile.ZipInfo) -> Record:
+        return Record(name, info.file_size, self._mtime_ns, label_of(name), partial(self._read, info))
+
+    def _read(self, info: zipfile.ZipInfo) -> bytes:
+        _check_member(info.file_size)
+        if info.flag_bits & 1:
+            raise HashretError("cannot be read: encrypted")
+        try:
+            with self._zip.open(info) as file:
+                return file.read(MAX_BYTES + 1)
+        except Exception as error:  # zipfile and the compressors raise a dozen kinds for members that are broken
+            raise HashretError(f"broken in the archive: {one_line(error)}") from None
+
+
+def _check_apart(members: list[zipfile.ZipInfo]) -> None:
+    """Raises HashretError if members share their bytes: a few megabytes could then be unpacked for days."""
+    members = sorted(members, key=lambda info: info.header_offset)
+    for here, there in pairwise(members):
+        if here.header_offset + here.compress_size > there.header_offset:
+            raise HashretError(f"{here.filename!r} and {there.filename!r} lie in the same bytes of the archive")
+
+
+class _Header(tarfile.TarInfo):
+    """A header that neither leads back to where the archive was read already, nor fills the memory with a name."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _EXTENDED and header.size > 2**18):
+            raise tarfile.HeaderError(f"a header of {header.size} bytes")
+        return header
+
+
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class Tar(Source):
+    """The images in a .tar, compressed or not, in the order they lie there, read once from front to back."""
+
+    streaming = True
+
+    def __init__(self, path: Path) -> None:
+        self.root = Root.of_archive(absolute(path))
+        self._path = path
+        self._current: tarfile.TarInfo | None = None
+        with reading(path), tarfile.open(path, tarinfo=_Header):
+            self._mtime_ns = path.stat().st_mtime_ns
+
+    def __iter__(self) -> Iterator[Record]:
+        self.ignored = reached = 0
+        with reading(self._path), contextlib.closing(tarfile.open(self._path, tarinfo=_Header)) as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+                if archive.offset <= reached:  # by an extended header's negative size
+                    raise HashretError(f"{self._path} is broken: {member.name!r} leads back to what was read")
+                reached = archive.offset
+                name = member.name.removeprefix("./")
+                if member.isdir():
+                    continue
+                if not is_image(name):
+                    self.ignored += 1
+                    continue
+                self._current = member
+                yield Record(name, member.size, self._mtime_ns, label_of(name), partial(self._read, archive, member))
+                self._current = None
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise HashretError(f"{self._path} is broken: what follows its last image is no tar header")
+
+    def _read(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+        if member is not self._current or archive.closed:  # type: ignore[attr-defined]  # unknown to typeshed
+            raise ValueError("a record of a .tar must be read before the next is taken")
+        _check_member(member.size)
+        if not member.isreg():
+            raise HashretError("cannot be read: a link, or no file at all")
+        try:
+            with archive.extractfile(member) as file:  # type: ignore[union-attr]  # a regular file has one
+                return b"".join(iter(partial(file.read, 2**20), b""))  # at once, a sparse one would be copied for ever
+        except Exception as error:  # as in Zip
+            raise HashretError(f"broken in the archive: {one_line(error)}") from None
+
+
+def _check_member(size: int) -> None:
+    if size > MAX_BYTES:
+        raise HashretError(too_large(size))

@@ -1,0 +1,41 @@
+"""The rows of an array as a source: of an IDX, .npy or .npz file, of a data set, or of an array in memory."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashret.data.arrays import ImageArray
+from hashret.data.records import Record, Source
+from hashret.results import Root
+
+
+class Rows(Source):
+    """The rows of an array, which are views into its blocks: names are row numbers."""
+
+    arrays = True
+
+    def __init__(self, root: Root, array: ImageArray, mtime_ns: int) -> None:
+        self.root = root
+        self.length, self.numbers = array.length, array.numbers
+        self._array = array
+        self._mtime_ns = mtime_ns
+
+    def __iter__(self) -> Iterator[Record]:
+        number = 0
+        for block in self._array.blocks():
+            for row in block:
+                yield self._record(number, row)
+                number += 1
+
+    def find(self, name: str) -> Record | None:
+        number = wanted = int(name)
+        for block in self._array.blocks():  # by whole blocks: a record for each row before it would cost far more
+            if number < len(block):
+                return self._record(wanted, block[number])
+            number -= len(block)
+        return None
+
+    def _record(self, number: int, row: NDArray[np.uint8]) -> Record:
+        label = None if self._array.labels is None else self._array.labels[number]
+        return Record(str(number), row.nbytes, self._mtime_ns, label, row.view)  # view(): the row itself
