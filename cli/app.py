@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from hashret import __version__
 from hashret.cli.calibrate import calibrate
 from hashret.cli.common import visible
 from hashret.cli.demo import demo
@@ -30,21 +29,18 @@ from hashret.cli.serve import serve
 from hashret.cli.train import train
 from hashret.cli.transfer import export, import_
 from hashret.errors import HashretError
+from hashret.process import limit_spinning, version
 
 # Typer's own exceptions derive from the UsageError and the ClickException of the click that it brings or depends on.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _ClickException: Any = typer.BadParameter.__mro__[2]
-
-# PyTorch's threads wait for each other in a loop, for milliseconds, in which a busy machine may not run the very one
-# that is waited for. After so many rounds they sleep, which costs a training that has the machine to itself some 5 %.
-SPINS = "5000"
 
 app = typer.Typer(name="hashret", add_completion=False, rich_markup_mode=None)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(__version__)
+        print(version())
         raise typer.Exit
 
 
@@ -106,8 +102,7 @@ app.add_typer(model)
 
 def main() -> None:
     """Run the command line of this process and exit."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 come out as the bytes they are
     sys.exit(run(sys.argv[1:]))

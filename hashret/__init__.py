@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hashret.hasher import Hasher
     from hashret.results import Hit
 
-__version__ = "0.1.0"
+__version__: str
 __all__ = ["Client", "Collection", "Hasher", "HashretError", "Hit", "__version__"]
 
 _HOMES = {
@@ -28,6 +28,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from hashret.process import version
+
+        return version()
     if name not in _HOMES:
         raise AttributeError(f"module 'hashret' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -10,13 +10,11 @@ import json
 import math
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from importlib.metadata import version
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -44,6 +42,7 @@ from hashret.models import MODELS
 from hashret.models.base import FOR_VECTORS, Member
 from hashret.models.networks import Shape, folded
 from hashret.parallel import Progress, batches, in_order
+from hashret.process import full_float32, one_torch_thread, short_turns, version
 from hashret.training.digest import tensor_bytes
 from hashret.training.loop import Pairs, Training, device, split, to_input, train
 from hashret.training.options import TrainingOptions
@@ -187,7 +186,7 @@ class Hasher:
             "images_seen": sampled.seen,
             "unreadable": len(sampled.failures),
             "seed": seed,
-            "hashret": version("hashret"),
+            "hashret": version(),
             "torch": torch.__version__,
         }
         self._training |= (_told(trained) if trained else {}) | ({"classes": list(classes)} if labelled else {})
@@ -543,41 +542,18 @@ def _rounding(member: Member, head: Head, images: Inputs) -> Tensor:
         return (head.margins(folded(member).outputs(x)) - exact).abs().amax(0).cpu()
 
 
-# These switches are the whole process's: the first thread to compute turns them, the last one turns them back.
-_switches = threading.Lock()
-_computing = 0
-_chosen = ("", False, 0, 0.0)
-IN_TURNS = 0.0005  # seconds for which a thread keeps the interpreter: each layer of a network waits for one that has it
-
-
 @contextmanager
 def _full_float32(where: torch.device, alone: bool = False) -> Iterator[None]:
     """Inference in float32 as it is, without TF32, bf16 or autocast, whatever this process has chosen; its threads hand
     the interpreter on sooner meanwhile."""
-    global _computing, _chosen
-    cudnn = torch.backends.cudnn
-    with _switches:
-        if not _computing:
-            precision, turn = torch.get_float32_matmul_precision(), sys.getswitchinterval()
-            _chosen = precision, cudnn.allow_tf32, torch.get_num_threads(), turn
-            sys.setswitchinterval(min(turn, IN_TURNS))
-            torch.set_float32_matmul_precision("highest")
-            cudnn.allow_tf32 = False
-        _computing += 1
-        if alone:
-            torch.set_num_threads(1)  # of this thread, and of those that start computing before the next line like it
-    try:
-        with torch.inference_mode(), torch.autocast(where.type, enabled=False):
-            yield
-    finally:
-        with _switches:
-            if alone:
-                torch.set_num_threads(_chosen[2])
-            _computing -= 1
-            if not _computing:
-                torch.set_float32_matmul_precision(_chosen[0])
-                cudnn.allow_tf32 = _chosen[1]
-                sys.setswitchinterval(_chosen[3])
+    with (
+        short_turns(),
+        full_float32() as threads,
+        one_torch_thread(threads) if alone else nullcontext(),
+        torch.inference_mode(),
+        torch.autocast(where.type, enabled=False),
+    ):
+        yield
 
 
 def _told(training: Training) -> dict[str, Any]:

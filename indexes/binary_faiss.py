@@ -6,8 +6,6 @@ among ours.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,6 +19,7 @@ from hashret.indexes.kernels_nearest import expand_nearest
 from hashret.indexes.segments import Heaps, as_filter, from_words, offer_nearest, within
 from hashret.indexes.states import State
 from hashret.indexes.updatable import UpdatableIndex
+from hashret.process import one_faiss_thread
 
 _MIN_PER_LIST = 39  # FAISS complains about training a list on fewer
 _EF_SEARCH = 64
@@ -64,7 +63,7 @@ class FaissIndex(UpdatableIndex):
         if len(base.codes) <= lists * _MIN_PER_LIST:
             return base, None  # too few codes to train on: they are scanned
         codes = from_words(base.codes, self.bits)
-        with _one_thread():
+        with one_faiss_thread():
             engine = faiss.index_binary_factory(self.bits, self.factory)
             engine.train(codes)
             engine.add(codes)
@@ -79,7 +78,7 @@ class FaissIndex(UpdatableIndex):
 
     def _nearest(self, state: State, queries: Codes, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
         if state.engine is not None:
-            with _one_thread():
+            with one_faiss_thread():
                 _, matches = state.engine.search(queries, min(heaps.ids.shape[1], len(state.base.codes)))
             expand_nearest(state.base, words, matches, *as_filter(allowed), *heaps)
         offer_nearest(state.base, words, allowed, heaps)  # the rows left short
@@ -87,7 +86,7 @@ class FaissIndex(UpdatableIndex):
     def _matches(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
         if state.engine is None or self.factory.startswith("BHNSW"):
             return within(state.base, words, radius)
-        with _one_thread():
+        with one_faiss_thread():
             limits, _, matches = state.engine.range_search(queries, radius + 1)  # FAISS leaves the radius itself out
         return limits.astype(np.int64), matches.astype(np.uint32)
 
@@ -103,16 +102,3 @@ class FaissIndex(UpdatableIndex):
         import faiss
 
         return self._tuned(faiss.deserialize_index_binary(arrays["faiss"])) if "faiss" in arrays else None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep FAISS from starting OpenMP threads beside ours (and torch's)."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

@@ -8,6 +8,7 @@ unnoticed, and an installed package may be read-only. The cache lies in the user
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from hashret.process import numba_cache
 
 _config: Any = numba.config
 _tools: Any = cgutils
@@ -58,15 +61,10 @@ def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    before = _config.CACHE_DIR
-    if CACHE_FOLDER is not None:
-        _config.CACHE_DIR = CACHE_FOLDER
-    try:
+    with nullcontext() if CACHE_FOLDER is None else numba_cache(CACHE_FOLDER):
         compiled: Callable[..., Any] = numba.njit(
             nogil=True, cache=CACHE_FOLDER is not None, error_model="numpy", **options
         )(function)
-    finally:
-        _config.CACHE_DIR = before
     return compiled
 
 

@@ -1,6 +1,5 @@
 """Many readers, in threads and in other processes, beside one writer: every answer is of a state that was committed."""
 
-import gc
 import json
 import os
 import random
@@ -9,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
 from hashret.collection import Collection
-from hashret.collection.ingest import COLLECT_EVERY, rarely_collected
 from hashret.hasher import Hasher
 
 SECONDS = 60 if "HASHRET_SOAK" in os.environ else 3
@@ -188,26 +186,3 @@ def test_a_collection_may_be_closed_while_other_threads_read(tmp_path: Path) -> 
         there.index(tmp_path / "images.npy")
     done = subprocess.run([sys.executable, "-c", CLOSE, tmp_path / "c"], stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_runs_side_by_side_leave_the_garbage_collector_as_it_was() -> None:
-    before = gc.get_threshold()
-    one, other = ExitStack(), ExitStack()
-    one.enter_context(rarely_collected())
-    other.enter_context(rarely_collected())
-    one.close()
-    assert gc.get_threshold() == (COLLECT_EVERY, *before[1:])
-    other.close()
-    assert gc.get_threshold() == before
-
-
-def test_a_run_leaves_a_program_without_garbage_collection_without() -> None:
-    gc.disable()
-    before = gc.get_threshold()
-    gc.set_threshold(0)
-    try:
-        with rarely_collected():
-            assert gc.get_threshold()[0] == 0 and not gc.isenabled()
-    finally:
-        gc.set_threshold(*before)
-        gc.enable()

@@ -26,11 +26,12 @@ from hashret.data.contents import PreparedImages, sha256
 from hashret.data.preprocessing import ImagePreprocessing
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
-from hashret.hasher import IN_TURNS, SMALL_BATCH, Hasher
+from hashret.hasher import SMALL_BATCH, Hasher
 from hashret.heads.heads import HEADS
 from hashret.model_folder import FORMAT
 from hashret.models import MODELS, Member
 from hashret.models.vae import VariationalAutoencoder
+from hashret.process import TURN_SECONDS
 from hashret.training.loop import split, to_input
 from hashret.training.options import TrainingOptions, parse_duration
 
@@ -238,7 +239,7 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and seen == {False} and turns == {IN_TURNS} != {before[2]}
+    assert not wrong and seen == {False} and turns == {TURN_SECONDS} != {before[2]}
     assert (torch.backends.cudnn.allow_tf32, torch.get_num_threads(), sys.getswitchinterval()) == before
     after = []
     new = threading.Thread(target=lambda: after.append(torch.get_num_threads()))

@@ -38,7 +38,7 @@ ROOMS = {
     "hashret/errors.py": set(),
     "hashret/codes.py": set(),
     "hashret/files.py": set(),
-    "indexes": {"errors", "codes", "indexes"},
+    "indexes": {"errors", "codes", "process", "indexes"},
     "hashret/images.py": {"errors"},
     "hashret/arrays.py": {"errors", "images"},
     "hashret/vectors.py": {"errors", "images"},

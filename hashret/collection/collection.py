@@ -27,7 +27,6 @@ from hashret.collection.ingest import (
     encoded,
     hash_contents,
     prepare,
-    rarely_collected,
     weight,
 )
 from hashret.collection.judging import Judging
@@ -44,6 +43,7 @@ from hashret.errors import HashretError
 from hashret.evaluation.measures import health
 from hashret.model_folder import read_config
 from hashret.parallel import Progress, batches, in_order
+from hashret.process import rarely_collected
 from hashret.results import Failure, Indexed, IndexReport
 from hashret.results import Hit as Hit
 from hashret.stores.sqlite import BLOBS, Content, Place, Seen, Store, damaged

@@ -5,12 +5,9 @@ and hashes, one decodes, and one runs the model; each holds a bounded number of 
 for, the caller's thread does all but the model, and helps with that.
 """
 
-import gc
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -32,7 +29,6 @@ BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged
 MODEL_CHUNK = 1000  # images that the model is given at a time
 FILE_CHUNK = 25  # files that a thread reads or decodes at a time
 CHUNK_BYTES = 2**25  # and of how many bytes together, unless a single one has more
-COLLECT_EVERY = 50_000  # new objects, and no fewer, make the garbage collector look among them
 
 
 @dataclass(slots=True)
@@ -104,32 +100,6 @@ def encoded(
     yield from _timed(in_order(encode, _timed(decoded, MODEL_CHUNK), ahead=4, helping=source.arrays), BATCH_ITEMS)
     if broken:
         raise broken[0]
-
-
-# The threshold is the whole process's: the first run raises it, and the last one puts it back.
-_threshold_lock = threading.Lock()
-_runs = 0
-_thresholds = gc.get_threshold()
-
-
-@contextmanager
-def rarely_collected() -> Iterator[None]:
-    """A run in which the garbage collector looks for garbage less often: images on their way are kept in many objects,
-    none of which is any."""
-    global _runs, _thresholds
-    with _threshold_lock:
-        if not _runs:
-            _thresholds = gc.get_threshold()
-            if 0 < _thresholds[0] < COLLECT_EVERY:
-                gc.set_threshold(COLLECT_EVERY, *_thresholds[1:])
-        _runs += 1
-    try:
-        yield
-    finally:
-        with _threshold_lock:
-            _runs -= 1
-            if not _runs:
-                gc.set_threshold(*_thresholds)
 
 
 def _changed(

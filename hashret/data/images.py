@@ -9,11 +9,7 @@ import io
 import logging
 import os
 import re
-import threading
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +32,7 @@ from hashret.data.contents import (
     too_large,
 )
 from hashret.errors import HashretError, TooLarge, one_line
+from hashret.process import quiet_pillow
 
 try:
     from PIL import AvifImagePlugin
@@ -88,7 +85,7 @@ def to_content(image: Any) -> Content:
     if isinstance(image, Image.Image):
         _check_size(*image.size)
         try:
-            with _quiet():
+            with quiet_pillow():
                 image.load()
                 return np.asarray(_upright(image))
         except Exception as error:  # see _decode_file
@@ -186,7 +183,7 @@ def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.I
     if len(data) > MAX_BYTES:
         raise TooLarge(too_large(len(data)))
     try:
-        with _quiet():
+        with quiet_pillow():
             image: Image.Image = Image.open(_Watched(data), formats=_FORMATS)
             _check_size(*image.size)
             width, height = image.size
@@ -299,26 +296,3 @@ def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return f"truncated {kind or 'image'}"
     return f"broken {kind or 'image'}: {one_line(error)}"
-
-
-# Pillow warns of much that does not matter here (odd EXIF, our own limit). `warnings.catch_warnings` swaps the filters
-# of the whole process and is not safe in threads, so this one filter stands while any thread decodes.
-_QUIET = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
-_quiet_lock = threading.Lock()
-_quiet_threads = 0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    global _quiet_threads
-    with _quiet_lock:
-        _quiet_threads += 1
-        if _QUIET not in warnings.filters:
-            warnings.filters.insert(0, _QUIET)  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_threads -= 1
-            if not _quiet_threads and _QUIET in warnings.filters:
-                warnings.filters.remove(_QUIET)  # type: ignore[attr-defined]

@@ -23,10 +23,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-import hashret
 from hashret.codes import MAX_BITS, to_hex
 from hashret.collection import Collection
 from hashret.errors import HashretError
+from hashret.process import version
 from hashret.service import MOST_K, MOST_QUERIES, messages
 from hashret.service.guard import COOKIE, Guard, cookie_of, is_loopback
 from hashret.service.messages import parse_json, to_json, validate
@@ -84,7 +84,7 @@ def create_app(
 
     app = Service(
         title="hashret",
-        version=hashret.__version__,
+        version=version(),
         description="Find similar images by compact binary codes.",
         lifespan=lifespan,
         docs_url=None,  # they load scripts from elsewhere

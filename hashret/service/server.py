@@ -1,10 +1,8 @@
 """uvicorn around the service, with an eye on connections that do nothing."""
 
 import re
-import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -16,6 +14,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hashret.errors import HashretError
+from hashret.process import many_open_files, short_turns
 from hashret.service import guard
 from hashret.service.problems import Busy, Problem, to_response
 
@@ -155,14 +154,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, listening: socket.socket, begun: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was asked."""
-    sys.setswitchinterval(0.0005)  # so that connections wait less for the thread that searches
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each connection is a file
     # uvicorn raises the signal that ended it once more, when it is done.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        Server(app, begun).run([listening])
+        with short_turns(), many_open_files():
+            Server(app, begun).run([listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,11 +1,11 @@
 """What is done for requests, in threads that `Gather` keeps: searching, encoding, adding, and drawing pictures."""
 
-import gc
 import io
 import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -18,6 +18,7 @@ from hashret.codes import Codes, to_hex
 from hashret.collection import Collection, copies
 from hashret.data.images import decode
 from hashret.errors import HashretError, NotFound, TooLarge
+from hashret.process import frozen_objects
 from hashret.results import Group, Hit
 from hashret.service import MOST_QUERIES
 from hashret.service.gather import Gather
@@ -67,7 +68,7 @@ class Work:
 
     def __init__(self, collection: Collection, metrics: Metrics) -> None:
         self.collection = collection
-        self._frozen = False  # whether it has put what there was out of the garbage collector's sight
+        self._settings = ExitStack()  # of the process, while the service runs
         self.ready = threading.Event()
         self.trouble: str | None = None  # what keeps it from getting ready
         self._info: tuple[int, dict[str, Any]] = (-1, {})
@@ -94,9 +95,7 @@ class Work:
             code = hasher.encode_pixels(blank)
             self.collection.query_codes(code, 1)
             copies.warm_up(code)  # and what searches within a radius
-            gc.collect()
-            self._frozen = not gc.get_freeze_count()
-            gc.freeze()  # to look for garbage among PyTorch's objects keeps everyone waiting for 0.2 s
+            self._settings.enter_context(frozen_objects())
             self.ready.set()
         except HashretError as error:
             self.trouble = str(error)
@@ -107,8 +106,7 @@ class Work:
         gathers: tuple[Gather[Any, Any], ...] = *searches, *others
         for gather in gathers:
             gather.close()
-        if self._frozen:
-            gc.unfreeze()
+        self._settings.close()
 
     def gather_for(self, questions: Sequence[Question]) -> Gather[Question, bytes]:
         """Where questions of one kind wait."""
