@@ -32,7 +32,7 @@ def calibrate(
     From judged pairs, or from altered copies (cropped, resized, JPEG, brighter, turned) of the images that are indexed.
     """
     from hashret.collection import Collection, locate
-    from hashret.collection.copies import read_pairs
+    from hashret.collection.pairs import read_pairs
     from hashret.results import TARGET
 
     if pairs is not None and verdicts:

@@ -74,7 +74,7 @@ def verdict(
 ) -> int:
     """Remember that two images are the same, or different; query, dupes, calibrate and train know it from then on."""
     from hashret.collection import Collection, locate
-    from hashret.collection.copies import write_pairs
+    from hashret.collection.pairs import write_pairs
 
     if (a is None) != (export is not None) or (a is not None and said is None):
         raise typer.BadParameter("give two images and same or different, or --export FILE")

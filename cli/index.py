@@ -48,17 +48,17 @@ def index(
     A collection without a model learns the default one from SOURCE first.
     """
     from hashret.collection import Collection, locate
-    from hashret.collection.index_cache import make_index
     from hashret.data.metadata import open_metadata
     from hashret.data.sources import open_source
+    from hashret.indexes import from_spec
 
     place = locate(collection)
     if index is not None:
         with usage("--index"):
-            make_index(index, 64)
+            from_spec(64, index)
     opened = open_source(source, data_root=root, exclude=place)  # says now what is wrong with it
     check_writable(place)
-    if not (place / "items.db").exists():
+    if not Collection.exists(place):
         from hashret.cli.train import fit, put_model
         from hashret.hasher import Hasher
         from hashret.training.options import TrainingOptions
@@ -67,7 +67,7 @@ def index(
         hasher = Hasher()
         say(f"no model yet: learning {hasher.bits}-bit codes with {hasher.model} from {source}, in 2 minutes", quiet)
         interrupted = fit(hasher, opened, TrainingOptions(checkpoint=place / "training.checkpoint"), quiet)
-        if not (place / "items.db").exists():  # as it does where another process was faster
+        if not Collection.exists(place):  # as it does where another process was faster
             put_model(place, hasher, index)
         if interrupted:
             say(f"hashret: interrupted at {interrupted}; the model is usable: run the same command to index with it")

@@ -62,11 +62,11 @@ def query(
 
     from hashret.client import Client
     from hashret.collection import Collection, locate
-    from hashret.collection.ranking import check_rank
     from hashret.parallel import batches
+    from hashret.results import QueryOptions
 
     with usage("--rank"):
-        check_rank(rank)
+        QueryOptions(rank=rank)
     if as_json + jsonl + paths > 1:
         raise typer.BadParameter("give one of --json, --jsonl and --paths")
     k = 10 if k is None and radius is None else k
@@ -185,25 +185,23 @@ def _image_answers(
 ) -> "Iterator[tuple[_Query, list[Hit] | str]]":
     from hashret.collection import Collection
 
-    images = [asked.value for asked in queries]
+    images: Any = [query.value for query in queries]
     hasher = collection.hasher if isinstance(collection, Collection) else None  # if it is damaged, that is said once
     try:
-        yield from zip(queries, collection.query_batch(images, **how), strict=True)
-        if not quiet and hasher is not None:
-            _warn([asked.text for asked, so in zip(queries, hasher.unusual(images), strict=True) if so])
+        if hasher is not None:
+            images = hasher.prepare(images)  # decoded once, for the search and for the warning
+            hits = None
+        else:
+            hits = collection.query_batch(images, **how)
     except HashretError as error:
-        if len(queries) > 1:  # one of them is broken: find it by asking one at a time
-            for asked in queries:
-                yield from _image_answers(collection, [asked], how, quiet)
-            return
-        try:
-            if hasher is None:
-                raise error
-            hasher.encode(images)
-        except HashretError:
+        if len(queries) == 1:
             yield queries[0], str(error)
-        else:  # it is the collection that is broken
-            raise
+        for query in queries if len(queries) > 1 else ():  # one of them is broken: find it by asking one at a time
+            yield from _image_answers(collection, [query], how, quiet)
+        return
+    yield from zip(queries, collection.query_batch(images, **how) if hits is None else hits, strict=True)
+    if hasher is not None and not quiet:
+        _warn([query.text for query, unusual in zip(queries, hasher.unusual(images), strict=True) if unusual])
 
 
 def _warn(unusual: list[str]) -> None:

@@ -138,7 +138,7 @@ def refuse_items(place: Path) -> None:
     """Raises HashretError if the collection at `place` has items, which a new model would not fit."""
     from hashret.collection import Collection
 
-    if (place / "items.db").exists():
+    if Collection.exists(place):
         with Collection.open(place, read_only=True) as there:
             if len(there):
                 raise HashretError(
@@ -151,7 +151,7 @@ def put_model(place: Path, hasher: "Hasher", index: str | None = None) -> None:
     """Make the collection at `place`, or give the one there, which has no items, this model."""
     from hashret.collection import Collection
 
-    if not (place / "items.db").exists():
+    if not Collection.exists(place):
         Collection.create(place, hasher, index or "bitflip").close()
         return
     with Collection.open(place) as there:

@@ -48,7 +48,7 @@ def import_(
     with usage("FILE"):
         header, _ = read(file)
     check_writable(place)
-    if not (place / "items.db").exists():
+    if not Collection.exists(place):
         if model is None:
             raise HashretError(f"there is no collection at {place}: add --model MODEL_DIR to make one")
         hasher = Hasher.load(model)

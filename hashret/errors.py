@@ -1,6 +1,7 @@
 """The exceptions of hashret, and what it says of others."""
 
-from typing import TypeVar
+from operator import index
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -27,3 +28,19 @@ def choose(table: dict[str, T], name: str, what: str) -> T:
     if name not in table:
         raise ValueError(f"there is no {what} {name!r}; choose one of {', '.join(table)}")
     return table[name]
+
+
+def damaged(location: object, how: str) -> HashretError:
+    """The error for a place, such as a database, that is not what hashret made it."""
+    return HashretError(f"{location} is damaged ({how}): hashret doctor says what can be saved")
+
+
+def check_count(value: Any, least: int, name: str) -> int:
+    """`value` itself, when it is an integer of at least `least`; raises ValueError otherwise."""
+    try:
+        count = -1 if isinstance(value, bool) else index(value)
+    except TypeError:
+        count = -1
+    if count < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+    return count

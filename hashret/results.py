@@ -1,13 +1,14 @@
 """Public value types: what a collection gives, and what a client gives too."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.errors import HashretError
+from hashret.errors import HashretError, check_count
 
 TARGET = 0.95  # the precision that a radius is chosen for, if no other is asked for
 
@@ -73,6 +74,34 @@ class Hit(NamedTuple):
     label: str | None
     metadata: dict[str, Any] | None
     score: float | None = None
+
+
+RANKS = ("distance", "asymmetric")
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """What is asked of a query: the `k` nearest, all within `max_distance` bits (`k` None), or both; in the order of a
+    rank; and only among the items that the filter `where` holds for. Raises ValueError for impossible values."""
+
+    k: int | None = 10
+    max_distance: int | None = None
+    rank: str = "distance"
+    where: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank not in RANKS:
+            raise ValueError(f"there is no rank {self.rank!r}; choose {' or '.join(RANKS)}")
+        if self.k is None and self.max_distance is None:
+            raise ValueError("give k, max_distance, or both")
+        if self.k is not None:
+            check_count(self.k, 1, "k")
+        if self.max_distance is not None:
+            check_count(self.max_distance, 0, "max_distance")
+
+    def with_k(self, k: int | None) -> Self:
+        """The same for another `k`."""
+        return replace(self, k=k)
 
 
 class Item(NamedTuple):

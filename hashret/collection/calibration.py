@@ -10,17 +10,100 @@ it is the precision among pairs such as those.
 
 import io
 import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from hashret.codes import Codes, hamming
+from hashret.collection.ingest import prepare_image
+from hashret.collection.near_duplicates import find_item
+from hashret.collection.parts import Parts
+from hashret.data.contents import Content, Inputs
+from hashret.data.images import decode, to_content
 from hashret.errors import HashretError
+from hashret.indexes.protocol import check_count
+from hashret.parallel import Progress, in_order
 from hashret.results import Calibration
+
+if TYPE_CHECKING:
+    from hashret.hasher import Hasher
 
 KINDS = ("cropped", "resized", "jpeg", "brighter", "turned")
 SIDE = 512  # pixels of an altered copy, at most
+POOL = 50_000  # codes, drawn from all, that altered copies are compared with
+
+
+def by_pairs(parts: Parts, pairs: Iterable[tuple[Any, Any, bool]], source: str) -> Calibration:
+    """Measure the radii on judged pairs, each of ids or images and whether they are the same, and keep that."""
+    hasher = parts.models.current()
+    judged = list(pairs)
+    a, b = (_codes_of(parts, [pair[side] for pair in judged], hasher) for side in (0, 1))
+    return _keep(parts, hasher, from_pairs(source, a, b, np.array([same for _, _, same in judged], np.bool_)))
+
+
+def by_altering(
+    parts: Parts, images: int, seed: int, progress: Callable[[Progress], None] | None = None
+) -> Calibration:
+    """Measure the radii on altered copies of so many items, drawn with `seed`, and keep that.
+
+    Raises HashretError if none of them can be decoded, or for vectors.
+    """
+    hasher = parts.models.current()
+    hasher.preprocessing.check_pictures("give judged pairs, hashret calibrate PAIRS.csv")
+    with parts.store.snapshot() as rows:
+        ids, codes = rows.codes()
+        drawn = np.random.default_rng(seed).permutation(ids)[: check_count(images, 1, "images")].tolist()
+        paths, items, data_root = rows.paths(drawn), rows.items(drawn), rows.settings.get("data_root")
+    altered = []
+    contents = parts.originals.read_all(paths, items, data_root)
+    for item in in_order(partial(_altered, hasher, seed), contents, ahead=8):
+        altered += [item] if item[1] else []
+        if progress is not None:
+            progress(Progress("altering", len(altered), len(drawn), {}))
+    if not altered:
+        raise HashretError("none of the indexed images can be read where it was: put the files back to alter them")
+    altered.sort(key=lambda item: item[0])
+    coded = hasher.encode_pixels(np.stack([pixels for _, copies in altered for pixels in copies]))
+    pool = np.sort(np.random.default_rng(seed).permutation(len(ids))[:POOL])
+    rows_of = np.searchsorted(ids, [item_id for item_id, _ in altered])
+    own = np.where(np.isin(rows_of, pool), np.searchsorted(pool, rows_of), -1)
+    by_kind = {kind: coded[i :: len(KINDS)] for i, kind in enumerate(KINDS)}
+    return _keep(parts, hasher, from_copies(codes[rows_of], by_kind, own, codes[pool], len(ids)))
+
+
+def _altered(hasher: "Hasher", seed: int, item: tuple[int, Content]) -> tuple[int, list[Inputs]]:
+    """The id of an item, and its altered copies as the model sees them; none if it cannot be decoded."""
+    item_id, content = item
+    try:
+        pixels = decode(content, (SIDE // 2, SIDE // 2)).pixels  # a JPEG comes at twice that, if it is so large
+    except HashretError:
+        return item_id, []
+    copies = alter(pixels, np.random.default_rng((seed, item_id)))
+    return item_id, [hasher.preprocessing(to_content(copy)).pixels for copy in copies]
+
+
+def _keep(parts: Parts, hasher: "Hasher", calibration: Calibration) -> Calibration:
+    with parts.store.exclusive(), parts.store.transaction(advance=False) as transaction:
+        if transaction.settings["fingerprint"] != hasher.fingerprint:
+            raise HashretError(f"{parts.originals.folder} has changed to another model meanwhile: calibrate again")
+        transaction.put_setting("calibration", calibration.to_json())
+    return calibration
+
+
+def _codes_of(parts: Parts, images: list[Any], hasher: "Hasher") -> Codes:
+    """The codes of items, by ids or images, and of other images."""
+    known = [int(image) if isinstance(image, int | np.integer) else find_item(parts, image) for image in images]
+    with parts.store.snapshot() as rows:
+        ids, codes = rows.codes([i for i in known if i is not None])
+    row = dict(zip(ids.tolist(), codes, strict=True))
+    rest = [image for image, i in zip(images, known, strict=True) if i not in row]
+    prepared = list(in_order(partial(prepare_image, hasher.preprocessing), rest))
+    fresh = iter(hasher.encode_pixels(np.stack([image.pixels for _, image in prepared])) if prepared else ())
+    return np.array([row[i] if i in row else next(fresh) for i in known], np.uint8).reshape(-1, hasher.bits // 8)
 
 
 def from_pairs(source: str, a: Codes, b: Codes, same: NDArray[np.bool_]) -> Calibration:

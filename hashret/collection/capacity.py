@@ -19,14 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from hashret.collection import Collection
+from hashret.collection.collection import Collection
 from hashret.collection.ingest import BATCH_ITEMS
+from hashret.data.contents import is_vector
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.indexes import BitFlipIndex
 from hashret.indexes.protocol import check_count
-from hashret.stores.sqlite import Content, Store
+from hashret.results import Root
+from hashret.stores.protocol import ItemRow
+from hashret.stores.sqlite import SqliteStore
 
 SECONDS = 3.0  # of indexing, at least
 FIRST, TOGETHER = 32, 300  # images to warm up with, and images that are timed together
@@ -107,10 +110,10 @@ def _made_up(seed: int) -> bytes:
 def _some(source: Any) -> list[bytes]:
     """A few images of a source, as files."""
     found, opened = [], open_source(source)
-    if opened.numbers is not None:
-        raise HashretError(f"{source} has vectors, which need no decoding: estimate with images")
     for record in islice(opened, 64):
         content = record.read()
+        if not isinstance(content, bytes) and is_vector(content):
+            raise HashretError(f"{source} has {opened.describe()}, which need no decoding: estimate with images")
         if not isinstance(content, bytes):
             file = io.BytesIO()
             Image.fromarray(np.squeeze(content)).save(file, "PNG")
@@ -129,20 +132,21 @@ def _write(folder: Path, contents: list[bytes], start: int, count: int) -> None:
 
 
 def _bytes_of_database(folder: Path, bits: int) -> float:
-    """What an item with one path takes in items.db."""
-    fingerprint = "0" * 64
-    store = Store.create(folder / "rows.db", {"fingerprint": fingerprint, "bits": str(bits), "index": "bitflip"})
+    """What an item with one path takes in the store."""
+    (folder / "store").mkdir()
+    store = SqliteStore.create(folder / "store", {"fingerprint": "0" * 64, "bits": str(bits), "index": "bitflip"})
     random = np.random.default_rng(0)
+    root = Root.of_folder("/home/ada/photos")
     for start in range(0, ROWS, BATCH_ITEMS):
         rows = [
-            Content("/home/ada/photos/", f"2026/trip {i // 500}/IMG_{i:06}.jpg", f"trip {i // 500}", 10**6, 10**18,
+            ItemRow(root, f"2026/trip {i // 500}/IMG_{i:06}.jpg", f"trip {i // 500}", 10**6, 10**18,
                     hashlib.sha256(b"%d" % i).hexdigest(), 10**6, WIDTH, HEIGHT, random.bytes(bits // 8))
             for i in range(start, start + BATCH_ITEMS)
         ]  # fmt: skip
-        with store.write() as generation:
-            store.put(rows, fingerprint, generation)
+        with store.transaction() as transaction:
+            transaction.put(rows)
     store.close()  # which moves the log into the file
-    return (folder / "rows.db").stat().st_size / ROWS
+    return Path(store.location).stat().st_size / ROWS
 
 
 def _bytes_of_index(folder: Path, bits: int) -> float:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ from hashret.data.metadata import check_metadata
 from hashret.durable import put_in_place
 from hashret.errors import HashretError, one_line
 from hashret.parallel import batches
-from hashret.stores.sqlite import BLOBS, Content
+from hashret.results import BLOBS
+from hashret.stores.protocol import ItemRow, ModelKey
 
 FORMATS = {"jsonl": ".jsonl", "numpy": ".npz", "parquet": ".parquet"}
 VERSION = 1
@@ -43,13 +44,6 @@ _Item = dict[str, Any]  # with the names above; code as bytes, metadata and path
 _Reading = Generator[_Item, None, None]
 
 
-class Header(NamedTuple):
-    """Which model codes are of, and how long they are."""
-
-    fingerprint: str
-    bits: int
-
-
 def format_of(path: Path, named: str | None = None) -> str:
     """The format with this name, or else the one that the path's suffix stands for; ValueError if there is none."""
     found = named or next((kind for kind, suffix in FORMATS.items() if path.suffix.lower() == suffix), path.name)
@@ -58,7 +52,7 @@ def format_of(path: Path, named: str | None = None) -> str:
     return found
 
 
-def write(path: Path, kind: str, header: Header, contents: Iterable[Content]) -> int:
+def write(path: Path, kind: str, header: ModelKey, contents: Iterable[ItemRow]) -> int:
     """Write a file of contents that come by ascending id, whole or not at all; how many items it has."""
     written = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
@@ -69,7 +63,7 @@ def write(path: Path, kind: str, header: Header, contents: Iterable[Content]) ->
     return count
 
 
-def read(path: Path) -> tuple[Header, Iterator[Content]]:
+def read(path: Path) -> tuple[ModelKey, Iterator[ItemRow]]:
     """Which model a file's codes are of, and its contents, path for path.
 
     Raises HashretError, now or while they are read, if it is not one that `write` could have made.
@@ -80,11 +74,11 @@ def read(path: Path) -> tuple[Header, Iterator[Content]]:
         told = next(items)
         if told.get("hashret") != VERSION:
             raise ValueError("it was not written by hashret export, or by a newer one")
-        header = Header(str(told["fingerprint"]), check_bits(told["bits"]))
+        header = ModelKey(str(told["fingerprint"]), check_bits(told["bits"]))
     return header, _contents(path, header, items)
 
 
-def _contents(path: Path, header: Header, items: _Reading) -> Iterator[Content]:
+def _contents(path: Path, header: ModelKey, items: _Reading) -> Iterator[ItemRow]:
     with _plain_errors(path), closing(items):
         for item in items:
             try:
@@ -93,7 +87,7 @@ def _contents(path: Path, header: Header, items: _Reading) -> Iterator[Content]:
                 raise ValueError(f"item {item.get('id')}: {one_line(error)}") from None
 
 
-def _items(contents: Iterable[Content]) -> Iterator[_Item]:
+def _items(contents: Iterable[ItemRow]) -> Iterator[_Item]:
     for item_id, same in groupby(contents, key=lambda content: content.id):
         several = list(same)
         first = several[0]
@@ -113,7 +107,7 @@ def _items(contents: Iterable[Content]) -> Iterator[_Item]:
         }
 
 
-def _checked(item: _Item, bits: int) -> Iterator[Content]:
+def _checked(item: _Item, bits: int) -> Iterator[ItemRow]:
     """The contents of an item, a path each; raises ValueError, KeyError or TypeError for what cannot be."""
     digest, code, metadata = item["sha256"], item["code"], item["metadata"]
     numbers = {name: item[name] for name in ("id", "width", "height", "bytes")}
@@ -132,7 +126,7 @@ def _checked(item: _Item, bits: int) -> Iterator[Content]:
         if root == BLOBS and name != digest:
             raise ValueError("a content without a file lies under its SHA-256")
         os.fsencode(root + name + (label or ""))
-        yield Content(
+        yield ItemRow(
             root,
             name,
             label,
@@ -149,7 +143,7 @@ def _checked(item: _Item, bits: int) -> Iterator[Content]:
         )
 
 
-def _write_jsonl(path: Path, header: Header, items: Iterator[_Item]) -> int:
+def _write_jsonl(path: Path, header: ModelKey, items: Iterator[_Item]) -> int:
     with path.open("wb") as file:
         return _write_lines(file, header, (item | {"code": item["code"].hex()} for item in items))
 
@@ -161,7 +155,7 @@ def _read_jsonl(path: Path) -> _Reading:
             yield item | {"code": bytes.fromhex(item["code"])}
 
 
-def _write_lines(file: IO[bytes], header: Header, items: Iterable[_Item]) -> int:
+def _write_lines(file: IO[bytes], header: ModelKey, items: Iterable[_Item]) -> int:
     """JSON writes everything but ASCII, bytes of paths too, in ASCII."""
     count = 0
     file.write(json.dumps({"hashret": VERSION, **header._asdict()}).encode() + b"\n")
@@ -178,7 +172,7 @@ def _read_lines(file: Iterable[bytes]) -> _Reading:
         yield item
 
 
-def _write_numpy(path: Path, header: Header, items: Iterator[_Item]) -> int:
+def _write_numpy(path: Path, header: ModelKey, items: Iterator[_Item]) -> int:
     ids, codes, paths = list[int](), list[bytes](), list[str]()
 
     def without_codes() -> Iterator[_Item]:
@@ -220,7 +214,7 @@ def _read_numpy(path: Path) -> _Reading:
         raise ValueError(one_line(error)) from None
 
 
-def _write_parquet(path: Path, header: Header, items: Iterator[_Item]) -> int:
+def _write_parquet(path: Path, header: ModelKey, items: Iterator[_Item]) -> int:
     pa, parquet = _pyarrow()
     kinds = {"id": pa.int64(), "sha256": pa.string(), "code": pa.binary(), "width": pa.int64(), "height": pa.int64()}
     kinds |= {"bytes": pa.int64(), "added": pa.string(), "metadata": pa.string(), "paths": pa.string()}
@@ -262,7 +256,7 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-_WRITERS: dict[str, Callable[[Path, Header, Iterator[_Item]], int]] = {
+_WRITERS: dict[str, Callable[[Path, ModelKey, Iterator[_Item]], int]] = {
     "jsonl": _write_jsonl,
     "numpy": _write_numpy,
     "parquet": _write_parquet,

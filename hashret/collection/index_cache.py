@@ -1,7 +1,7 @@
-"""The collection's index in memory, kept in step with the database, and its cache on disk.
+"""The collection's index in memory, kept in step with the store, and its cache on disk.
 
-A cache is trusted only while the database names it, and its file has the size, time and inode, or else the checksum,
-that are recorded there. Deleting caches loses nothing but the time to build the index again.
+A cache is trusted only while the store names it, and its file has the size, time and inode, or else the checksum, that
+are recorded there. Deleting caches loses nothing but the time to build the index again.
 """
 
 import errno
@@ -11,147 +11,140 @@ import re
 import shutil
 import stat
 import threading
+from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from hashret.collection.ingest import BATCH_ITEMS
-from hashret.errors import HashretError, one_line
-from hashret.indexes import INDEXES, CodeIndex, Searched, from_spec
-from hashret.stores.sqlite import Store, damaged
+from hashret.errors import HashretError, damaged, one_line
+from hashret.indexes import CodeIndex, Searched, from_spec, index_class
+from hashret.stores.protocol import ItemStore, ModelKey, Settings, Snapshot
+
+FEW_CHANGES = 1000  # since a cache was written, after which it is not written anew
 
 
-class Live(NamedTuple):
-    """An index of some kind, and which model and generation of the database it shows."""
+class Shown(NamedTuple):
+    """An index by some specification, and of which model and state of the store it is."""
 
-    kind: str
-    fingerprint: str
+    spec: str
+    model: ModelKey
     generation: int
+    state: Hashable | None  # None for one that was loaded, until it is known that the store has gone on from there
     codes: CodeIndex
 
 
-class LiveIndex:
-    """The index of the database `store`, cached in `folder`."""
+class IndexCache:
+    """The index of the items in `store`, cached in `folder`."""
 
-    def __init__(self, folder: Path, store: Store) -> None:
+    def __init__(self, folder: Path, store: ItemStore) -> None:
         self._folder = folder
         self._store = store
         self._lock = threading.RLock()
-        self._live: Live | None = None
+        self._shown: Shown | None = None
 
-    def at(self, settings: dict[str, str]) -> Live | None:
-        """The index as of these settings, loaded, brought up to date or built; None if it is past them already.
+    def at(self, rows: Snapshot) -> Shown | None:
+        """The index as of a snapshot, loaded, brought up to date or built; None if it is past that already.
 
-        To be called within the `store.read` that gave the settings. An answer counts only if `holds` says so after it.
+        An answer of it counts only if `is_current` says so afterwards.
         """
-        kind, fingerprint, bits = settings["index"], settings["fingerprint"], int(settings["bits"])
-        generation = int(settings["generation"])
         with self._lock:
-            live = self._live
-            if live is None or (live.kind, live.fingerprint) != (kind, fingerprint):
-                live = self._load(settings)
-            if live is not None and live.generation < generation and not len(live.codes):
-                live = None  # all codes in order are read faster than all changes
-            if live is not None and live.generation < generation:
-                self._live = None  # while it moves on, no answer of it counts
-                changes = self._store.changes(live.generation, fingerprint, bits)
-                try:
-                    if changes is not None:
-                        live.codes.remove(changes.removed)
-                        live.codes.add(changes.codes, changes.added)
-                except ValueError:  # they do not lead on from there, and whatever is damaged, the codes say more
-                    changes = None
-                live = None if changes is None else Live(kind, fingerprint, generation, live.codes)
-            if live is None:
-                live = self._build(kind, fingerprint, bits, generation)
-            self._live = live
-            return live if live.generation == generation else None
+            shown = self._shown
+            if shown is None or (shown.spec, shown.model) != (rows.settings.index, rows.settings.model):
+                shown = self._load(rows.settings)
+            if shown is not None and shown.state != rows.state:
+                if shown.generation > rows.settings.generation:
+                    return None
+                self._shown = None  # while it moves on, no answer of it counts
+                shown = _moved_on(shown, rows)
+            self._shown = shown = shown or self._build(rows, rows.settings.index, rows.settings.model)
+            return shown
 
     @property
     def searched(self) -> Searched:
         """What the index has been asked since it was loaded or built."""
-        live = self._live
-        return Searched(0, 0) if live is None else live.codes.searched
+        shown = self._shown
+        return Searched(0, 0) if shown is None else shown.codes.searched
 
-    def holds(self, live: Live) -> bool:
-        """Whether the index still shows the generation it did: if not, a search of it may have seen a later one."""
-        return self._live is live
+    def is_current(self, shown: Shown) -> bool:
+        """Whether the index is still as it was: if not, a search of it may have seen a later state."""
+        return self._shown is shown
 
     def forget(self) -> None:
-        """Let go of what is in memory."""
+        """Let go of what is in memory, and delete what is on disk."""
         with self._lock:
-            self._live = None
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._shown = None
 
-    def _load(self, settings: dict[str, str]) -> Live | None:
-        told = _told(settings)
-        if told is None:
+    def _load(self, settings: Settings) -> Shown | None:
+        record = _record(settings)
+        if record is None:
             return None
-        file = self._folder / told.name
+        file = self._folder / record.name
         try:
             status = _status(file)
-            if status != told.status and (status[0] != told.status[0] or _checksum(file) != told.sha256):
+            if status != record.status and (status[0] != record.status[0] or _checksum(file) != record.sha256):
                 return None
-            codes = INDEXES[settings["index"].partition(":")[0]].load(file, verify=False)
+            codes = index_class(settings.index).load(file, verify=False)
         except (OSError, HashretError, RuntimeError):  # RuntimeError: FAISS, of a file that decayed where it lies
             return None
-        if codes.bits != int(settings["bits"]):
+        if codes.bits != settings.model.bits:
             return None
-        return Live(settings["index"], told.fingerprint, told.generation, codes)
+        return Shown(settings.index, settings.model, record.generation, None, codes)
 
-    def keep(self) -> None:
+    def persist(self) -> None:
         """Write the cache, if there is none, or not the one that was written, or if it is far behind.
 
-        To be called by whoever holds the write lock.
+        To be called within `ItemStore.exclusive`.
         """
-        with self._store.read() as settings:
-            told = _told(settings)
-            reached = -1 if told is None else told.generation
-            behind = self._store.count(f"changes WHERE generation > {reached}")
-            near = behind <= BATCH_ITEMS or behind <= self._store.count("items") // 20
-            with suppress(OSError):
-                if told is not None and near and _status(self._folder / told.name) == told.status:
-                    self._discard_all_but(told.name)
-                    return
-            live = self.at(settings)
-        assert live is not None  # nobody else can have written
-        record = self._save(live)
-        with self._store.write(step=0):
-            self._store.put_setting("cache", record)
+        with self._store.snapshot() as rows:
+            settings = rows.settings
+            record = _record(settings)
+            reached = -1 if record is None else record.generation
+            if record is not None and not _far_behind(rows, reached):
+                with suppress(OSError):
+                    if _status(self._folder / record.name) == record.status:
+                        self._discard_all_but(record.name)
+                        return
+            shown = self.at(rows)
+        assert shown is not None  # nobody else can have written
+        text = self._save(shown)
+        with self._store.transaction(advance=False) as transaction:
+            transaction.put_setting("cache", text)
             # Other processes, which are at the last cache or later, can follow from there.
-            self._store.forget_changes(max(reached, int(settings["changes_after"])))
-        self._discard_all_but(json.loads(record)["name"])
+            transaction.forget_changes(max(reached, int(settings["changes_after"])))
+        self._discard_all_but(json.loads(text)["name"])
 
-    def prepare(self, kind: str, fingerprint: str, bits: int, generation: int) -> str | None:
+    def build_ahead(self, rows: Snapshot, spec: str, model: ModelKey, generation: int) -> str | None:
         """Write the cache of an index that is to be used from a commit on; what that commit has to put under "cache",
         so that nobody has to build the index after it. None if it cannot be written.
 
-        To be called by whoever holds the write lock; `keep` clears up after the commit, or instead of it.
+        To be called within `ItemStore.exclusive`; `persist` clears up after the commit, or instead of it.
         """
-        live = self._build(kind, fingerprint, bits, generation)
+        built = self._build(rows, spec, model)
         try:
-            return self._save(live)
+            return self._save(built._replace(generation=generation))
         except HashretError:
             return None
 
-    def _build(self, kind: str, fingerprint: str, bits: int, generation: int) -> Live:
-        ids, codes = self._store.codes(fingerprint, bits)
-        live = Live(kind, fingerprint, generation, make_index(kind, bits))
+    def _build(self, rows: Snapshot, spec: str, model: ModelKey) -> Shown:
+        ids, codes = rows.codes(model=model)
+        index = from_spec(model.bits, spec)
         try:
-            live.codes.add(codes, ids)
+            index.add(codes, ids)
         except ValueError as error:  # an id that comes twice
-            raise damaged(self._store.path, one_line(error)) from error
-        return live
+            raise damaged(self._store.location, one_line(error)) from error
+        return Shown(spec, model, rows.settings.generation, rows.state, index)
 
-    def _save(self, live: Live) -> str:
+    def _save(self, shown: Shown) -> str:
         """Write a cache; its record, as JSON."""
-        kind = re.sub("[^a-zA-Z0-9]", "-", live.kind)
-        file = self._folder / f"{live.fingerprint[:16]}-{live.generation:012d}.{kind}"
+        suffix = re.sub("[^a-zA-Z0-9]", "-", shown.spec)
+        file = self._folder / f"{shown.model.fingerprint[:16]}-{shown.generation:012d}.{suffix}"
         try:
             self._folder.mkdir(exist_ok=True)
             if file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)  # a file cannot take its place
-            live.codes.save(file)
+            shown.codes.save(file)
         except OSError as error:
             raise HashretError(
                 f"{self._folder} cannot be written ({error.strerror}): everything is stored, but searches will start "
@@ -159,9 +152,9 @@ class LiveIndex:
             ) from error
         record = _Record(
             name=file.name,
-            fingerprint=live.fingerprint,
-            generation=live.generation,
-            index=live.kind,
+            fingerprint=shown.model.fingerprint,
+            generation=shown.generation,
+            index=shown.spec,
             status=_status(file),
             sha256=_checksum(file),
         )
@@ -174,9 +167,27 @@ class LiveIndex:
                     old.unlink()
 
 
-def make_index(kind: str, bits: int) -> CodeIndex:
-    """An empty index: "bitflip", "faiss" or "faiss:FACTORY"; raises ValueError if there is none such."""
-    return from_spec(bits, kind)
+def _far_behind(rows: Snapshot, generation: int) -> bool:
+    """Whether so much has changed since a generation that its cache is better written anew."""
+    changes = rows.count("changes", after=generation)
+    return changes > FEW_CHANGES and changes > rows.count("items") // 20
+
+
+def _moved_on(shown: Shown, rows: Snapshot) -> Shown | None:
+    """An index brought to the state of a snapshot; None if it has to be built instead."""
+    if shown.generation == rows.settings.generation:  # of another state, the changes are not known
+        return shown._replace(state=rows.state) if shown.state is None else None
+    if not len(shown.codes):
+        return None  # all codes in order are read faster than all changes
+    changes = rows.changes(shown.generation)
+    if changes is None:
+        return None
+    try:
+        shown.codes.remove(changes.removed)
+        shown.codes.add(changes.codes, changes.added)
+    except ValueError:  # they do not lead on from there, and whatever is damaged, the codes say more
+        return None
+    return shown._replace(generation=rows.settings.generation, state=rows.state)
 
 
 # A cache, or what was written of one when the power went.
@@ -185,7 +196,7 @@ _CACHE = re.compile(r"\.?[0-9a-f]{16}-[0-9]{12,}\.[a-zA-Z0-9-]+(\.[0-9a-f]{16})?
 
 @dataclass(frozen=True)
 class _Record:
-    """What the database says of a cache."""
+    """What the store says of a cache."""
 
     name: str
     fingerprint: str
@@ -195,13 +206,13 @@ class _Record:
     sha256: str
 
 
-def _told(settings: dict[str, str]) -> _Record | None:
-    """The record of the cache, if it makes sense and is of the current model and kind of index."""
+def _record(settings: Settings) -> _Record | None:
+    """The record of the cache, if it makes sense and is of the current model and index."""
     try:
-        told = _Record(**json.loads(settings.get("cache", "null")))
-        possible = _CACHE.fullmatch(told.name) and 0 <= told.generation <= int(settings["generation"])
-        fits = (told.fingerprint, told.index) == (settings["fingerprint"], settings["index"])
-        return told if possible and fits and len(told.status) == 3 else None
+        record = _Record(**json.loads(settings.get("cache", "null")))
+        possible = _CACHE.fullmatch(record.name) and 0 <= record.generation <= settings.generation
+        fits = (record.fingerprint, record.index) == (settings.model.fingerprint, settings.index)
+        return record if possible and fits and len(record.status) == 3 else None
     except (TypeError, ValueError):
         return None
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret.codes import Codes, to_hex
-from hashret.collection import Collection, copies
+from hashret.collection import Collection, near_duplicates
 from hashret.data.images import decode
 from hashret.errors import HashretError, NotFound, TooLarge
 from hashret.process import frozen_objects
-from hashret.results import Group, Hit
+from hashret.results import Group, Hit, QueryOptions
 from hashret.service import MOST_QUERIES
 from hashret.service.gather import Gather
 from hashret.service.metrics import Metrics
@@ -94,7 +94,7 @@ class Work:
             blank = np.zeros((1, *hasher.preprocessing.shape), hasher.preprocessing.dtype)
             code = hasher.encode_pixels(blank)
             self.collection.query_codes(code, 1)
-            copies.warm_up(code)  # and what searches within a radius
+            near_duplicates.warm_up(code)  # and what searches within a radius
             self._settings.enter_context(frozen_objects())
             self.ready.set()
         except HashretError as error:
@@ -196,10 +196,10 @@ class Work:
         answers = []
         there = self.collection
         if questions[0].is_code:
-            found = self._search_codes(questions, there.nearest)
+            found = self._search_codes(questions, _by_options(there.nearest))
         else:
-            found = self._search_images(questions, there.nearest_images)
-        for asked, (distances, items) in zip(questions, found, strict=True):
+            found = self._search_images(questions, _by_options(there.nearest_images))
+        for asked, (distances, items, _) in zip(questions, found, strict=True):
             hits = [
                 f'{{"rank":{rank},"distance":{distance},{self._text(item)}'
                 for rank, (distance, item) in enumerate(zip(distances, items, strict=True), 1)
@@ -312,6 +312,11 @@ class Work:
             except HashretError as broken:
                 return _refusal(broken)
         return None
+
+
+def _by_options(search: Callable[[Any, QueryOptions], list[R]]) -> Callable[..., list[R]]:
+    """A search that takes options, as one that takes their values."""
+    return lambda asked, k, max_distance, where: search(asked, QueryOptions(k, max_distance, where=where))
 
 
 def _members(found: "Hit | Item") -> dict[str, Any]:

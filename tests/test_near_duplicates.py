@@ -14,7 +14,7 @@ from PIL import Image
 
 from hashret.codes import hamming
 from hashret.collection import Collection
-from hashret.collection.copies import read_pairs, write_pairs
+from hashret.collection.pairs import read_pairs, write_pairs
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.results import Group

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashret.codes import hamming, pack
-from hashret.collection.ranking import by_certainty, candidates, check_rank
+from hashret.collection.search import candidates, rerank
+from hashret.collection.snapshot import Near
+from hashret.results import QueryOptions
 
 
 @settings(deadline=None)
@@ -21,8 +23,8 @@ def test_the_order_is_that_of_weighted_distances(seed: int, bits: int, k: int | 
     near = []
     for i in range(5):
         rows = rng.permutation(40)[: rng.integers(0, 41)]
-        near.append((distances[i, rows].astype(np.int32), ids[rows]))
-    found, scores = by_certainty(near, queries, margins, ids, pack(stored), k)
+        near.append(Near(distances[i, rows].astype(np.int32), ids[rows]))
+    found, scores = rerank(near, queries, margins, ids, pack(stored), k)
     for i, (row_distances, row_ids) in enumerate(near):
         weights = [abs(float(margin)) for margin in margins[i]]
         brute = []
@@ -42,15 +44,13 @@ def test_scores_are_the_same_alone_and_among_others() -> None:
     ids, codes = np.arange(1000), rng.integers(0, 256, (1000, 8), np.uint8)
     margins = rng.normal(size=(50, 64)).astype(np.float32)
     queries = pack(margins > 0)
-    near = [(row.astype(np.int32), ids) for row in hamming(queries, codes)]
-    _, together = by_certainty(near, queries, margins, ids, codes, 100)
+    near = [Near(row.astype(np.int32), ids) for row in hamming(queries, codes)]
+    _, together = rerank(near, queries, margins, ids, codes, 100)
     for i in range(50):
         some = np.sort(rng.permutation(1000)[:7])
         (distances, _), few = near[i], ids[some]
-        _, (alone,) = by_certainty(
-            [(distances[some], few)], queries[i : i + 1], margins[i : i + 1], few, codes[some], 7
-        )
-        whole = by_certainty([near[i]], queries[i : i + 1], margins[i : i + 1], ids, codes, None)[1][0]
+        _, (alone,) = rerank([Near(distances[some], few)], queries[i : i + 1], margins[i : i + 1], few, codes[some], 7)
+        whole = rerank([near[i]], queries[i : i + 1], margins[i : i + 1], ids, codes, None)[1][0]
         assert whole[:100] == together[i] and set(alone) <= set(whole)
 
 
@@ -58,7 +58,15 @@ def test_more_are_looked_at_than_asked_for() -> None:
     assert [candidates(k) for k in (1, 10, 11, 1000, None)] == [100, 100, 110, 10_000, None]
 
 
-def test_an_order_that_does_not_exist_is_refused() -> None:
-    check_rank("distance")
-    with pytest.raises(ValueError, match="there is no rank 'colour'; choose distance or asymmetric"):
-        check_rank("colour")
+def test_options_that_cannot_be_are_refused() -> None:
+    assert QueryOptions() == QueryOptions(10, None, "distance", None) and QueryOptions(None, 0).k is None
+    for options, reason in (
+        ({"rank": "colour"}, "there is no rank 'colour'; choose distance or asymmetric"),
+        ({"k": None}, "give k, max_distance, or both"),
+        ({"k": 0}, "k must be an integer of at least 1, not 0"),
+        ({"k": True}, "k must be an integer of at least 1, not True"),
+        ({"k": 2.0}, "k must be an integer of at least 1, not 2.0"),
+        ({"max_distance": -1}, "max_distance must be an integer of at least 0, not -1"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            QueryOptions(**options)

@@ -1,0 +1,47 @@
+"""The models that a collection keeps, of which it uses one at a time."""
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hashret.errors import HashretError, damaged
+from hashret.stores.protocol import ItemStore
+
+if TYPE_CHECKING:
+    from hashret.hasher import Hasher
+
+
+class Models:
+    """The models in `folder`, one loaded at a time."""
+
+    def __init__(self, folder: Path, store: ItemStore) -> None:
+        self.folder = folder
+        self._store = store
+        self._lock = threading.Lock()
+        self._loaded: Hasher | None = None
+
+    @property
+    def last(self) -> "Hasher":
+        """The model that was loaded last, which may not be the collection's any more; else the collection's."""
+        return self._loaded or self.current()
+
+    def current(self) -> "Hasher":
+        """The collection's model, loaded if it is not yet. Raises HashretError if it is not in the folder."""
+        from hashret.hasher import Hasher
+
+        with self._lock:
+            with self._store.snapshot() as rows:
+                model = rows.settings.model
+            if self._loaded is None or self._loaded.fingerprint != model.fingerprint:
+                loaded = Hasher.load(self.folder / model.fingerprint)
+                if loaded.fingerprint != model.fingerprint:
+                    raise HashretError(f"{self.folder / model.fingerprint} holds another model: restore it")
+                if loaded.bits != model.bits:
+                    raise damaged(self._store.location, f"codes of {loaded.bits} bits have {model.bits} there")
+                self._loaded = loaded
+            return self._loaded
+
+    def keep(self, hasher: "Hasher") -> None:
+        """Save a model, unless it is in the folder already."""
+        if not (self.folder / hasher.fingerprint).exists():
+            hasher.save(self.folder / hasher.fingerprint)

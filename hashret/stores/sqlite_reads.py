@@ -1,0 +1,305 @@
+"""`SqliteSnapshot`: the reads of the SQLite store, within one transaction of a connection.
+
+Rows come by the thousand, so they are read as the tuples that sqlite3 gives: sqlite-utils would make a dictionary of
+each.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlite_utils import Database
+
+from hashret.codes import Codes
+from hashret.errors import HashretError, damaged, one_line
+from hashret.results import Failure, Item, Root
+from hashret.stores.filters import matching
+from hashret.stores.protocol import Changes, Ids, ItemRow, KnownPath, ModelKey, PathRef, Ranking, Settings
+from hashret.stores.sqlite_connections import from_stored, to_stored
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_AMONG = "IN (SELECT value FROM json_each(?))"
+
+# The distinct values of a table's first key column, a step in its order for each, where SELECT DISTINCT would read all.
+_FIRST_KEYS = """
+WITH RECURSIVE step(key) AS (
+  SELECT min({key}) FROM {table}
+  UNION SELECT (SELECT min({key}) FROM {table} WHERE {key} > step.key) FROM step)
+SELECT key FROM step WHERE key IS NOT NULL
+"""
+FINGERPRINTS = _FIRST_KEYS.format(key="fingerprint", table="codes")
+
+_FORMS = {
+    "fingerprint": re.compile("[0-9a-f]{64}"),
+    "bits": re.compile("[0-9]{1,4}"),
+    "generation": re.compile("[0-9]{1,18}"),
+    "changes_after": re.compile("[0-9]{1,18}"),
+}
+
+
+class Filtered(NamedTuple):
+    """The items that a filter held for in a state."""
+
+    where: str
+    state: Hashable
+    ids: Ids
+
+
+class FilterCache:
+    """The answer of the last filter that holds as long as the state does; all threads share it."""
+
+    last: Filtered | None = None
+
+
+def _checks_values(
+    read: Callable[Concatenate["SqliteSnapshot", P], R],
+) -> Callable[Concatenate["SqliteSnapshot", P], R]:
+    """Say of values that hashret never wrote, such as texts for numbers, that the database is damaged."""
+
+    @wraps(read)
+    def method(snapshot: "SqliteSnapshot", /, *arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return read(snapshot, *arguments, **options)
+        except (TypeError, ValueError, OverflowError, LookupError, RecursionError) as error:
+            raise damaged(snapshot.path, one_line(error)) from error
+
+    return method
+
+
+class SqliteSnapshot:
+    """Reads on `db`, which is in a transaction, of the database at `path`; see `hashret.stores.protocol.Snapshot`."""
+
+    def __init__(self, db: Database, path: Path, filters: FilterCache) -> None:
+        self.path = path
+        self._db = db
+        self._conn = db.conn
+        self._filters = filters
+
+    @cached_property
+    def settings(self) -> Settings:
+        """All settings; raises HashretError for values that they cannot have."""
+        rows = self._conn.execute("SELECT key, value FROM settings")
+        settings = Settings({key: from_stored(value) for key, value in rows}, str(self.path))
+        for key, form in _FORMS.items():
+            if key in settings and not form.fullmatch(settings[key]):
+                raise damaged(self.path, f"its setting {key} is {settings[key]!r}")
+        return settings
+
+    @property
+    def state(self) -> Hashable:
+        return self.settings["generation"]
+
+    def count(self, what: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
+        if what == "changes":
+            return self._db.table(what).count_where("generation > ?", [after])
+        return self._db.table(what).count
+
+    def ids(self, after: int = 0, limit: int | None = None, where: str | None = None) -> Ids:
+        if where is None:
+            rows = self._conn.execute(
+                "SELECT id FROM items WHERE id > ? ORDER BY id LIMIT ?", (after, -1 if limit is None else limit)
+            )
+            return np.fromiter((row[0] for row in rows), np.int64)
+        ids = self._matching(where)
+        start = int(np.searchsorted(ids, after, side="right"))
+        return ids[start : None if limit is None else start + limit]
+
+    def _matching(self, where: str) -> Ids:
+        last = self._filters.last
+        if last is not None and (last.where, last.state) == (where, self.state):
+            return last.ids
+        found = matching(self._conn, where)
+        if found.lasting:
+            self._filters.last = Filtered(where, self.state, found.ids)
+        return found.ids
+
+    @_checks_values
+    def items(self, ids: Iterable[int]) -> dict[int, Item]:
+        wanted = json.dumps(list(ids))
+        paths: dict[int, list[tuple[str, str | None]]] = {}
+        sql = f"SELECT item_id, root, name, label FROM paths WHERE item_id {_AMONG}"
+        for i, root, name, label in self._conn.execute(sql, (wanted,)):
+            paths.setdefault(i, []).append((from_stored(root) + from_stored(name), label and from_stored(label)))
+        items = {}
+        for row in self._conn.execute(f"SELECT * FROM items WHERE id {_AMONG}", (wanted,)):
+            i, sha256, width, height, size, added, metadata = row
+            own = sorted(paths.get(i, []), key=lambda path: path[0])
+            label = next((label for _, label in own if label is not None), None)
+            distinct = list(dict.fromkeys(path for path, _ in own))  # a file may lie under two roots
+            items[i] = Item(i, sha256, width, height, size, added, _from_json(metadata), distinct, label)
+        return items
+
+    @_checks_values
+    def codes(
+        self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, most: int | None = None
+    ) -> tuple[Ids, Codes]:
+        model = model or self.settings.model
+        if most is not None and self.count("items") > most:
+            ids = range(1, self.highest_id + 1, -(-self.count("items") // most))
+        if ids is None:
+            return self._codes(model, "")
+        return self._codes(model, f"AND item_id {_AMONG}", json.dumps(list(ids)))
+
+    def _codes(self, model: ModelKey, condition: str, *values: str | int) -> tuple[Ids, Codes]:
+        """Ids and codes of a model's items, or of those that a condition holds for, in ascending order."""
+        found_ids: list[int] = []
+        found = bytearray()
+        sql = f"SELECT item_id, code FROM codes WHERE fingerprint = ? {condition} ORDER BY item_id"
+        rows = self._conn.execute(sql, (model.fingerprint, *values))
+        while chunk := rows.fetchmany(10_000):
+            chunk_ids, chunk_codes = zip(*chunk, strict=True)
+            if set(map(len, chunk_codes)) != {model.bits // 8}:
+                raise damaged(self.path, f"codes are not of {model.bits} bits")
+            found_ids += chunk_ids
+            found += b"".join(chunk_codes)
+        if found_ids and found_ids[0] < 0:
+            raise damaged(self.path, f"an item has the number {found_ids[0]}")
+        codes = np.frombuffer(bytes(found), np.uint8).reshape(len(found_ids), model.bits // 8)
+        return np.array(found_ids, np.int64), codes
+
+    @property
+    def highest_id(self) -> int:
+        """The highest id that was ever given to an item."""
+        sql = "SELECT CAST(max(seq) AS INTEGER) FROM sqlite_sequence WHERE name = 'items'"
+        highest = int(self._conn.execute(sql).fetchone()[0] or 0)
+        if not 0 <= highest < 2**62:
+            raise damaged(self.path, f"the last item had the number {highest}")
+        return highest
+
+    def find(self, sha256s: Sequence[str]) -> dict[str, int]:
+        sql = (
+            "SELECT sha256, items.id FROM json_each(?) CROSS JOIN items ON substr(sha256, 1, 8) = substr(value, 1, 8)"
+            " AND sha256 = value"
+        )
+        return dict(self._conn.execute(sql, (json.dumps(sha256s),)))
+
+    def paths(self, ids: Iterable[int]) -> list[PathRef]:
+        sql = f"SELECT root, name, item_id, mtime_ns FROM paths WHERE item_id {_AMONG}"
+        return [_path_ref(*row) for row in self._conn.execute(sql, (json.dumps(list(ids)),))]
+
+    def recorded(self, path: str) -> list[PathRef]:
+        return [found for table in ("paths", "failures") for found in self._recorded(table, path)]
+
+    def _recorded(self, table: str, path: str) -> Iterator[PathRef]:
+        columns = f"name, {'item_id' if table == 'paths' else 'NULL'}, mtime_ns"
+        sql = f"SELECT {columns} FROM {table} WHERE root = ?"
+        folder = path.rstrip("/") + "/"
+        for root in self._roots(table):
+            if root.within(path):
+                rows = self._conn.execute(sql, (to_stored(root),)).fetchall()
+            elif path.startswith(root):
+                rows = list(self._named(columns, table, root, [path.removeprefix(root)]))
+                below = folder.removeprefix(root)
+                # "0" follows "/", so these are all names in that folder; those that are bytes sort by themselves.
+                for low in {to_stored(below), os.fsencode(below)}:
+                    high = low[:-1] + "0" if isinstance(low, str) else low[:-1] + b"0"
+                    rows += self._conn.execute(f"{sql} AND name >= ? AND name < ?", (to_stored(root), low, high))
+            else:
+                continue
+            yield from (_path_ref(root, *row) for row in rows)
+
+    def roots(self) -> list[Root]:
+        return sorted({*self._roots("paths"), *self._roots("failures")})
+
+    def _roots(self, table: str) -> list[Root]:
+        rows = self._conn.execute(_FIRST_KEYS.format(key="root", table=table))
+        return [Root(from_stored(row[0])) for row in rows]
+
+    def known(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
+        known = {
+            name: KnownPath(item_id, size, mtime_ns, False)
+            for name, item_id, size, mtime_ns in self._named("name, item_id, size, mtime_ns", "paths", root, names)
+        }
+        for name, size, mtime_ns in self._named("name, size, mtime_ns", "failures", root, names):
+            known[name] = KnownPath(known[name].item_id if name in known else None, size, mtime_ns, True)
+        return known
+
+    def _named(self, columns: str, table: str, root: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """The rows of paths in a table, the name first."""
+        stored = [to_stored(name) for name in names]
+        # One statement for all names costs a tenth of one for each; JSON holds no bytes, and for SQLite a text in it
+        # ends at a zero, so those go one by one.
+        text = json.dumps([name for name in stored if isinstance(name, str) and "\0" not in name])
+        sql = f"SELECT {columns} FROM {table} WHERE root = ? AND name"
+        yield from self._conn.execute(f"{sql} {_AMONG}", (to_stored(root), text))
+        for name in stored:
+            if isinstance(name, bytes) or "\0" in name:
+                for row in self._conn.execute(f"{sql} = ?", (to_stored(root), name)):
+                    yield from_stored(row[0]), *row[1:]
+
+    def names(self, root: str) -> Iterator[str]:
+        sql = "SELECT name FROM paths WHERE root = :root UNION SELECT name FROM failures WHERE root = :root"
+        return (from_stored(row[0]) for row in self._conn.execute(sql, {"root": to_stored(root)}))
+
+    def failures(self) -> Iterator[tuple[Root, Failure]]:
+        for root, name, reason, seen in self._conn.execute("SELECT root, name, reason, seen FROM failures"):
+            yield Root(from_stored(root)), Failure(from_stored(root) + from_stored(name), reason, seen)
+
+    @_checks_values
+    def changes(self, since: int) -> Changes | None:
+        if since < int(self.settings["changes_after"]):
+            return None
+        # Ids are never used again: what was added since and is gone has no code any more, and was not there before.
+        added = "SELECT item_id FROM changes WHERE generation > ? AND op = 'add'"
+        ids, codes = self._codes(self.settings.model, f"AND item_id IN ({added})", since)
+        gone = "SELECT item_id FROM changes WHERE generation > ? AND op <> 'add'"
+        removed = self._conn.execute(f"{gone} AND item_id NOT IN ({added}) ORDER BY item_id", (since, since))
+        return Changes(np.fromiter((row[0] for row in removed), np.int64), ids, codes)
+
+    def rows(self) -> Iterator[ItemRow]:
+        sql = (
+            "SELECT root, name, label, size, mtime_ns, sha256, bytes, width, height, code, metadata, added, id"
+            " FROM items JOIN codes ON codes.item_id = id AND fingerprint = ? JOIN paths ON paths.item_id = id"
+            " ORDER BY id, root, name"
+        )
+        for values in self._conn.execute(sql, (self.settings["fingerprint"],)):
+            row = ItemRow(*values)
+            yield row._replace(
+                root=from_stored(row.root),
+                name=from_stored(row.name),
+                label=row.label and from_stored(row.label),
+                metadata=_from_json(values[10]),
+            )
+
+    def verdicts(self, verdict: str) -> Ids:
+        rows = self._conn.execute("SELECT item_a, item_b FROM verdicts WHERE verdict = ?", (verdict,)).fetchall()
+        return np.array(rows, np.int64).reshape(-1, 2)
+
+    def ranking(self, keep: str) -> Ranking:
+        order, values = "width * height DESC, bytes DESC, id", dict[str, bytes | int]()
+        if keep == "oldest":  # contents without a file have the date at which they were added
+            of_files = "SELECT min(nullif(mtime_ns, 0)) FROM paths WHERE item_id = id"
+            order = f"coalesce(({of_files}), strftime('%s', added) * 1000000000), id"
+        elif keep != "largest":
+            folder = os.fsencode(keep.rstrip("/") + "/")
+            values = {"folder": folder, "length": len(folder)}
+            under = "SELECT 1 FROM paths WHERE substr(CAST(root || name AS BLOB), 1, :length) = :folder"
+            if self._conn.execute(f"{under} LIMIT 1", values).fetchone() is None:
+                raise HashretError(
+                    f"nothing indexed lies under {keep}: keep the largest, the oldest, or another folder"
+                )
+            order = f"EXISTS ({under} AND item_id = id) DESC, {order}"
+        rows = self._conn.execute(f"SELECT id FROM items ORDER BY {order}", values)
+        ids: NDArray[np.int64] = np.fromiter((row[0] for row in rows), np.int64)
+        counts = dict(self._conn.execute("SELECT item_id, count(*) FROM paths GROUP BY item_id HAVING count(*) > 1"))
+        return Ranking(ids, np.fromiter((counts.get(i, 1) for i in ids.tolist()), np.int64, len(ids)))
+
+    def without_code(self, fingerprint: str) -> Ids:
+        sql = "SELECT id FROM items WHERE id NOT IN (SELECT item_id FROM codes WHERE fingerprint = ?) ORDER BY id"
+        return np.fromiter((row[0] for row in self._conn.execute(sql, (fingerprint,))), np.int64)
+
+
+def _path_ref(root: str | bytes, name: str | bytes, item_id: int | None, mtime_ns: int) -> PathRef:
+    return PathRef(Root(root if isinstance(root, Root) else from_stored(root)), from_stored(name), item_id, mtime_ns)
+
+
+def _from_json(metadata: str | None) -> dict[str, Any] | None:
+    return None if metadata is None else json.loads(metadata)

@@ -1,0 +1,214 @@
+"""What is wrong with the database of a collection, and what can be read of one that SQLite or the store refuses."""
+
+import shutil
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hashret.durable import put_in_place, sync
+from hashret.errors import HashretError
+from hashret.results import BLOBS
+from hashret.stores.protocol import ModelKey
+from hashret.stores.sqlite import DATABASE, SqliteStore
+from hashret.stores.sqlite_pages import Cell, cells
+from hashret.stores.sqlite_schema import COLUMNS
+
+Row = tuple[Any, ...]
+
+
+class Examination(NamedTuple):
+    """What a database holds, whether or not the store would open it."""
+
+    damage: list[str]  # what SQLite says of the file; the rest is empty then
+    settings: dict[str, str]
+    inconsistencies: list[str]  # rows that lack something, such as "3 items have no path"
+    blobs: list[str]  # the names of contents that the collection holds itself
+
+
+class Restored(NamedTuple):
+    """How many items there are again, how many more left traces that are no whole item, where the damaged database is
+    kept, and everything that paths are recorded under."""
+
+    items: int
+    dropped: int
+    backup: Path
+    roots: list[str]
+
+
+def examine(folder: Path) -> Examination:
+    """Read every row of the database in `folder`. Raises HashretError if there is none."""
+    if not SqliteStore.exists(folder):
+        raise HashretError(f"there is no collection at {folder}: make one with hashret index SOURCE")
+    with closing(_connect(folder / DATABASE)) as conn:
+        try:
+            damage = [row[0] for row in conn.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
+            settings = dict(conn.execute("SELECT key, value FROM settings"))
+            if damage:
+                return Examination(damage, settings, [], [])
+            blobs = [row[0] for row in conn.execute("SELECT name FROM paths WHERE root = ?", (str(BLOBS),))]
+            return Examination([], settings, list(_inconsistencies(conn, settings)), blobs)
+        except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:  # values that make no sense too
+            return Examination([str(error)], {}, [], [])
+
+
+def _inconsistencies(conn: sqlite3.Connection, settings: dict[str, str]) -> Iterator[str]:
+    fingerprint, width = settings["fingerprint"], int(settings["bits"]) // 8
+    coded = "SELECT item_id FROM codes WHERE fingerprint = ? AND length(code) = ?"
+    checks: tuple[tuple[str, Row, str], ...] = (
+        ("items WHERE id NOT IN (SELECT item_id FROM paths)", (), "items have no path"),
+        ("paths WHERE item_id NOT IN (SELECT id FROM items)", (), "paths lead to no item"),
+        (f"items WHERE id NOT IN ({coded})", (fingerprint, width), "items have no code"),
+        ("codes WHERE item_id NOT IN (SELECT id FROM items)", (), "codes are of no item"),
+    )
+    for rows, values, problem in checks:
+        count = conn.execute(f"SELECT count(*) FROM {rows}", values).fetchone()[0]
+        if count:
+            yield f"{count:,} {problem}"
+
+
+def _connect(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+
+
+class Salvage:
+    """The rows that can still be read of the database in `folder`: of a damaged table those that lie in sound pages."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tables = _read(folder / DATABASE)
+
+    @property
+    def items(self) -> int:
+        """How many rows of items could be read."""
+        return len(self._tables["items"])
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that could be read."""
+        return {key: value for key, value in self._tables["settings"] if isinstance(value, str)}
+
+    @property
+    def fingerprints(self) -> Counter[str]:
+        """How many codes there are of each model."""
+        return Counter(fingerprint for _, fingerprint, _ in self._tables["codes"])
+
+    @property
+    def generation(self) -> int:
+        """The last generation that is mentioned anywhere."""
+        text = self.settings.get("generation", "")
+        recorded = (row[0] for row in self._tables["changes"] if type(row[0]) is int)
+        return max([int(text) if text.isdecimal() else 0, *recorded])
+
+    def restore(self, settings: dict[str, str]) -> Restored:
+        """Put a new database of the items that are whole, with row, path and code, in place of the damaged one.
+
+        Raises HashretError if there are none.
+        """
+        whole, rows = self._whole(ModelKey(settings["fingerprint"], int(settings["bits"])))
+        if not whole:
+            raise nothing_left(self._folder)
+        database, made = self._folder / DATABASE, self._folder / "recovery"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        try:
+            SqliteStore.create(made, settings).close()
+            with closing(sqlite3.connect(made / DATABASE)) as conn, conn:
+                for table, found in rows.items():
+                    values = ", ".join("?" * len(COLUMNS[table]))
+                    conn.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({values})", found)
+                # Ids are never used again, those of items that are lost neither.
+                conn.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (self._highest_id(),))
+            backup = _keep(database)
+            written = (made / DATABASE).replace(self._folder / f"{DATABASE}.new")
+            put_in_place(written, database)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        traces = {row[0] for row in self._tables["items"]} | {row[2] for row in self._tables["paths"]}
+        roots = sorted({str(row[0]) for row in rows["paths"]} - {BLOBS})
+        return Restored(len(whole), len(traces - whole), backup, roots)
+
+    def _whole(self, model: ModelKey) -> tuple[set[int], dict[str, list[Row]]]:
+        """The ids of the items of which everything is there, and the rows that are of them alone."""
+        tables = self._tables
+        good = {
+            i for i, fingerprint, code in tables["codes"]
+            if fingerprint == model.fingerprint and isinstance(code, bytes) and len(code) == model.bits // 8
+        }  # fmt: skip
+        good &= {row[0] for row in tables["items"] if type(row[0]) is int and len(str(row[1])) == 64}
+        good &= {row[2] for row in tables["paths"]}
+        rows = {
+            "items": [row for row in tables["items"] if row[0] in good],
+            "paths": [row for row in tables["paths"] if row[2] in good],
+            "codes": [row for row in tables["codes"] if row[0] in good and row[1] == model.fingerprint],
+            "failures": tables["failures"],
+            "verdicts": [row for row in tables["verdicts"] if {row[0], row[1]} <= good],
+        }
+        return good, rows
+
+    def _highest_id(self) -> int:
+        """The largest id that was ever given, as far as anything says."""
+        columns = {"items": 0, "codes": 0, "paths": 2, "changes": 2, "sqlite_sequence": 1}
+        ids = (row[column] for table, column in columns.items() for row in self._tables[table])
+        return max(i for i in ids if type(i) is int)
+
+
+def nothing_left(folder: Path) -> HashretError:
+    """The error for a database of which nothing can be read."""
+    return HashretError(f"nothing can be read in {folder / DATABASE}: delete {folder} and index your images again")
+
+
+def _read(database: Path) -> dict[str, list[Row]]:
+    """The rows of each table."""
+    tables: dict[str, list[Row]] = {}
+    with closing(_connect(database)) as conn:
+        for table, columns in COLUMNS.items():
+            with suppress(sqlite3.DatabaseError):
+                tables[table] = conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()
+    return tables if len(tables) == len(COLUMNS) else _read_pages(database) | tables
+
+
+def _read_pages(database: Path) -> dict[str, list[Row]]:
+    """The rows that lie in sound pages: each is known by its form, as the page that names its table may be lost."""
+    found: dict[str, dict[Row, Row]] = {table: {} for table in COLUMNS}
+    names: list[Row] = []
+    for cell in cells(database):
+        match cell:
+            # As they lie there: first the key, then the rest.
+            case Cell(int(number), (None, str(), int(), int(), int(), str(), str() | None) as values):
+                found["items"][number,] = (number, *values[1:])
+            case Cell(int(number), (str(), int()) as values):
+                found["sqlite_sequence"][number,] = values
+            case Cell(None, (str() | bytes(), str() | bytes(), int(), str() | bytes() | None, int(), int()) as row):
+                found["paths"][row[:2]] = row
+            case Cell(None, (str() | bytes(), str() | bytes(), int(), int(), str(), str()) as row):
+                found["failures"][row[:2]] = row
+            case Cell(None, (str(fingerprint), int(number), bytes(code))):
+                found["codes"][fingerprint, number] = (number, fingerprint, code)
+            case Cell(None, (int(), int(), str(), str()) as row):
+                found["verdicts"][row[:2]] = row
+            case Cell(None, (str(key), str()) as row):
+                found["settings"][key,] = row
+            case Cell(None, (int(generation), int(number), "add" | "remove" as op)):
+                found["changes"][generation, number, op] = (generation, op, number)
+            case Cell(None, (int(number), str() | bytes() as root, str() | bytes() as name)):
+                names.append((root, name, number, None, -1, 0))
+    for row in names:  # the index of paths holds names too; what is not in it will be found out by indexing
+        found["paths"].setdefault(row[:2], row)
+    return {table: list(rows.values()) for table, rows in found.items()}
+
+
+def _keep(database: Path) -> Path:
+    """Put the damaged database and its log aside; a log must not be taken for that of the new one."""
+    backup = database.with_name(f"{database.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    for suffix in ("", "-wal"):
+        file = database.with_name(database.name + suffix)
+        if file.exists():
+            sync(Path(shutil.copy2(file, backup.with_name(backup.name + suffix))))
+    sync(database.parent)
+    for suffix in ("-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    return backup

@@ -1,0 +1,78 @@
+"""The tables of a collection's database, which other programs read, and how older ones become the present ones.
+
+sqlite-utils creates neither tables WITHOUT ROWID nor AUTOINCREMENT, on which the promise rests that ids are never used
+again, nor indexes of expressions; so the schema is written out.
+"""
+
+import sqlite3
+
+SCHEMA_VERSION = 2  # PRAGMA user_version
+# Digests come in no order, so an index of them is written to all over at every commit: the first eight of their 64
+# characters, which next to no others share, make one of a quarter of the size, and twice as fast.
+_ITEMS = """
+CREATE TABLE items (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, sha256 TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
+  bytes INTEGER NOT NULL, added TEXT NOT NULL, metadata TEXT);
+CREATE INDEX items_by_sha256 ON items(substr(sha256, 1, 8));
+"""
+SCHEMA = f"""{_ITEMS}
+CREATE TABLE paths (
+  root NOT NULL, name NOT NULL, item_id INTEGER NOT NULL REFERENCES items(id), label TEXT,
+  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, PRIMARY KEY (root, name)) WITHOUT ROWID;
+CREATE INDEX paths_by_item ON paths(item_id);
+CREATE TABLE codes (
+  item_id INTEGER NOT NULL REFERENCES items(id), fingerprint TEXT NOT NULL, code BLOB NOT NULL,
+  PRIMARY KEY (fingerprint, item_id)) WITHOUT ROWID;
+CREATE TABLE failures (
+  root NOT NULL, name NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, reason TEXT NOT NULL,
+  seen TEXT NOT NULL, PRIMARY KEY (root, name)) WITHOUT ROWID;
+CREATE TABLE verdicts (
+  item_a INTEGER NOT NULL, item_b INTEGER NOT NULL, verdict TEXT NOT NULL, at TEXT NOT NULL,
+  PRIMARY KEY (item_a, item_b)) WITHOUT ROWID;
+CREATE TABLE changes (
+  generation INTEGER NOT NULL, op TEXT NOT NULL, item_id INTEGER NOT NULL,
+  PRIMARY KEY (generation, item_id, op)) WITHOUT ROWID;
+CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+# The columns of each table in the order in which a damaged database is read and written again.
+COLUMNS = {
+    "items": ("id", "sha256", "width", "height", "bytes", "added", "metadata"),
+    "paths": ("root", "name", "item_id", "label", "size", "mtime_ns"),
+    "codes": ("item_id", "fingerprint", "code"),
+    "failures": ("root", "name", "size", "mtime_ns", "reason", "seen"),
+    "verdicts": ("item_a", "item_b", "verdict", "at"),
+    "settings": ("key", "value"),
+    "changes": ("generation", "op", "item_id"),
+    "sqlite_sequence": ("name", "seq"),
+}
+
+# What makes a database of a version one of the next.
+UPGRADES = {
+    1: f"""
+ALTER TABLE items RENAME TO items_1;
+{_ITEMS}
+INSERT INTO items SELECT * FROM items_1;
+DELETE FROM sqlite_sequence WHERE name = 'items';
+INSERT INTO sqlite_sequence SELECT 'items', seq FROM sqlite_sequence WHERE name = 'items_1';
+DROP TABLE items_1;
+"""
+}
+
+
+def upgrade(conn: sqlite3.Connection) -> None:
+    """Make a database of an older version one of this version, in one commit."""
+    conn.execute("PRAGMA legacy_alter_table = ON")  # what refers to a table keeps to its name
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        while (version := conn.execute("PRAGMA user_version").fetchone()[0]) < SCHEMA_VERSION:
+            for statement in UPGRADES[version].split(";"):
+                conn.execute(statement)
+            conn.execute(f"PRAGMA user_version = {version + 1}")
+        conn.execute("COMMIT")
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+        raise
+    finally:
+        conn.execute("PRAGMA legacy_alter_table = OFF")

@@ -1,0 +1,146 @@
+"""`SqliteTransaction`: the writes of the SQLite store, within one transaction of a connection.
+
+sqlite-utils writes what comes a few rows at a time. Items, paths and codes come by the thousand, in statements of a
+thousand rows each, during which other threads run: `executemany`, which sqlite-utils uses too, stops them at every row.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from hashret.stores.protocol import FailedPath, ItemRow, Metadata, ModelKey
+from hashret.stores.sqlite_connections import to_stored
+from hashret.stores.sqlite_reads import FINGERPRINTS, FilterCache, SqliteSnapshot
+
+
+class SqliteTransaction(SqliteSnapshot):
+    """Reads and writes on `db`, which is in a transaction; see `hashret.stores.protocol.Transaction`."""
+
+    def __init__(self, db: Database, path: Path, *, advance: bool) -> None:
+        super().__init__(db, path, FilterCache())  # of its own: nobody else sees this state yet
+        self.generation = self.settings.generation + advance
+
+    def put(self, rows: Sequence[ItemRow]) -> list[int | None]:
+        ids = self.find([row.sha256 for row in rows])
+        fresh: dict[str, ItemRow] = {}
+        for row in rows:
+            if row.sha256 not in ids and row.code is not None:
+                fresh.setdefault(row.sha256, row)
+        highest = self.highest_id
+        for sha256, row in fresh.items():
+            ids[sha256] = highest = max(highest + 1, row.id or 0)
+        now = _now()
+        self._insert(
+            "INSERT INTO items VALUES",
+            ((ids[s], s, r.width, r.height, r.length, r.added or now, _json(r.metadata)) for s, r in fresh.items()),
+        )
+        fingerprint = self.settings["fingerprint"]
+        self._insert("INSERT INTO codes VALUES", ((ids[s], fingerprint, row.code) for s, row in fresh.items()))
+        self._insert("INSERT INTO changes VALUES", ((self.generation, "add", ids[sha256]) for sha256 in fresh))
+        self._put_paths([row for row in rows if row.sha256 in ids], ids)
+        return [ids.get(row.sha256) for row in rows]
+
+    def _put_paths(self, rows: list[ItemRow], ids: dict[str, int]) -> None:
+        """Let paths lead to their items, and remove items that no path leads to any more."""
+        names: dict[str, list[str]] = {}
+        for row in rows:
+            names.setdefault(row.root, []).append(row.name)
+        lost_a_path = {
+            item_id
+            for root, of_root in names.items()
+            for _, item_id in self._named("name, item_id", "paths", root, of_root)
+        }
+        roots = {root: to_stored(root) for root in names}
+        paths = [
+            (roots[r.root], to_stored(r.name), ids[r.sha256], r.label and to_stored(r.label), r.size, r.mtime_ns)
+            for r in rows
+        ]
+        self._insert("INSERT OR REPLACE INTO paths VALUES", paths)
+        if self._conn.execute("SELECT EXISTS (SELECT 1 FROM failures)").fetchone()[0]:
+            self._insert("DELETE FROM failures WHERE (root, name) IN (VALUES", (path[:2] for path in paths), ")")
+        last = {path[:2]: path[2] for path in paths}  # an archive may hold a name twice
+        self._drop_orphans(lost_a_path.union(ids.values()).difference(last.values()))
+
+    def _insert(self, sql: str, rows: Iterable[tuple[Any, ...]], end: str = "") -> None:
+        """Execute a statement that takes rows of values, a thousand rows at a time."""
+        rows = iter(rows)
+        while chunk := list(islice(rows, 1000)):
+            row = "(" + ", ".join("?" * len(chunk[0])) + ")"
+            self._conn.execute(f"{sql} {', '.join([row] * len(chunk))}{end}", list(chain.from_iterable(chunk)))
+
+    def put_failures(self, failures: Iterable[FailedPath]) -> None:
+        rows = [
+            failure._asdict() | {"root": to_stored(failure.root), "name": to_stored(failure.name), "seen": _now()}
+            for failure in failures
+        ]
+        self._db.table("failures").upsert_all(rows, pk=("root", "name"))
+
+    def remove(self, ids: Iterable[int] = (), paths: Iterable[tuple[str, str]] = ()) -> list[str]:
+        lost_a_path = {i for i in ids if self._conn.execute("SELECT 1 FROM items WHERE id = ?", (i,)).fetchone()}
+        self._conn.executemany("DELETE FROM paths WHERE item_id = ?", [(i,) for i in lost_a_path])
+        for root, name in paths:
+            key = to_stored(root), to_stored(name)
+            found = self._conn.execute("SELECT item_id FROM paths WHERE root = ? AND name = ?", key)
+            lost_a_path |= {row[0] for row in found}
+            self._conn.execute("DELETE FROM paths WHERE root = ? AND name = ?", key)
+            self._conn.execute("DELETE FROM failures WHERE root = ? AND name = ?", key)
+        return self._drop_orphans(lost_a_path)
+
+    def _drop_orphans(self, ids: set[int]) -> list[str]:
+        """Remove those of the items that no path leads to; what their contents were."""
+        conn = self._conn
+        models = conn.execute(FINGERPRINTS).fetchall() if ids else []
+        gone = list[str]()
+        for i in ids:
+            if conn.execute("SELECT 1 FROM paths WHERE item_id = ? LIMIT 1", (i,)).fetchone() is None:
+                gone += [row[0] for row in conn.execute("SELECT sha256 FROM items WHERE id = ?", (i,))]
+                conn.executemany("DELETE FROM codes WHERE fingerprint = ? AND item_id = ?", [(f, i) for (f,) in models])
+                conn.execute("DELETE FROM items WHERE id = ?", (i,))
+                conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'remove', ?)", (self.generation, i))
+        if ids:  # ids are never used again, so no verdict may outlive its items
+            self._db.table("verdicts").delete_where(
+                "NOT EXISTS (SELECT 1 FROM items WHERE id = item_a)"
+                " OR NOT EXISTS (SELECT 1 FROM items WHERE id = item_b)"
+            )
+        return gone
+
+    def describe(self, metadata: Mapping[int, Metadata]) -> None:
+        rows = [(_json(row), i) for i, row in metadata.items()]
+        self._conn.executemany("UPDATE items SET metadata = ? WHERE id = ?", rows)
+
+    def put_codes(self, fingerprint: str, codes: Iterable[tuple[int, bytes]]) -> None:
+        self._conn.executemany(
+            "INSERT OR REPLACE INTO codes VALUES (?, ?, ?)", [(i, fingerprint, code) for i, code in codes]
+        )
+
+    def switch(self, model: ModelKey) -> None:
+        self._db.table("codes").delete_where("fingerprint <> ?", [model.fingerprint])
+        self.put_setting("fingerprint", model.fingerprint)
+        self.put_setting("bits", str(model.bits))
+        self._db.table("settings").delete_where("key = 'calibration'")  # its distances were those of other codes
+        self.forget_changes(self.generation)
+
+    def put_verdict(self, a: int, b: int, verdict: str) -> None:
+        row = {"item_a": min(a, b), "item_b": max(a, b), "verdict": verdict, "at": _now()}
+        self._db.table("verdicts").upsert(row, pk=("item_a", "item_b"))
+
+    def put_setting(self, key: str, value: str) -> None:
+        self._db.table("settings").upsert({"key": key, "value": to_stored(value)}, pk="key")
+        self.__dict__.pop("settings", None)  # what was read of them before
+
+    def forget_changes(self, up_to: int) -> None:
+        self._db.table("changes").delete_where("generation <= ?", [up_to])
+        self.put_setting("changes_after", str(up_to))
+
+
+def _json(metadata: Metadata | None) -> str | None:
+    return None if metadata is None else json.dumps(metadata, ensure_ascii=False)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

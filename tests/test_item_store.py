@@ -1,0 +1,485 @@
+"""What every `ItemStore` promises, by its public verbs alone."""
+
+import hashlib
+import os
+import random
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+from dict_store import DictStore
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashret.collection import Collection
+from hashret.collection.index_cache import IndexCache
+from hashret.collection.models import Models
+from hashret.collection.originals import Originals
+from hashret.errors import HashretError
+from hashret.hasher import Hasher
+from hashret.results import BLOBS, Root
+from hashret.stores.protocol import FailedPath, ItemRow, ItemStore, KnownPath, ModelKey, Snapshot
+from hashret.stores.sqlite import SqliteStore
+
+MODEL, OTHER = "a" * 64, "b" * 64
+ROOT = Root("/photos/")
+SETTINGS = {"fingerprint": MODEL, "bits": "16", "index": "bitflip"}
+Make: TypeAlias = Callable[[Path, dict[str, str]], ItemStore]
+STORES: dict[str, Make] = {"sqlite": SqliteStore.create, "dict": lambda folder, settings: DictStore(settings)}
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ItemStore]:
+    made = STORES[request.param](tmp_path, SETTINGS)
+    yield made
+    made.close()
+
+
+def row(name: str, text: str, *, root: str = ROOT, label: str | None = None, known: bool = False) -> ItemRow:
+    """What is found at a path; the code is made of the text."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
+    code = None if known else digest.digest()[:2]
+    return ItemRow(root, name, label, len(text), 7, digest.hexdigest(), len(text), 3, 4, code)
+
+
+def put(store: ItemStore, *rows: ItemRow) -> list[int | None]:
+    with store.exclusive(), store.transaction() as transaction:
+        return transaction.put(rows)
+
+
+def fail(store: ItemStore, *failures: tuple[str, int, int, str], root: str = ROOT) -> None:
+    with store.exclusive(), store.transaction() as transaction:
+        transaction.put_failures(FailedPath(root, *failure) for failure in failures)
+
+
+def remove(store: ItemStore, ids: tuple[int, ...] = (), names: tuple[str, ...] = (), root: str = ROOT) -> list[str]:
+    with store.exclusive(), store.transaction() as transaction:
+        return transaction.remove(iter(ids), iter([(root, name) for name in names]))
+
+
+def codes(snapshot: Snapshot, model: ModelKey | None = None) -> dict[int, bytes]:
+    ids, found = snapshot.codes(model=model)
+    assert ids.dtype == np.int64 and ids.tolist() == sorted(ids.tolist())
+    assert found.dtype == np.uint8 and found.shape == (len(ids), (model or snapshot.settings.model).bits // 8)
+    return {i: code.tobytes() for i, code in zip(ids.tolist(), found, strict=True)}
+
+
+def test_a_new_store_has_its_settings_and_no_items(store: ItemStore) -> None:
+    with store.snapshot() as rows:
+        assert rows.settings == SETTINGS | {"generation": "0", "changes_after": "0"}
+        assert rows.settings.model == (MODEL, 16) and (rows.settings.generation, rows.settings.index) == (0, "bitflip")
+        assert [rows.count(what) for what in ("items", "paths", "failures", "changes")] == [0] * 4
+        assert rows.ids().tolist() == [] and rows.items([1]) == {} and codes(rows) == {} and rows.roots() == []
+        with pytest.raises(HashretError, match="damaged .*no setting cache"):
+            rows.settings["cache"]
+
+
+def test_ids_are_never_used_again(store: ItemStore) -> None:
+    assert put(store, row("a", "a"), row("b", "b"), row("c", "c")) == [1, 2, 3]
+    assert set(remove(store, (3, 2))) == {row("", "b").sha256, row("", "c").sha256}
+    assert put(store, row("c", "c")) == [4]
+    remove(store, (4, 1))
+    assert put(store, row("d", "d")) == [5]
+    assert put(store, row("e", "e")._replace(id=3), row("f", "f")._replace(id=70), row("g", "g")) == [6, 70, 71]
+
+
+def test_an_item_is_a_content_with_any_number_of_paths(store: ItemStore) -> None:
+    first = row("b/x.png", "x", label="b")
+    assert put(store, first, row("a/x.png", "x"), row("y.png", "y")) == [1, 1, 2]
+    assert put(store, row("x.png", "x", root="/more/", known=True)) == [1]
+    with store.snapshot() as rows:
+        item = rows.items([1])[1]
+        assert item.paths == ["/more/x.png", "/photos/a/x.png", "/photos/b/x.png"] and item.label == "b"
+        assert (item.sha256, item.width, item.height, item.bytes, item.metadata) == (first.sha256, 3, 4, 1, None)
+        assert item.added.endswith("Z") and len(item.added) == 20
+        assert rows.items(iter([2, 99])).keys() == {2} and rows.items([2])[2].paths == ["/photos/y.png"]
+        assert codes(rows) == {1: first.code, 2: row("", "y").code}
+        assert rows.find([first.sha256, "nothing"]) == {first.sha256: 1}
+        assert rows.roots() == ["/more/", "/photos/"] and all(isinstance(root, Root) for root in rows.roots())
+        assert rows.known(ROOT, ["a/x.png", "z.png"]) == {"a/x.png": KnownPath(1, 1, 7, False)}
+        assert [rows.count(what) for what in ("items", "paths", "failures", "changes")] == [2, 4, 0, 2]
+        found = sorted(rows.paths([1]))
+        assert [(ref.root, ref.name, ref.item_id, ref.mtime_ns) for ref in found] == [
+            ("/more/", "x.png", 1, 7), ("/photos/", "a/x.png", 1, 7), ("/photos/", "b/x.png", 1, 7)
+        ]  # fmt: skip
+
+
+def test_an_item_goes_with_its_last_path(store: ItemStore) -> None:
+    put(store, row("a", "one"), row("b", "one"), row("c", "two"))
+    put(store, row("a", "three"))  # one is still at b
+    with store.snapshot() as rows:
+        assert set(codes(rows)) == {1, 2, 3}
+    put(store, row("b", "three", known=True))
+    with store.snapshot() as rows:
+        assert set(codes(rows)) == {2, 3} and rows.items([1]) == {} and rows.find([row("", "one").sha256]) == {}
+    assert remove(store, names=("c", "a", "nothing")) == [row("", "two").sha256]
+    with store.snapshot() as rows:
+        assert set(codes(rows)) == {3} and rows.items([3])[3].paths == ["/photos/b"]
+
+
+def test_contents_that_change_places_keep_their_items(store: ItemStore) -> None:
+    put(store, row("a", "one"), row("b", "two"))
+    assert put(store, row("a", "two", known=True), row("b", "one", known=True)) == [2, 1]
+    with store.snapshot() as rows:
+        assert {i: item.paths for i, item in rows.items([1, 2]).items()} == {1: ["/photos/b"], 2: ["/photos/a"]}
+
+
+def test_a_content_that_is_known_no_more_is_not_stored(store: ItemStore) -> None:
+    put(store, row("a", "one"))
+    put(store, row("a", "two"))
+    assert put(store, row("b", "one", known=True), row("c", "two", known=True)) == [None, 2]
+    with store.snapshot() as rows:
+        assert rows.known(ROOT, ["b", "c"]).keys() == {"c"}
+    assert put(store, row("b", "one")) == [3]
+
+
+def test_a_name_that_comes_twice_leaves_no_item_without_a_path(store: ItemStore) -> None:
+    put(store, row("a", "one"), row("a", "two"))
+    with store.snapshot() as rows:
+        assert list(codes(rows).values()) == [row("a", "two").code]
+    put(store, row("a", "three"), row("b", "two"), row("a", "four"))
+    with store.snapshot() as rows:
+        found = rows.items(codes(rows))
+        assert sorted(item.paths for item in found.values()) == [["/photos/a"], ["/photos/b"]]
+        assert rows.count("items") == 2
+
+
+def test_metadata_is_that_of_the_first_time_until_it_is_replaced(store: ItemStore) -> None:
+    put(store, row("a", "a")._replace(metadata={"taken": "Zürich", "n": [1, None]}), row("b", "b"))
+    put(store, row("c", "a")._replace(metadata={"taken": "elsewhere"}))
+    with store.snapshot() as rows:
+        assert (
+            rows.items([1])[1].metadata == {"taken": "Zürich", "n": [1, None]} and rows.items([2])[2].metadata is None
+        )
+    with store.exclusive(), store.transaction() as transaction:
+        transaction.describe({1: {"price": 0.5}, 2: {}})
+    with store.snapshot() as rows:
+        assert {i: item.metadata for i, item in rows.items([1, 2]).items()} == {1: {"price": 0.5}, 2: {}}
+
+
+ODD = [
+    os.fsdecode(b"\xff\xfe.png"),
+    os.fsdecode(b"caf\xe9/x.png"),
+    "café/y.png",
+    "🦔.png",
+    "new\nline",
+    'a"b\\c',
+    "a'b",
+    "zero\0zero",
+]
+
+
+def test_names_may_be_anything(store: ItemStore) -> None:
+    root = Root(os.fsdecode(b"/caf\xe9/"))
+    assert put(store, *(row(name, name, root=root, label=name[:5]) for name in ODD)) == [*range(1, len(ODD) + 1)]
+    put(store, row("plain", ODD[0], known=True))
+    with store.snapshot() as rows:
+        for i, name in enumerate(ODD, 1):
+            item = rows.items([i])[i]
+            assert root + name in item.paths and item.label == name[:5]
+            assert rows.known(root, [name])[name].item_id == i
+            assert [ref.item_id for ref in rows.recorded(root + name)] == [i]
+        assert set(rows.roots()) == {root, ROOT} and set(rows.names(root)) == set(ODD)
+    fail(store, *((name, 1, 2, "broken") for name in ODD[:3]), root=root)
+    with store.snapshot() as rows:
+        assert all(path.failed for path in rows.known(root, ODD[:3]).values())
+        assert sorted(rows.names(root)) == sorted(ODD)  # each once
+        assert {failure.path for _, failure in rows.failures()} == {root + name for name in ODD[:3]}
+    remove(store, names=tuple(ODD[1:]), root=root)
+    with store.snapshot() as rows:
+        assert set(codes(rows)) == {1} and rows.items([1])[1].paths == sorted(["/photos/plain", root + ODD[0]])
+        assert list(rows.known(root, ODD)) == [ODD[0]]
+
+
+def test_failures_are_kept_until_the_path_is_good(store: ItemStore) -> None:
+    put(store, row("a", "a"))
+    fail(store, ("a", 5, 6, "broken"), ("b", 8, 9, "no image"))
+    with store.snapshot() as rows:
+        assert rows.known(ROOT, ["a", "b"]) == {"a": KnownPath(1, 5, 6, True), "b": KnownPath(None, 8, 9, True)}
+        assert codes(rows) == {1: row("a", "a").code}  # what was there stays
+        found = [(root, failure.path, failure.reason) for root, failure in rows.failures()]
+        assert found == [(ROOT, "/photos/a", "broken"), (ROOT, "/photos/b", "no image")]
+    fail(store, ("b", 8, 10, "still no image"))
+    with store.snapshot() as rows:
+        assert rows.known(ROOT, ["b"])["b"].mtime_ns == 10 and rows.count("failures") == 2
+    assert put(store, row("b", "b")) == [2]
+    with store.snapshot() as rows:
+        assert rows.known(ROOT, ["b"]) == {"b": KnownPath(2, 1, 7, False)} and rows.count("failures") == 1
+    remove(store, names=("a",))
+    with store.snapshot() as rows:
+        assert rows.count("failures") == 0 and set(codes(rows)) == {2}
+
+
+def test_a_root_is_that_of_a_path_or_of_a_failure(store: ItemStore) -> None:
+    put(store, row("a.png", "a", root="/other/"))
+    fail(store, ("b.png", 3, 7, "broken"))
+    put(store, row("c.png", "c", root="/other/more/"))
+    with store.snapshot() as rows:
+        assert rows.roots() == ["/other/", "/other/more/", ROOT]
+        assert list(rows.names("/nothing/")) == [] and list(rows.names("/other/")) == ["a.png"]
+
+
+def test_what_is_recorded_at_or_below_a_path(store: ItemStore) -> None:
+    put(store, row("a/x.png", "1"), row("a/b/y.png", "2"), row("ab.png", "3"), row("z.png", "4", root="/photos/a/"))
+    put(
+        store,
+        row("i.png", "5", root="/photos/c.zip!/"),
+        row("0", "6", root="/photos/d.npy#"),
+        row("x", "7", root=BLOBS),
+    )
+    fail(store, ("a/broken.png", 1, 2, "broken"))
+    with store.snapshot() as rows:
+
+        def recorded(path: str) -> set[str]:
+            return {ref.root + ref.name for ref in rows.recorded(path)}
+
+        below_a = {"/photos/a/x.png", "/photos/a/b/y.png", "/photos/a/z.png", "/photos/a/broken.png"}
+        assert recorded("/photos/a") == recorded("/photos/a/") == below_a
+        assert recorded("/photos/a/x.png") == {"/photos/a/x.png"} and recorded("/photos/a/x") == set()
+        assert recorded("/photos/c.zip") == {"/photos/c.zip!/i.png"} == recorded("/photos/c.zip!/i.png")
+        assert recorded("/photos/d.npy") == {"/photos/d.npy#0"} == recorded("/photos/d.npy#0")
+        assert recorded("blobs/x") == {"blobs/x"} and recorded("/elsewhere") == set()
+        assert len(recorded("/photos")) == 7 and len(recorded("/")) == 7
+        assert [ref.item_id for ref in rows.recorded("/photos/a/broken.png")] == [None]
+
+
+def test_removing_items_removes_all_that_is_of_them(store: ItemStore) -> None:
+    put(store, row("a", "one"), row("b", "one"), row("c", "two"), row("d", "three"))
+    with store.exclusive(), store.transaction(advance=False) as transaction:
+        transaction.put_codes(OTHER, [(1, b"12"), (2, b"34"), (3, b"56")])
+        transaction.put_verdict(2, 1, "same")
+        transaction.put_verdict(2, 3, "different")
+    assert remove(store, (1, 7, 1)) == [row("", "one").sha256]
+    with store.snapshot() as rows:
+        assert codes(rows) == {2: row("", "two").code, 3: row("", "three").code}
+        assert codes(rows, ModelKey(OTHER, 16)) == {2: b"34", 3: b"56"}
+        assert rows.known(ROOT, ["a", "b", "c"]) == {"c": KnownPath(2, 3, 7, False)}
+        assert rows.verdicts("same").shape == (0, 2) and rows.verdicts("different").tolist() == [[2, 3]]
+
+
+def test_a_verdict_takes_the_place_of_an_earlier_one(store: ItemStore) -> None:
+    put(store, *(row(name, name) for name in "abc"))
+    for a, b, verdict in ((1, 2, "same"), (3, 2, "same"), (2, 1, "different")):
+        with store.exclusive(), store.transaction() as transaction:
+            transaction.put_verdict(a, b, verdict)
+    with store.snapshot() as rows:
+        assert rows.verdicts("same").tolist() == [[2, 3]] and rows.verdicts("different").tolist() == [[1, 2]]
+        assert rows.verdicts("same").dtype == np.int64
+
+
+def test_ids_come_in_pages(store: ItemStore) -> None:
+    put(store, *(row(str(i), str(i)) for i in range(7)))
+    remove(store, (3,))
+    with store.snapshot() as rows:
+        assert rows.ids().tolist() == [1, 2, 4, 5, 6, 7] and rows.ids().dtype == np.int64
+        assert rows.ids(2, 3).tolist() == [4, 5, 6] and rows.ids(7).tolist() == [] and rows.ids(6, 10).tolist() == [7]
+
+
+def test_codes_may_be_of_some_items(store: ItemStore) -> None:
+    put(store, *(row(str(i), str(i)) for i in range(100)))
+    with store.snapshot() as rows:
+        ids, found = rows.codes([7, 3, 500, 7])
+        assert ids.tolist() == [3, 7] and found.tobytes() == row("", "2").code + row("", "6").code  # type: ignore[operator]
+        ids, found = rows.codes([])
+        assert ids.shape == (0,) and found.shape == (0, 2)
+        ids, _ = rows.codes(most=10)
+        assert 5 <= len(ids) <= 10 and np.ptp(ids) > 50
+        assert rows.codes(most=100)[0].tolist() == [*range(1, 101)]
+        with pytest.raises(HashretError, match="damaged .*not of 64 bits"):
+            rows.codes(model=ModelKey(MODEL, 64))
+        ids, found = rows.codes(model=ModelKey(OTHER, 64))
+        assert ids.shape == (0,) and found.shape == (0, 8)
+
+
+def test_a_transaction_makes_the_next_generation_and_sees_itself(store: ItemStore) -> None:
+    states = set()
+    for expected in (1, 2):
+        with store.exclusive(), store.transaction() as transaction:
+            assert transaction.generation == expected
+            assert transaction.put([row(str(expected), str(expected))]) == [expected]
+            assert transaction.items([expected])[expected].paths == [f"/photos/{expected}"]
+            transaction.put_setting("data_root", "/data")
+            assert transaction.settings["data_root"] == "/data"
+        with store.snapshot() as rows:
+            assert rows.settings.generation == expected
+            states.add(rows.state)
+    assert len(states) == 2
+    with store.exclusive(), store.transaction(advance=False) as transaction:
+        assert transaction.generation == 2
+    with store.snapshot() as rows, store.snapshot() if isinstance(store, DictStore) else store.exclusive():
+        assert rows.settings.generation == 2 and rows.settings["data_root"] == "/data"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, None])
+def test_a_transaction_that_fails_or_is_rolled_back_leaves_nothing(
+    store: ItemStore, error: type[BaseException] | None
+) -> None:
+    put(store, row("a", "one"))
+
+    def write() -> None:
+        with store.exclusive(), store.transaction(rollback=error is None) as transaction:
+            transaction.put([row("a", "two"), row("b", "three")])
+            transaction.put_failures([FailedPath(ROOT, "c", 1, 2, "broken")])
+            transaction.put_setting("data_root", "/data")
+            if error is not None:
+                raise error
+
+    if error is None:
+        write()
+    else:
+        with pytest.raises(error):
+            write()
+    with store.snapshot() as rows:
+        assert codes(rows) == {1: row("", "one").code} and list(rows.names(ROOT)) == ["a"]
+        assert rows.settings.generation == 1 and "data_root" not in rows.settings
+    assert put(store, row("b", "two")) == [2]
+
+
+def test_a_snapshot_is_of_one_state(store: ItemStore) -> None:
+    put(store, row("a", "one"))
+
+    def write() -> None:
+        put(store, row("b", "two"))
+        remove(store, (1,))
+
+    with store.snapshot() as rows:
+        state = rows.state
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join()
+        assert rows.settings.generation == 1 and set(codes(rows)) == {1} and rows.items([1])[1].paths == ["/photos/a"]
+    with store.snapshot() as rows:
+        assert rows.settings.generation == 3 and set(codes(rows)) == {2} and rows.state != state
+
+
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from(sorted(STORES)))
+@settings(max_examples=40, deadline=None)
+def test_changes_lead_from_every_generation_to_the_last(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, kind: str
+) -> None:
+    chance = random.Random(seed)
+    folder = tmp_path_factory.mktemp("changes")
+    store = STORES[kind](folder, SETTINGS)
+
+    def now() -> dict[int, bytes]:
+        with store.snapshot() as rows:
+            return codes(rows)
+
+    states = [now()]
+    for _ in range(chance.randrange(1, 12)):
+        with store.exclusive(), store.transaction() as transaction:
+            for _ in range(chance.randrange(3)):
+                if chance.random() < 0.6:
+                    drawn = [row(chance.choice("abcd"), chance.choice("uvwxyz")) for _ in range(chance.randrange(4))]
+                    transaction.put(drawn)
+                elif chance.random() < 0.5:
+                    transaction.remove(paths=[(ROOT, name) for name in chance.sample("abcd", 2)])
+                else:
+                    transaction.remove(chance.sample(range(1, 10), 3))
+            assert transaction.generation == len(states)
+        states.append(now())
+    forgotten = chance.randrange(len(states))
+    with store.exclusive(), store.transaction(advance=False) as transaction:
+        transaction.forget_changes(forgotten)
+    for since, state in enumerate(states):
+        with store.snapshot() as rows:
+            changes = rows.changes(since)
+        assert (changes is None) == (since < forgotten)
+        if changes is not None:
+            removed, added = changes.removed.tolist(), changes.added.tolist()
+            assert set(removed).isdisjoint(added) and set(added).isdisjoint(state)
+            state = {i: code for i, code in state.items() if i not in removed}
+            assert state | dict(zip(added, map(bytes, changes.codes), strict=True)) == states[-1]
+    store.close()
+    shutil.rmtree(folder)
+
+
+def test_switching_models_is_one_step(store: ItemStore) -> None:
+    put(store, row("a", "one"), row("b", "two"), row("c", "two", known=True))
+    other = ModelKey(OTHER, 64)
+    with store.exclusive(), store.transaction(advance=False) as transaction:
+        transaction.put_codes(OTHER, [(1, b"12345678")])
+        transaction.put_setting("calibration", "of the old codes")
+    with store.snapshot() as rows:
+        assert rows.without_code(OTHER).tolist() == [2] and rows.without_code(MODEL).tolist() == []
+    with store.exclusive(), store.transaction(advance=False) as transaction:
+        transaction.put_codes(OTHER, [(2, b"abcdefgh")])
+    with store.snapshot() as rows:
+        assert set(codes(rows)) == {1, 2}  # the old ones are there until the switch
+    with store.exclusive(), store.transaction() as transaction:
+        transaction.switch(other)
+        generation = transaction.generation
+    with store.snapshot() as rows:
+        assert rows.settings.model == other and "calibration" not in rows.settings
+        assert codes(rows) == {1: b"12345678", 2: b"abcdefgh"} and codes(rows, ModelKey(MODEL, 16)) == {}
+        assert rows.changes(0) is None and rows.changes(generation) is not None
+        assert rows.without_code(MODEL).tolist() == [1, 2]
+
+
+def test_items_can_be_ranked_as_copies_are_kept(store: ItemStore) -> None:
+    small, large = row("s", "small"), row("l", "large")._replace(width=30)
+    older = row("o", "older")._replace(mtime_ns=3, length=2)
+    put(
+        store,
+        small,
+        large,
+        older,
+        row("x/s", "small")._replace(mtime_ns=9),
+        row("b", "blob", root=BLOBS)._replace(mtime_ns=0),
+    )
+    with store.snapshot() as rows:
+        largest, oldest, under = (rows.ranking(keep) for keep in ("largest", "oldest", "/photos/x"))
+        assert largest.ids.tolist() == [2, 1, 4, 3] and largest.paths.tolist() == [1, 2, 1, 1]
+        assert oldest.ids.tolist() == [3, 1, 2, 4] and under.ids.tolist() == [1, 2, 4, 3]
+        with pytest.raises(HashretError, match="nothing indexed lies under /elsewhere"):
+            rows.ranking("/elsewhere")
+
+
+def test_rows_make_the_same_items_again(store: ItemStore, tmp_path: Path) -> None:
+    put(store, row("a", "one", label="x"), row("b", "one"), row("c", "two")._replace(metadata={"n": 1}), row("d", "3"))
+    remove(store, (2,))
+    put(store, row("e", "two"))
+    (tmp_path / "again").mkdir()
+    again = STORES["sqlite"](tmp_path / "again", SETTINGS)
+    with store.snapshot() as rows:
+        assert [found.id for found in rows.rows()] == [1, 1, 3, 4]
+        put(again, *rows.rows())
+        with again.snapshot() as copied:
+            assert copied.items([1, 2, 3, 4]) == rows.items([1, 2, 3, 4]) and codes(copied) == codes(rows)
+    again.close()
+
+
+def test_a_collection_lives_in_any_store(store: ItemStore, tmp_path: Path) -> None:
+    """The seam from above: what a collection does without filters it does on every store."""
+    photos = tmp_path / "photos"
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    photos.mkdir()
+    np.save(photos / "images.npy", images)
+    hasher, other = (Hasher("lsh", 16).fit(images, seed=seed) for seed in (0, 1))
+    folder = tmp_path / "collection"
+    folder.mkdir()
+    with store.exclusive(), store.transaction() as transaction:
+        transaction.switch(ModelKey(hasher.fingerprint, 16))
+    hasher.save(folder / "models" / hasher.fingerprint)
+    collection = Collection(
+        store, IndexCache(folder / "index", store), Originals(folder), Models(folder / "models", store)
+    )
+    report = collection.index(photos / "images.npy")
+    assert (report.added, len(collection)) == (40, 40)
+    assert collection.index(photos / "images.npy").unchanged == 40
+    hits = collection.query(images[7], k=3)
+    assert (hits[0].distance, hits[0].path) == (0, f"{photos}/images.npy#7")
+    assert [hit.id for hit in collection.query_item(8, k=2)] == [hit.id for hit in collection.query(images[7], k=3)[1:]]
+    assert collection.add([255 - images[0]]) == [41] and (folder / "blobs").is_dir()
+    collection.verdict(8, hits[1].id, "different")
+    assert hits[1].id not in [hit.id for hit in collection.query(images[7], k=40)]
+    assert collection.reindex(other) == 0 and collection.fingerprint == other.fingerprint
+    assert collection.query(images[7], k=1)[0].id == 8
+    assert collection.remove([8, f"{photos}/images.npy#9"]) == 2 and len(collection) == 39
+    assert all(len(group.items) > 1 for group in collection.dupes(16, by="star"))
+    assert collection.export(tmp_path / "items.jsonl") == 39 and collection.info()["items"] == 39
+    collection.close()

@@ -1,0 +1,329 @@
+import hashlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from hashret.errors import HashretError
+from hashret.results import Root
+from hashret.stores.protocol import ItemRow
+from hashret.stores.sqlite import SqliteStore
+
+MODEL = "a" * 64
+ROOT = Root("/photos/")
+
+# DESIGN §4: other programs read these names.
+TABLES = {
+    "items": ["id", "sha256", "width", "height", "bytes", "added", "metadata"],
+    "paths": ["root", "name", "item_id", "label", "size", "mtime_ns"],
+    "codes": ["item_id", "fingerprint", "code"],
+    "failures": ["root", "name", "size", "mtime_ns", "reason", "seen"],
+    "verdicts": ["item_a", "item_b", "verdict", "at"],
+    "changes": ["generation", "op", "item_id"],
+    "settings": ["key", "value"],
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    made = SqliteStore.create(tmp_path, {"fingerprint": MODEL, "bits": "16", "index": "bitflip"})
+    yield made
+    made.close()
+
+
+@contextmanager
+def connection(store: SqliteStore) -> Iterator[sqlite3.Connection]:
+    """A connection of its own to the database."""
+    with closing(sqlite3.connect(store.path)) as conn:
+        yield conn
+
+
+def content(name: str, text: str, *, root: str = ROOT) -> ItemRow:
+    """What is found at a path; the code is made of the text."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
+    return ItemRow(root, name, None, len(text), 7, digest.hexdigest(), len(text), 3, 4, digest.digest()[:2])
+
+
+def put(store: SqliteStore, *rows: ItemRow) -> list[int | None]:
+    with store.transaction() as transaction:
+        return transaction.put(rows)
+
+
+def everything(store: SqliteStore) -> list[list[tuple[object, ...]]]:
+    """All rows of all tables."""
+    with connection(store) as conn:
+        return [conn.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in TABLES]
+
+
+def test_the_schema_is_the_contract(store: SqliteStore) -> None:
+    with sqlite3.connect(store.path) as conn:
+        tables = conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        assert {name for (name,) in tables} == set(TABLES)
+        for table, columns in TABLES.items():
+            assert [row[1] for row in conn.execute(f"PRAGMA table_info({table})")] == columns
+        assert conn.execute("PRAGMA user_version").fetchone() == (2,)
+        assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        (items,) = conn.execute("SELECT sql FROM sqlite_schema WHERE name = 'items'").fetchone()
+        assert "id INTEGER PRIMARY KEY AUTOINCREMENT" in items
+    conn.close()
+    with store.transaction() as transaction:
+        assert transaction._conn.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: a commit is on the disk
+
+
+def test_a_newer_database_is_refused_unchanged(store: SqliteStore) -> None:
+    store.close()
+    with connection(store) as conn:
+        conn.execute("PRAGMA user_version = 3")
+    before = store.path.read_bytes()
+    for read_only in (False, True):
+        with pytest.raises(HashretError, match="newer hashret: upgrade"):
+            SqliteStore(store.folder, read_only=read_only)
+    assert store.path.read_bytes() == before
+
+
+def of_version_1(store: SqliteStore) -> Path:
+    """The file of a store as the first version had it, where digests were UNIQUE."""
+    path = store.path
+    store.close()
+    with sqlite3.connect(path) as conn:
+        rows = conn.execute("SELECT * FROM items").fetchall()
+        sequence = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+        conn.execute("DROP TABLE items")
+        conn.execute(
+            "CREATE TABLE items (id INTEGER PRIMARY KEY AUTOINCREMENT, sha256 TEXT NOT NULL UNIQUE,"
+            " width INTEGER NOT NULL, height INTEGER NOT NULL, bytes INTEGER NOT NULL, added TEXT NOT NULL,"
+            " metadata TEXT)"
+        )
+        conn.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        conn.execute("DELETE FROM sqlite_sequence WHERE name = 'items'")
+        if sequence:
+            conn.execute("INSERT INTO sqlite_sequence VALUES ('items', ?)", sequence)
+        conn.execute("PRAGMA user_version = 1")
+    conn.close()
+    return path
+
+
+def test_an_older_database_is_kept_and_brought_up_to_date(store: SqliteStore) -> None:
+    contents = [content(name, name) for name in ("a", "b", "c")]
+    ids = put(store, *contents)
+    with store.transaction() as transaction:
+        transaction.remove([3])  # whose number is nobody's again
+    before, schema = everything(store), "SELECT name, sql FROM sqlite_schema ORDER BY name"
+    with connection(store) as conn:
+        fresh = conn.execute(schema).fetchall()
+    path = of_version_1(store)
+    reading = SqliteStore(path.parent, read_only=True)
+    with reading.snapshot() as rows:
+        assert rows.find([row.sha256 for row in contents]) == {contents[0].sha256: 1, contents[1].sha256: 2}
+    reading.close()
+
+    upgraded = SqliteStore(path.parent)
+    assert everything(upgraded) == before and ids == [1, 2, 3]
+    with connection(upgraded) as conn:
+        assert conn.execute(schema).fetchall() == fresh
+        assert conn.execute("PRAGMA user_version").fetchone() == (2,)
+        assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert put(upgraded, *contents[1:], content("d", "d")) == [2, 4, 5]
+    upgraded.close()
+    kept = path.with_name("items.db.1")
+    assert {file.name for file in path.parent.iterdir()} == {"items.db", kept.name}
+    with sqlite3.connect(kept) as conn:
+        assert conn.execute("PRAGMA user_version").fetchone() == (1,)
+        assert conn.execute("SELECT id FROM items ORDER BY id").fetchall() == [(1,), (2,)]
+    conn.close()
+
+
+def test_an_upgrade_that_fails_changes_nothing(store: SqliteStore) -> None:
+    path = of_version_1(store)
+    with sqlite3.connect(path) as conn:
+        conn.execute("CREATE TABLE items_1 (x)")
+    conn.close()
+    for _ in range(2):
+        with pytest.raises(HashretError, match="is damaged .*items_1"):
+            SqliteStore(path.parent)
+        with sqlite3.connect(path) as conn:
+            assert conn.execute("PRAGMA user_version").fetchone() == (1,)
+            assert conn.execute("SELECT count(*) FROM items").fetchone() == (0,)
+        conn.close()
+
+
+def test_digests_with_one_beginning_are_told_apart(store: SqliteStore) -> None:
+    alike = [content(str(i), "")._replace(sha256=f"{i:08x}"[::-1].rjust(64, "0")) for i in range(50)]
+    assert put(store, *alike) == list(range(1, 51))
+    with store.snapshot() as rows:
+        assert rows.find([row.sha256 for row in alike]) == {row.sha256: i + 1 for i, row in enumerate(alike)}
+        assert rows.find(["0" * 63 + "f", "0" * 63, "0" * 8, ""]) == {}
+    with connection(store) as conn:
+        plan = conn.execute(
+            "EXPLAIN QUERY PLAN SELECT sha256, items.id FROM json_each('[]') CROSS JOIN items"
+            " ON substr(sha256, 1, 8) = substr(value, 1, 8) AND sha256 = value"
+        ).fetchall()
+    assert any("USING INDEX items_by_sha256" in row[3] for row in plan)
+
+
+@pytest.mark.parametrize("data", [b"", b"no database at all" * 300, bytes(8192), b"SQLite format 3\0" + bytes(4000)])
+def test_what_is_no_database_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "items.db"
+    path.write_bytes(data)
+    for read_only in (False, True):
+        with pytest.raises(HashretError, match="is damaged|no database of a collection"):
+            SqliteStore(tmp_path, read_only=read_only)
+    assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]  # whatever it is, it is someone's
+
+
+def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "items.db"
+    with sqlite3.connect(path) as conn:
+        conn.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT)")
+    with pytest.raises(HashretError, match="no database of a collection"):
+        SqliteStore(tmp_path)
+    conn.execute("PRAGMA user_version = 1")
+    conn.close()
+    with pytest.raises(HashretError, match="no database of a collection"):
+        SqliteStore(tmp_path)
+
+
+def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(HashretError, match="no collection at .*hashret index"):
+            SqliteStore(folder)
+        assert not SqliteStore.exists(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["per%cent", "what?", "half#", "two words", os.fsdecode(b"\xff\xfe"), "line\nfeed"])
+def test_the_database_may_lie_anywhere(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    store = SqliteStore.create(tmp_path / folder, {"fingerprint": MODEL, "bits": "16"})
+    assert put(store, content("a.png", "a")) == [1]
+    store.close()
+    for read_only in (True, False):
+        again = SqliteStore(store.folder, read_only=read_only)
+        with again.snapshot() as rows:
+            assert rows.count("items") == 1
+        again.close()
+
+
+def test_creating_leaves_nothing_half_made(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.Error):
+        SqliteStore.create(tmp_path, {"a setting that": object()})  # type: ignore[dict-item]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_creating_does_not_take_up_what_a_crash_left(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = SqliteStore.create(tmp_path / "other", {"fingerprint": MODEL, "bits": "16"})
+    put(other, content("a.png", "a"))
+    for suffix in ("", "-wal", "-shm"):  # as they are while it is open
+        shutil.copy(tmp_path / f"other/items.db{suffix}", tmp_path / f"items.db.new{suffix}")
+    other.close()
+    store = SqliteStore.create(tmp_path, {})
+    with store.snapshot() as rows:
+        assert rows.count("items") == 0
+    store.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "items.db"}
+
+
+def test_metadata_is_json_to_sqlite(store: SqliteStore) -> None:
+    put(store, content("a", "a")._replace(metadata={"taken": "Zürich", "n": [1, None]}))
+    with connection(store) as conn:
+        assert conn.execute("SELECT metadata ->> 'taken' FROM items WHERE id = 1").fetchone() == ("Zürich",)
+
+
+def test_paths_that_are_no_utf8_are_kept_as_bytes(store: SqliteStore) -> None:
+    names = [os.fsdecode(b"\xff\xfe.png"), os.fsdecode(b"caf\xe9/x.png"), "café/y.png", "new\nline"]
+    put(store, *(content(name, name, root=os.fsdecode(b"/caf\xe9/")) for name in names))
+    with connection(store) as conn:
+        kinds = conn.execute("SELECT typeof(name), count(*) FROM paths WHERE typeof(root) = 'blob' GROUP BY 1")
+        assert dict(kinds) == {"blob": 2, "text": 2}
+        assert (os.fsencode(names[1]),) in conn.execute("SELECT name FROM paths").fetchall()
+
+
+def test_a_full_disk_leaves_nothing(store: SqliteStore) -> None:
+    put(store, content("a", "one"))
+    with store.transaction() as transaction:  # on the connection that the next one has too
+        pages = transaction._conn.execute("PRAGMA page_count").fetchone()[0]
+        transaction._conn.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(HashretError, match="disk of .* is full"):
+        put(store, *(content(f"{i:0200d}", str(i)) for i in range(200)))
+    with store.transaction(advance=False) as transaction:
+        transaction._conn.execute("PRAGMA max_page_count = 100000")
+    assert put(store, content("b", "two")) == [2]
+    with connection(store) as conn:
+        assert conn.execute("SELECT value FROM settings WHERE key = 'generation'").fetchone() == ("3",)
+
+
+def test_a_read_only_store_writes_nothing(store: SqliteStore) -> None:
+    put(store, content("a", "one"))
+    before = everything(store)
+    other = SqliteStore(store.folder, read_only=True)
+    with pytest.raises(HashretError, match="cannot be written to: open it read-only"):
+        put(other, content("b", "two"))
+    with pytest.raises(HashretError, match="was opened read-only: open it for writing"), other.exclusive():
+        pass
+    assert everything(other) == before == everything(store)
+    other.close()
+
+
+def test_snapshots_are_on_connections_that_cannot_write(store: SqliteStore) -> None:
+    put(store, content("a", "one"))
+    with store.snapshot() as rows, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        rows._conn.execute("DELETE FROM items")
+    with store.exclusive(), store.snapshot() as rows:  # but by whoever is about to write
+        rows._conn.execute("SELECT 1")
+
+
+def test_other_processes_are_refused_while_one_writes(store: SqliteStore) -> None:
+    code = (
+        "import sys; from pathlib import Path; from hashret.stores.sqlite import SqliteStore\n"
+        "from hashret.errors import HashretError\n"
+        "store = SqliteStore(Path(sys.argv[1]))\n"
+        "try:\n"
+        "    with store.exclusive(): print('writing')\n"
+        "except HashretError as error: print(error)"
+    )
+
+    def other() -> str:
+        done = subprocess.run([sys.executable, "-c", code, str(store.folder)], capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    with store.exclusive():
+        assert "another process is writing to" in other()
+    assert other() == "writing\n"
+
+
+def test_every_thread_reads_for_itself_and_leaves_no_file_open(store: SqliteStore) -> None:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("there is no /proc here to count open files in")
+    put(store, content("a", "one"))
+    before = len(list(descriptors.iterdir()))
+    found = []
+
+    def look() -> None:
+        with store.snapshot() as rows:
+            found.append(set(rows.ids().tolist()))
+
+    for _ in range(20):
+        threads = [threading.Thread(target=look) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [{1}] * 60
+    assert len(list(descriptors.iterdir())) <= before + 3
+
+
+def test_a_store_can_be_closed_from_another_thread(store: SqliteStore) -> None:
+    put(store, content("a", "one"))
+    closer = threading.Thread(target=store.close)
+    closer.start()
+    closer.join()
+    assert not store.path.with_name("items.db-wal").exists()  # the last connection has taken it in
