@@ -1,6 +1,7 @@
 """Public value types: what a collection gives, and what a client gives too."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,7 +13,14 @@ from hashret.errors import HashretError, check_count
 
 TARGET = 0.95  # the precision that a radius is chosen for, if no other is asked for
 
+_KEY = re.compile(r'[^"\\\x00-\x1f]{1,200}')
+
 Counts = NDArray[np.float64]  # (bits + 1,), one for each distance or radius
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be a key of metadata: 1 to 200 characters, no quotation mark, backslash or control."""
+    return _KEY.fullmatch(text) is not None
 
 
 class Root(str):

@@ -3,7 +3,9 @@
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 
 from hashret.errors import HashretError
 from hashret.stores import filters
-from hashret.stores.sqlite import Content, Store
+from hashret.stores.protocol import ItemRow
+from hashret.stores.sqlite import SqliteStore
 
-MODEL = "a" * 64
+SETTINGS = {"fingerprint": "a" * 64, "bits": "16", "index": "bitflip"}
 METADATA: list[dict[str, Any] | None] = [
     {"price": 3, "shop": "Zürich", "a.b": 1, "it's": True, "größe": 2},
     {"price": 20.5, "shop": None, "label": "not the path's"},
@@ -24,28 +27,33 @@ METADATA: list[dict[str, Any] | None] = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteStore]:
     """100 items with ids from 1: i × 10 wide, in the folders 0 to 6, every tenth under a second path."""
-    path = tmp_path_factory.mktemp("filters") / "items.db"
-    made = Store.create(path, {"fingerprint": MODEL, "bits": "16", "index": "bitflip"})
+    made = SqliteStore.create(tmp_path_factory.mktemp("filters"), SETTINGS)
     contents = [content(i, f"{i % 7}/{i}.png") for i in range(1, 101)]
     contents += [content(i, f"copies/{i}.png") for i in range(10, 101, 10)]
     contents.append(content(1, "\udcff.png"))
-    with made.write() as generation:
-        made.put(contents, MODEL, generation)
+    with made.transaction() as transaction:
+        transaction.put(contents)
     yield made
     made.close()
 
 
-def content(i: int, name: str) -> Content:
+def everything(store: SqliteStore) -> list[object]:
+    with closing(sqlite3.connect(store.path)) as conn:
+        return conn.execute("SELECT * FROM items").fetchall()
+
+
+def content(i: int, name: str) -> ItemRow:
     label = name.split("/")[0] if "/" in name else None
     row = METADATA[i % 5 - 1] if i % 5 else None
-    return Content("/photos/", name, label, i, 7, f"{i:064x}", i, i * 10, 5, bytes(2), row, "2026-11-20T12:00:00Z")
+    return ItemRow("/photos/", name, label, i, 7, f"{i:064x}", i, i * 10, 5, bytes(2), row, "2026-11-20T12:00:00Z")
 
 
-def matching(store: Store, where: str) -> list[int]:
-    ids = store.matching(where, store.settings()["generation"])
-    assert ids is not None and ids.dtype == "int64"
+def matching(store: SqliteStore, where: str) -> list[int]:
+    with store.snapshot() as rows:
+        ids = rows.ids(where=where)
+    assert ids.dtype == "int64"
     found: list[int] = ids.tolist()
     assert found == sorted(set(found))
     return found
@@ -93,7 +101,7 @@ ALL = range(1, 101)
         ("id - -1 = 3", [2]),
     ],
 )
-def test_an_expression_chooses_items(store: Store, where: str, expected: list[int] | None) -> None:
+def test_an_expression_chooses_items(store: SqliteStore, where: str, expected: list[int] | None) -> None:
     if expected is None:
         with pytest.raises(HashretError, match="where: no such column: PRICE"):
             matching(store, where)
@@ -134,7 +142,7 @@ def test_an_expression_chooses_items(store: Store, where: str, expected: list[in
         ("(" * 500 + "1" + ")" * 500, "parser stack overflow|maximum depth|Recursion"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(store: Store, where: str, reason: str) -> None:
+def test_what_is_wrong_is_said_in_one_line(store: SqliteStore, where: str, reason: str) -> None:
     with pytest.raises(HashretError, match=f"where: .*({reason})") as caught:
         matching(store, where)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
@@ -204,14 +212,14 @@ ATTACKS = [
 
 @pytest.mark.parametrize("where", ATTACKS)
 def test_an_attack_is_refused_before_it_runs(
-    store: Store, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before = store.db.execute("SELECT * FROM items").fetchall()
-    monkeypatch.setattr(filters, "SECONDS", 60.0)
-    with pytest.raises(HashretError, match="where: "):
+    before = everything(store)
+    monkeypatch.setattr(filters, "SECONDS", 2.0)
+    with pytest.raises(HashretError, match="where: (?!it was given up)"):
         matching(store, where)
-    assert store.db.execute("SELECT * FROM items").fetchall() == before and list(tmp_path.iterdir()) == []
+    assert everything(store) == before and list(tmp_path.iterdir()) == []
 
 
 BURNERS = [
@@ -230,7 +238,7 @@ BURNERS = [
 
 
 @pytest.mark.parametrize("where", BURNERS)
-def test_what_takes_too_long_is_given_up(store: Store, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_too_long_is_given_up(store: SqliteStore, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filters, "SECONDS", 0.2)
     before = threading.active_count()
     with pytest.raises(HashretError, match="where: (it was given up after|no such column: nosuch)"):
@@ -239,37 +247,99 @@ def test_what_takes_too_long_is_given_up(store: Store, where: str, monkeypatch: 
     assert threading.active_count() == before
 
 
-def test_the_connection_could_not_write_even_if_it_were_let(store: Store) -> None:
-    matching(store, "1")
-    conn = store._connection("guarded", read_only=True).conn
-    for sql in ("DELETE FROM items", "PRAGMA user_version = 9", "CREATE TABLE x (y)"):
-        with pytest.raises(sqlite3.OperationalError, match="readonly"):
-            conn.execute(sql)
-    with pytest.raises(sqlite3.OperationalError, match="too many attached"):
-        conn.execute("ATTACH ':memory:' AS x")
+@pytest.fixture
+def reader(store: SqliteStore) -> Iterator[sqlite3.Connection]:
+    """A connection that reads other things too, and has its own limits."""
+    conn = sqlite3.connect(store.path)
+    conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 300_000)
+    yield conn
+    conn.close()
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "width > 800",
+        "width >",  # refused by SQLite
+        "(width",  # and before
+        "hex(name) = ''",
+        "nosuch = 1",
+        "label = '\ud800'",
+        "'" + "a" * 9000 + "' LIKE '" + "%" * 600 + "'",
+        "(SELECT count(*) FROM paths a, paths b, paths c, paths d, paths e)",  # and given up
+    ],
+)
+def test_a_connection_is_left_as_it_was(
+    reader: sqlite3.Connection, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a transaction open, reads on in it, and knows no limit, authorizer or deadline but its own afterwards."""
+    monkeypatch.setattr(filters, "SECONDS", 0.1)
+    limits = {limit: reader.getlimit(limit) for limit in filters.LIMITS}
+    reader.execute("BEGIN")
+    rows = reader.execute("SELECT id FROM items ORDER BY id")
+    assert next(rows) == (1,)
+    try:
+        assert filters.matching(reader, where).ids.tolist() == list(range(81, 101))
+    except HashretError:
+        assert where != "width > 800"
+    assert reader.in_transaction and {limit: reader.getlimit(limit) for limit in filters.LIMITS} == limits
+    assert [row[0] for row in rows] == list(ALL)[1:]
+    assert reader.execute("SELECT length(hex(zeroblob(100000)))").fetchone() == (200_000,)
+    assert reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 5
+    count = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) SELECT count(*) FROM n"
+    end, numbers = time.thread_time() + 0.15, 10_000
+    while time.thread_time() < end:  # longer than a filter may
+        assert reader.execute(count, (numbers,)).fetchone() == (numbers,)
+    reader.rollback()
+
+
+def test_a_filter_cannot_write_through_a_connection_that_can(reader: sqlite3.Connection) -> None:
+    """Whatever became a statement of its own would be refused, too."""
+    for sql in ("DELETE FROM items", "PRAGMA user_version = 9", "CREATE TABLE x (y)", "ATTACH ':memory:' AS x"):
+        with filters._restricted(reader, set()), pytest.raises(sqlite3.DatabaseError, match=r"not authorized|too many"):
+            reader.execute(sql)
+        reader.rollback()
+
+
+def test_an_answer_that_names_a_clock_does_not_last_on_the_same_connection_either(reader: sqlite3.Connection) -> None:
+    for _ in range(2):  # also where the statement is prepared already
+        assert not filters.matching(reader, "added < datetime('now', '+99 years')").lasting
+        assert filters.matching(reader, "width > 800").lasting
+
+
+def test_the_connection_could_not_write_even_if_it_were_let(store: SqliteStore) -> None:
+    with store.snapshot() as rows:
+        rows.ids(where="1")
+        for sql in ("DELETE FROM items", "PRAGMA user_version = 9", "CREATE TABLE x (y)"):
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                rows._conn.execute(sql)
 
 
 def test_an_answer_is_kept_while_it_holds(tmp_path: Path) -> None:
-    store = Store.create(tmp_path / "items.db", {"fingerprint": MODEL, "bits": "16", "index": "bitflip"})
-    with store.write() as generation:
-        store.put([content(3, "a.png")], MODEL, generation)
-    first = store.settings()["generation"]
-    kept = store.matching("width = 30", first)
-    assert kept is not None and kept.tolist() == [3 - 2] and store.matching("width = 30", first) is kept
-    dated = store.matching("added < datetime('now', '+99 years')", first)
-    assert dated is not None and dated is not store.matching("added < datetime('now', '+99 years')", first)
-    with store.write() as generation:
-        store.put([content(6, "b.png")], MODEL, generation)
-    assert store.matching("width = 60", first) is None
-    assert matching(store, "width IN (30, 60)") == [1, 2]
+    store = SqliteStore.create(tmp_path, SETTINGS)
+    with store.transaction() as transaction:
+        transaction.put([content(3, "a.png")])
+    dated = "added < datetime('now', '+99 years')"
+    with store.snapshot() as rows:
+        kept = rows.ids(where="width < 90")
+        assert kept.tolist() == [1] and rows._matching("width < 90") is rows._matching("width < 90")
+        assert rows._matching(dated) is not rows._matching(dated)
+        rows.ids(where="width < 90")
+        with store.transaction() as transaction:
+            transaction.put([content(6, "b.png")])
+            assert transaction.ids(where="width < 90").tolist() == [1, 2]  # of a state that nobody else sees
+        assert rows.ids(where="width < 90").tolist() == [1]
+    assert matching(store, "width < 90") == [1, 2]  # the same filter of a later state
+    with store.snapshot() as rows:
+        assert rows.ids(1, where="width < 90").tolist() == [2] and rows.ids(0, 1, "width < 90").tolist() == [1]
     store.close()
 
 
 def test_metadata_that_is_no_json_is_called_damage(tmp_path: Path) -> None:
-    store = Store.create(tmp_path / "items.db", {"fingerprint": MODEL, "bits": "16", "index": "bitflip"})
-    with store.write() as generation:
-        store.put([content(1, "a.png")], MODEL, generation)
-        store.db.execute("UPDATE items SET metadata = ?", (json.dumps({"price": 1}) + "}",))
+    store = SqliteStore.create(tmp_path, SETTINGS)
+    with store.transaction() as transaction:
+        transaction.put([content(1, "a.png")])
+        transaction._conn.execute("UPDATE items SET metadata = ?", (json.dumps({"price": 1}) + "}",))
     with pytest.raises(HashretError, match="where: malformed JSON"):
         matching(store, "price = 1")
     store.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hashret.errors import HashretError, one_line
-from hashret.results import Root
+from hashret.results import Root, is_key
 
 Metadata = dict[str, Any]
 Row = tuple[str, Metadata]  # an image's name in its source, and what is known of it
@@ -22,12 +22,6 @@ Row = tuple[str, Metadata]  # an image's name in its source, and what is known o
 MAX_BYTES = 50_000  # of one item's metadata, as JSON
 NAMES = ("path", "file_name", "name")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-_KEY = re.compile(r'[^"\\\x00-\x1f]{1,200}')
-
-
-def is_key(text: str) -> bool:
-    """Whether a text can be a key: not empty, at most 200 characters, no quotation mark, backslash or control."""
-    return _KEY.fullmatch(text) is not None
 
 
 def check_metadata(metadata: Any) -> Metadata:

@@ -3,27 +3,25 @@
 The expression becomes the condition of a SELECT of ours, and may come from anywhere, so it is trusted with nothing. Its
 tokens are looked at first: brackets and quotes must close, and there is no comment, parameter, second statement or
 SELECT within a SELECT (SQLite unfolds those, and takes exponential time to). Then SQLite itself refuses, while it
-compiles, every table but the collection's and every function but those below, on a connection that can only read, and
-is interrupted once it has computed for a second. What one call of a function can cost is bounded by the lengths that it
-may see.
+compiles, every action but reading, every table but the collection's and every function but those below, and gives up
+once it has computed for a second. What one call of a function can cost is bounded by the lengths that it may see.
 """
 
 import re
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.data.metadata import is_key
 from hashret.errors import HashretError, one_line
+from hashret.results import is_key
 
 SECONDS = 1.0
+PROGRESS_STEPS = 1000  # of SQLite's virtual machine, after which the time is looked at
 MAX_CHARACTERS = 10_000
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 100_000,  # of a text, and of a row with its metadata
@@ -68,38 +66,18 @@ class Matching(NamedTuple):
 
 
 def matching(conn: sqlite3.Connection, where: str) -> Matching:
-    """The items that the expression `where` holds for; `conn` can only read, and is used for nothing else.
+    """The items that the expression `where` holds for, of the state that `conn` reads.
 
     Names are columns of `items`, or of `paths` besides `path`, the whole one: then an item qualifies if it does with
-    one of its paths. Any other name is a key of the metadata. Raises HashretError with SQLite's reason.
+    one of its paths. Any other name is a key of the metadata. The connection, which needs no right to write, is left as
+    it was, also after an error: its limits, no authorizer, no progress handler, and its transaction. Raises
+    HashretError with SQLite's reason.
     """
-    names = _check(where)
+    quoted = _check(where)
     functions: set[str] = set()
-    keys: list[str] = []
-    paths = False
-    tried: set[str] = set()
-    for limit, value in LIMITS.items():
-        conn.setlimit(limit, value)
-    conn.set_authorizer(_authorizer(functions))
     try:
-        with _time_limit(conn):
-            while True:
-                for name in names:
-                    if name.lower().removeprefix("paths.") in PATH_COLUMNS:
-                        paths = True
-                    elif _is_key(conn, name):
-                        keys.append(name)
-                    elif name.lower() not in OTHER_COLUMNS:
-                        raise _refusal(f"no such column: {name} (a text has single quotes)")
-                tried.update(names)
-                try:
-                    ids = np.fromiter((row[0] for row in conn.execute(_select(where, keys, paths))), np.int64)
-                    break
-                except sqlite3.OperationalError as error:
-                    name = str(error).removeprefix("no such column: ")
-                    if name == str(error) or name in tried:
-                        raise
-                    names = [name]
+        with _restricted(conn, functions):
+            ids = _select_ids(conn, where, quoted)
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without the extension
         if code == sqlite3.SQLITE_INTERRUPT:
@@ -107,11 +85,50 @@ def matching(conn: sqlite3.Connection, where: str) -> Matching:
         if code not in _USERS_FAULTS:
             raise
         raise _refusal(one_line(error)) from None
-    finally:
-        conn.set_authorizer(None)
     ids.sort()
     once = np.append(True, ids[1:] != ids[:-1])[: len(ids)]  # an item comes for each of its paths
     return Matching(ids[once], not functions & CLOCKS)
+
+
+@contextmanager
+def _restricted(conn: sqlite3.Connection, functions: set[str]) -> Iterator[None]:
+    """Let SQLite refuse what `_authorizer` does, and lengths over `LIMITS`, and stop once this thread has computed for
+    `SECONDS`: on a busy machine longer may have passed."""
+    end = time.thread_time() + SECONDS
+    limits = {limit: conn.setlimit(limit, value) for limit, value in LIMITS.items()}
+    conn.set_authorizer(_authorizer(functions))
+    conn.set_progress_handler(lambda: time.thread_time() > end, PROGRESS_STEPS)
+    try:
+        yield
+    finally:
+        conn.set_progress_handler(None, 0)
+        conn.set_authorizer(None)
+        for limit, value in limits.items():
+            conn.setlimit(limit, value)
+
+
+def _select_ids(conn: sqlite3.Connection, where: str, names: list[str]) -> NDArray[np.int64]:
+    """The ids of the items, one for each path that qualifies. SQLite says only in an error which name it does not know:
+    then that is looked up, and the SELECT, which now provides it, tried again."""
+    keys: list[str] = []
+    paths = False
+    tried: set[str] = set()
+    while True:
+        for name in names:
+            if name.lower().removeprefix("paths.") in PATH_COLUMNS:
+                paths = True
+            elif _has_key(conn, name):
+                keys.append(name)
+            elif name.lower() not in OTHER_COLUMNS:
+                raise _refusal(f"no such column: {name} (a text has single quotes)")
+        tried.update(names)
+        try:
+            return np.fromiter((row[0] for row in conn.execute(_select(where, keys, paths))), np.int64)
+        except sqlite3.OperationalError as error:
+            name = str(error).removeprefix("no such column: ")
+            if name == str(error) or name in tried:
+                raise
+            names = [name]
 
 
 def _check(where: str) -> list[str]:
@@ -155,7 +172,7 @@ def _json_path(key: str) -> str:
     return f'$."{key}"'.replace("'", "''")
 
 
-def _is_key(conn: sqlite3.Connection, name: str) -> bool:
+def _has_key(conn: sqlite3.Connection, name: str) -> bool:
     """Whether the metadata of any item has this key."""
     sql = f"SELECT EXISTS (SELECT 1 FROM items WHERE json_type(metadata, '{_json_path(name)}') IS NOT NULL)"
     return is_key(name) and bool(conn.execute(sql).fetchone()[0])
@@ -175,34 +192,6 @@ def _authorizer(functions: set[str]) -> Callable[..., int]:
         return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
     return allows
-
-
-@contextmanager
-def _time_limit(conn: sqlite3.Connection) -> Iterator[None]:
-    """Interrupt what the connection does, at any of its loops, once this thread has computed for too long."""
-    clock = _clock()
-    end = clock() + SECONDS
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            if clock() > end:
-                conn.interrupt()  # again and again: SQLite forgets an interruption that falls between two statements
-
-    thread = threading.Thread(target=watch, name="hashret-where", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _clock() -> Callable[[], float]:
-    """How long this thread has computed, for others to ask: on a busy machine less than has passed, if it can tell."""
-    if not hasattr(time, "pthread_getcpuclockid"):
-        return time.monotonic
-    return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
 
 
 def _refusal(reason: str) -> HashretError:
