@@ -37,6 +37,7 @@ pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed
 
 from hashret.service import guard as guard_module  # noqa: E402
 from hashret.service import server as server_module  # noqa: E402  # after it is known that it can be imported
+from hashret.service.guard import cookie_of  # noqa: E402
 
 SOAK = "HASHRET_SOAK" in os.environ
 TOKEN = "correct horse"
@@ -61,6 +62,12 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]
 @pytest.fixture(scope="module")
 def address(collection: Collection, serve: Callable[..., str]) -> str:
     return serve(collection, token=TOKEN)
+
+
+@pytest.fixture(scope="module")
+def away(collection: Collection, serve: Callable[..., str]) -> str:
+    """The address of a service that can be reached from other machines, where everything needs the token."""
+    return serve(collection, host="0.0.0.0", token=TOKEN)
 
 
 @pytest.fixture(autouse=True)
@@ -453,6 +460,72 @@ def test_wrong_tokens_are_refused(address: str, given: str) -> None:
     assert httpx.delete(f"{address}/v1/items/1", headers=headers).status_code == 401
     cookies = {"cookie": f"hashret={given}".encode("latin-1")}
     assert httpx.delete(f"{address}/v1/items/1", headers=cookies).status_code == 401
+
+
+COOKIE = cookie_of(TOKEN).encode()
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        b"",
+        b"hashret",
+        b"hashret=",
+        b"hashret=\xe9",
+        b'hashret="\xe9"',
+        b'hashret="\\351"',  # which http.cookies reads as the one before
+        b"hashret=" + b"0" * 64,
+        b"hashret=" + COOKIE[:-1],
+        b"hashret=" + COOKIE + b"0",
+        b"hashret=" + COOKIE + b"\xe9",
+        b"hashret=" + COOKIE.upper(),
+        b'hashret="' + COOKIE + b'"',
+        b"hashret=" + TOKEN.encode(),
+        b"hashret2=" + COOKIE,
+        b"xhashret=" + COOKIE,
+        b"Hashret=" + COOKIE,
+        b"x=hashret=" + COOKIE,
+        b'x="; hashret=" ' + COOKIE,
+        b"a=b" * 10_000,
+        b"; ".join(b"a%d=b" % i for i in range(5000)),
+        b'hashret="' + b"\\" * 60_000 + b'"',  # 12 s for http.cookies of Python 3.11.7
+        b"hashret=" + b"0" * 60_000,
+        b";hashret=0" * 6000,
+        b";" + b" " * 60_000 + b"x",
+        b";" * 60_000,
+    ],
+    ids=lambda cookie: repr(cookie[:20]),
+)
+def test_wrong_cookies_are_refused_as_wrong_tokens_are(away: str, cookie: bytes) -> None:
+    with httpx.Client(base_url=away, timeout=10) as http:
+        without = http.get("/v1/info")
+        response = http.get("/v1/info", headers={"cookie": cookie})
+        assert response.status_code == without.status_code == 401
+        assert response.content == without.content
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        b"hashret=" + COOKIE,
+        b"a=b; hashret=" + COOKIE,
+        b"hashret=" + COOKIE + b"; a=b",
+        b'a="\\351;b=\xe9;hashret=' + COOKIE + b" ;c",
+        b"hashret=stale; hashret=" + COOKIE,
+        b"a=" + b"\\" * 60_000 + b"; hashret=" + COOKIE,
+    ],
+    ids=lambda cookie: repr(cookie[:20]),
+)
+def test_the_cookie_is_found_among_others_whatever_they_are(away: str, cookie: bytes) -> None:
+    assert httpx.get(f"{away}/v1/info", headers={"cookie": cookie}, timeout=10).status_code == 200
+
+
+def test_the_cookie_that_the_page_sets_is_known(away: str) -> None:
+    with httpx.Client(base_url=away) as http:
+        assert http.get("/page.js").status_code == 401
+        assert http.get("/", params={"token": TOKEN}).status_code == 303
+        assert http.cookies["hashret"].encode() == COOKIE
+        assert http.get("/page.js").status_code == http.get("/v1/info").status_code == 200
 
 
 def test_batches_beyond_all_measure_are_refused(address: str) -> None:

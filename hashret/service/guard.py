@@ -8,9 +8,9 @@ everything but health does.
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,6 +48,7 @@ class Guard:
         self._app, self._queries, self._metrics, self._read_only = app, queries, metrics, read_only
         self._loopback = is_loopback(host)
         self._token = None if token is None else token.encode()
+        self._cookie = None if token is None else cookie_of(token).encode()
         self._origins = set(origins)
         named = {urlsplit(origin).hostname or "" for origin in origins}
         self._names = {"localhost", "127.0.0.1", "::1", host.lower(), *named}
@@ -133,20 +134,20 @@ class Guard:
         return kind.startswith(b"image/") or (kind == b"application/json" and not scope["query_string"])
 
     def _knows(self, authorization: bytes, cookie: bytes, scope: MutableMapping[str, Any]) -> bool:
-        assert self._token is not None
+        assert self._token is not None and self._cookie is not None
         scheme, _, given = authorization.partition(b" ")
         if scheme.lower() == b"bearer":
             return hmac.compare_digest(given.strip(), self._token)
         if scope["path"] == "/" and scope["query_string"].startswith(b"token="):
             return True  # the page looks at it
-        try:
-            told = SimpleCookie(cookie.decode("latin-1")).get(COOKIE)
-        except CookieError:
-            return False
-        return told is not None and hmac.compare_digest(told.value, cookie_of(self._token.decode()))
+        value = COOKIE_VALUE.search(cookie)
+        return value is not None and hmac.compare_digest(value[1], self._cookie)
 
 
 COOKIE = "hashret"
+# As `cookie_of` makes it and browsers send it. `http.cookies` would read all of the header, in quadratic time in some
+# versions of Python, and undo escapes.
+COOKIE_VALUE = re.compile(rb"(?:^|;)[ \t]*hashret=([0-9a-f]{64})[ \t]*(?:;|$)")
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
