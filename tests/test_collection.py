@@ -27,14 +27,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashret.codes import Codes, hamming
-from hashret.collection import Collection, Hit, Indexed, IndexReport, MissingContents, ingest, locate
-from hashret.collection import collection as collection_module
-from hashret.collection import index_cache as live
-from hashret.collection import search as searching
-from hashret.data.contents import content_bytes
+from hashret.collection import (
+    Collection,
+    Hit,
+    Indexed,
+    IndexReport,
+    MissingContents,
+    index_cache,
+    ingest,
+    locate,
+    summary,
+)
+from hashret.collection.snapshot import View
+from hashret.data.contents import PreparedImages, content_bytes
 from hashret.errors import HashretError
 from hashret.evaluation.measures import health
 from hashret.hasher import Hasher
+from hashret.stores.sqlite_reads import SqliteSnapshot
 
 Pixels = NDArray[np.uint8]
 NONE = {"added": 0, "unchanged": 0, "updated": 0, "removed": 0, "failed": 0, "decoded": 0, "ignored": 0}
@@ -121,7 +130,7 @@ ASKED: list[tuple[int | None, int | None]] = [
 def check_starts_at_once(reader: Collection) -> None:
     """After a switch a reader finds an index that is ready, and reads no codes to make one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader._store, "codes", pytest.fail)
+        patch.setattr(SqliteSnapshot, "codes", pytest.fail)
         reader.query_codes(np.zeros((1, reader.bits // 8), np.uint8))
 
 
@@ -686,7 +695,7 @@ class AnySequence(RuleBasedStateMachine):
     def create(self, kind: str, keep_often: bool) -> None:
         self.patched = pytest.MonkeyPatch()
         if keep_often:  # how many changes make a new cache
-            self.patched.setattr(live, "BATCH_ITEMS", 2)
+            self.patched.setattr(index_cache, "FEW_CHANGES", 2)
         self.base = Path(tempfile.mkdtemp())
         self.folder = write(self.base / "photos", {"z.png": 0})
         self.collection = Collection.create(self.base / "c", hasher(), kind)
@@ -853,7 +862,7 @@ def flip(file: Path, date: int | None = None) -> None:
 def test_answers_are_right_whatever_becomes_of_the_cache(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "BATCH_ITEMS", 50)
+    monkeypatch.setattr(index_cache, "FEW_CHANGES", 50)
     with Collection.create(tmp_path / "c", hasher(), kind) as collection:
         collection.add(digits()[:100])
         (older,) = caches(collection)
@@ -930,7 +939,7 @@ def test_caches_are_replaced_and_never_rewritten(collection: Collection) -> None
 
 
 def test_a_reader_follows_or_starts_anew(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "BATCH_ITEMS", 50)
+    monkeypatch.setattr(index_cache, "FEW_CHANGES", 50)
     with Collection.open(collection.path, read_only=True) as early:
         check_answers(collection, early)
         for start in range(0, 300, 30):
@@ -943,7 +952,7 @@ def test_a_reader_follows_or_starts_anew(collection: Collection, monkeypatch: py
 
 
 def test_another_kind_of_index_is_used_by_everyone(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "BATCH_ITEMS", 50)
+    monkeypatch.setattr(index_cache, "FEW_CHANGES", 50)
     collection.add(digits()[:100])
     with Collection.open(collection.path) as other:
         check_answers(other)
@@ -1237,7 +1246,7 @@ def test_get_len_and_info(collection: Collection, photos: Path, monkeypatch: pyt
         "items": 12, "paths": 13, "failures": 3, "model": "lsh", "head": "lsh", "bits": 16, "index": "bitflip"
     }  # fmt: skip
     assert info["health"] == health(stored(collection)[1])._asdict() and info["bytes_per_item"] == size / 12
-    monkeypatch.setattr(collection_module, "HEALTH_CODES", 5)
+    monkeypatch.setattr(summary, "HEALTH_CODES", 5)
     assert collection.info()["health"] == health(stored(collection)[1][::3].copy())._asdict()
     assert info["fingerprint"] == hasher().fingerprint == collection.fingerprint and info["bytes_on_disk"] == size
     assert collection.hasher.fingerprint == collection.fingerprint
@@ -1370,10 +1379,13 @@ def test_an_interrupted_reindexing_goes_on(collection: Collection, rows_of_pixel
 def test_a_switch_during_a_query_is_noticed(collection: Collection) -> None:
     collection.add(digits()[:50])
     with Collection.open(collection.path, read_only=True) as reader:
-        real, switched = reader.hasher.encode, list[bool]()
+        prepare, real, switched = reader.hasher.prepare, reader.hasher.encode, list[bool]()
 
         class Slow:  # a model that is replaced while it encodes
             fingerprint = reader.hasher.fingerprint
+
+            def prepare(self, images: Any) -> PreparedImages:
+                return prepare(images)
 
             def encode(self, images: Any) -> Codes:
                 codes = real(images)
@@ -1382,7 +1394,7 @@ def test_a_switch_during_a_query_is_noticed(collection: Collection) -> None:
                     switched.append(True)
                 return codes
 
-        reader._hasher = Slow()  # type: ignore[assignment]
+        reader._parts.models._loaded = Slow()  # type: ignore[assignment]
         hits = reader.query(digits()[7], k=5)
     assert switched and hits == collection.query(digits()[7], k=5) and hits[0].distance == 0
     ids, codes = stored(collection)
@@ -1395,7 +1407,7 @@ def test_an_index_that_moves_on_during_a_search_is_noticed(
     """Another thread brings the index that both search to the next generation, between question and answer."""
     (old,) = collection.add([digits()[0]])
     query = hasher().encode(digits()[:1])
-    real = searching._search
+    real = View.search
     steps: list[Callable[[], Any]] = [lambda: collection.remove([old]), lambda: collection.add([digits()[1]])]
 
     def slow(*arguments: Any) -> Any:
@@ -1406,7 +1418,7 @@ def test_an_index_that_moves_on_during_a_search_is_noticed(
             other.join()
         return real(*arguments)
 
-    monkeypatch.setattr(searching, "_search", slow)
+    monkeypatch.setattr(View, "search", slow)
     (hits,) = collection.query_codes(query)
     assert steps == [] and pairs(hits) == brute(*stored(collection), query, None, None)
     assert [hit.id for hit in hits] == [old + 1]

@@ -21,7 +21,7 @@ from hashret.codes import Codes, hamming
 from hashret.collection import Collection, Hit, Indexed
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.stores.sqlite import Store
+from hashret.stores.sqlite import SqliteStore
 
 SOAK = "HASHRET_SOAK" in os.environ
 ROWS, BATCH = 1500, 50  # how many images there are, and how many are committed together
@@ -31,13 +31,13 @@ KILLS = 90 if SOAK else 9  # of each kind of work
 WORKSHOP = """
 import json, os, signal, sys, time
 import numpy as np, torch
-from hashret.collection import collection, ingest
+from hashret.collection import ingest, reindexing
 from hashret.collection import Collection
 from hashret.hasher import Hasher
 from hashret.indexes import set_threads
 
 torch.set_num_threads(1), set_threads(1)
-ingest.BATCH_ITEMS = collection.BATCH_ITEMS = {batch}
+ingest.BATCH_ITEMS = reindexing.BATCH_ITEMS = {batch}
 
 def index(there, told, source):
     there.index(source, committed=lambda lines: [told(line.path, line.id) for line in lines])
@@ -357,8 +357,8 @@ def test_nothing_acknowledged_goes_with_the_power(
             acknowledged.discard(i)
             removed.add(i)
             lose_power()
-        with closing(Store(there.path / "items.db")) as store, store.write() as generation:  # by another process
-            store.remove_items([60], generation)
+        with closing(SqliteStore(there.path)) as store, store.transaction() as transaction:  # by another process
+            transaction.remove([60])
         acknowledged.discard(60)
         there.use_index("faiss:BFlat")
         there.use_index("bitflip")
