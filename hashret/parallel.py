@@ -4,8 +4,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,33 +55,49 @@ def in_order(
     while it would have to wait: where taking the items and using the results is much of the work, no core is asked to
     do two things at once.
     """
-    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = threads or _cores()
     most, weight = max(ahead, threads), 0.0
-    pending: deque[tuple[Future[R], T, float]] = deque()
+    tasks: deque[_Task[T, R]] = deque()
     pool = ThreadPoolExecutor(max(1, threads - helping), thread_name_prefix="hashret-order")
 
     def first() -> R:
-        while helping and not pending[0][0].done():
-            mine = next((i for i, (future, *_) in enumerate(pending) if future.cancel()), None)
-            if mine is None:
-                break
-            done: Future[R] = Future()
-            _, item, weighs = pending[mine]
-            try:
-                done.set_result(function(item))
-            except Exception as error:
-                done.set_exception(error)
-            pending[mine] = done, item, weighs
-        return pending.popleft()[0].result()
+        while helping and not tasks[0].future.done() and _take_over(tasks, function):
+            pass
+        return tasks.popleft().future.result()
 
     try:
         for item in items:
-            pending.append((pool.submit(function, item), item, weigh(item)))
-            weight += pending[-1][2]
+            tasks.append(_Task(item, weigh(item), pool.submit(function, item)))
+            weight += tasks[-1].weight
             while weight >= most:
-                weight -= pending[0][2]
+                weight -= tasks[0].weight
                 yield first()
-        while pending:
+        while tasks:
             yield first()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@dataclass(slots=True)
+class _Task(Generic[T, R]):
+    item: T
+    weight: float
+    future: Future[R]
+
+
+def _take_over(tasks: Iterable[_Task[T, R]], function: Callable[[T], R]) -> bool:
+    """Do the first task that the pool has not begun, in this thread; False if it has begun all of them."""
+    task = next((task for task in tasks if task.future.cancel()), None)  # only what has not begun can be cancelled
+    if task is None:
+        return False
+    task.future = Future()
+    try:
+        task.future.set_result(function(task.item))
+    except Exception as error:
+        task.future.set_exception(error)
+    return True
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

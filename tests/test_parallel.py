@@ -31,6 +31,22 @@ def test_a_helping_caller_works_while_it_would_wait() -> None:
     assert len(names) == 2 and names[threading.current_thread().name] == 20
 
 
+def test_an_error_of_a_helping_caller_waits_for_its_place() -> None:
+    tried = threading.Event()
+
+    def work(i: int) -> str:
+        if i == 0:
+            assert tried.wait(30)  # by the caller, as the only other thread waits here
+            return "first"
+        tried.set()
+        raise ValueError("second")
+
+    results = in_order(work, range(2), threads=2, helping=True)
+    assert next(results) == "first"
+    with pytest.raises(ValueError, match="second"):
+        next(results)
+
+
 def test_items_are_taken_in_this_thread_and_not_far_ahead() -> None:
     taken: list[int] = []
 
@@ -42,6 +58,21 @@ def test_items_are_taken_in_this_thread_and_not_far_ahead() -> None:
 
     for result in in_order(lambda i: i, items(), threads=2, ahead=10):
         assert len(taken) <= result + 10
+
+
+def test_heavy_items_are_taken_less_far_ahead() -> None:
+    taken: list[int] = []
+    weights = [4, 4, 1, 1, 1, 1, 20, *[1] * 50]
+
+    def items() -> Iterator[int]:
+        for i in range(len(weights)):
+            taken.append(i)
+            yield i
+
+    for result in in_order(lambda i: i, items(), threads=1, ahead=10, weigh=lambda i: weights[i]):
+        if len(taken) < len(weights):
+            # Taking stops as soon as those without a result, but for the last, weigh less than 10.
+            assert sum(weights[result : len(taken) - 1]) < 10 <= sum(weights[result : len(taken)])
 
 
 def workers() -> list[threading.Thread]:
