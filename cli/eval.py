@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hashret.cli.common import CollectionFolder, DataRoot, Json, Quiet, progress, say, usage
+
+if TYPE_CHECKING:
+    from hashret.evaluation.protocols import Evaluation
 
 NAMES = "mnist, fashion-mnist, cifar10, cifar10-1k-59k, digits or split"
 
@@ -40,31 +43,49 @@ def evaluate(
         protocol = protocols.choose_protocol(name, train, test)
     hasher = load(Path(model_dir[0]) if model_dir else None, collection)
     with progress(quiet) as show:
-        done = protocols.evaluate(hasher, protocol, data_root=root, progress=show)
+        evaluation = protocols.evaluate(hasher, protocol, data_root=root, progress=show)
     learned = hasher.training["source"]
-    if not protocol.drawn and learned != done.roots[0]:
-        asked = f"the protocol's do from {done.roots[0]}: say so with the figures"
+    if not protocol.drawn and learned != evaluation.roots[0]:
+        asked = f"the protocol's do from {evaluation.roots[0]}: say so with the figures"
         say(f"hashret: this model learned from {learned}, {asked}", quiet)
-    told: dict[str, Any] = {
+    origin = {
         "model": f"{hasher.model}, {hasher.bits} bits, head {hasher.head}",
         "learned from": f"{hasher.training['images']:,} images from {learned}",
         "protocol": f"{name}: {protocol.text}",
-        "sources": done.roots,
     }
-    health = {field.replace("_", " "): value for field, value in done.health._asdict().items()}
     if as_json:
-        told |= {"queries": done.queries, "left out": done.left_out, "unreadable": done.unreadable}
-        told |= {"fingerprint": hasher.fingerprint, "choices": protocols.CHOICES}
-        print(json.dumps(told | {"measures": done.measures, "health": health}))
-        return 0
-    told["sources"] = ", ".join(done.roots)
-    told["queries"] = (
-        f"{done.queries:,}; {done.left_out:,} images left out that have no label, or one that no other has; "
-        f"{done.unreadable:,} unreadable"
-    )
-    for key, value in (told | protocols.CHOICES).items():
-        print(f"{key:<14}{value}")
-    print()
-    for key, value in (done.measures | health).items():
-        print(f"{key:<26}{value:>12,}" if isinstance(value, int) else f"{key:<26}{value:>12.4f}")
+        more = {"fingerprint": hasher.fingerprint, "choices": protocols.CHOICES}
+        print(json.dumps(origin | more | as_document(evaluation)))
+    else:
+        print_table(origin, evaluation, protocols.CHOICES)
     return 0
+
+
+def as_document(evaluation: "Evaluation") -> dict[str, Any]:
+    """What was measured, and of what, as JSON has it."""
+    return {
+        "sources": evaluation.roots,
+        "queries": evaluation.queries,
+        "left out": evaluation.left_out,
+        "unreadable": evaluation.unreadable,
+        "measures": evaluation.measures,
+        "health": health(evaluation),
+    }
+
+
+def print_table(origin: dict[str, str], evaluation: "Evaluation", choices: dict[str, str]) -> None:
+    """What was measured under what it was measured of, and how, for people."""
+    queries = (
+        f"{evaluation.queries:,}; {evaluation.left_out:,} images left out that have no label, or one that no other "
+        f"has; {evaluation.unreadable:,} unreadable"
+    )
+    for key, text in (origin | {"sources": ", ".join(evaluation.roots), "queries": queries} | choices).items():
+        print(f"{key:<14}{text}")
+    print()
+    for key, value in (evaluation.measures | health(evaluation)).items():
+        print(f"{key:<26}{value:>12,}" if isinstance(value, int) else f"{key:<26}{value:>12.4f}")
+
+
+def health(evaluation: "Evaluation") -> dict[str, float]:
+    """The health of the codes by names with spaces."""
+    return {field.replace("_", " "): value for field, value in evaluation.health._asdict().items()}
