@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import io
 import itertools
@@ -38,11 +39,15 @@ from hashret.collection import (
     locate,
     summary,
 )
+from hashret.collection.index_cache import IndexCache
+from hashret.collection.models import Models
+from hashret.collection.originals import Originals
 from hashret.collection.snapshot import View
 from hashret.data.contents import PreparedImages, content_bytes
 from hashret.errors import HashretError
 from hashret.evaluation.measures import health
 from hashret.hasher import Hasher
+from hashret.stores.sqlite import SqliteStore
 from hashret.stores.sqlite_reads import SqliteSnapshot
 
 Pixels = NDArray[np.uint8]
@@ -1663,3 +1668,84 @@ def test_the_collection_is_found_upwards(tmp_path: Path, monkeypatch: pytest.Mon
     assert locate("else") == tmp_path / "a/b/else"
     monkeypatch.setenv("HASHRET_COLLECTION", str(tmp_path / "named"))
     assert locate() == tmp_path / "named" and locate("else") == tmp_path / "a/b/else"
+    with pytest.raises(HashretError, match="a collection :memory: goes with the program that makes it: name a folder"):
+        locate(":memory:")
+
+
+def test_a_collection_in_memory_goes_with_its_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with Collection.create(":memory:", hasher()) as collection:
+        assert collection.add(digits()[:20]) == [*range(1, 21)]
+        assert collection.query(digits()[7], k=1)[0].id == 8
+        assert collection.path.parent == tmp_path / "temporary"
+    assert not list((tmp_path / "temporary").iterdir())
+    collection = Collection.create(":memory:", hasher())
+    collection.add(digits()[:1])
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    del collection
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir()) and [path.name for path in tmp_path.iterdir()] == ["temporary"]
+
+
+class Counted:
+    """A store whose snapshots are counted."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.snapshots = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def snapshot(self) -> Any:
+        self.snapshots += 1
+        return self._store.snapshot()
+
+
+def test_a_query_is_one_read_transaction(collection: Collection) -> None:
+    collection.add(digits()[:50], [{"n": i} for i in range(50)])
+    first, second = (hit.id for hit in collection.query(digits()[7], k=2))
+    collection.verdict(first, second, "different")
+    store = Counted(SqliteStore(collection.path, read_only=True))
+    folder = collection.path
+    counted = Collection(
+        store, IndexCache(folder / "index", store), Originals(folder), Models(folder / "models", store)
+    )
+    counted.query(digits()[7])  # loads model and index
+    code = hasher().encode(digits()[7:8])
+    for ask in (
+        lambda: counted.query(digits()[7]),
+        lambda: counted.query(digits()[7], 3, 9, rank="asymmetric", where="n < 30"),
+        lambda: counted.query_codes(code, where="n > 3"),
+        lambda: counted.query_item(first),
+        lambda: counted.items(where="n > 3"),
+        lambda: counted.matching("n > 3"),
+    ):
+        store.snapshots = 0
+        assert ask() and store.snapshots == 1
+    counted.close()
+
+
+def test_asking_gives_up_when_the_collection_never_stands_still(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection.add(digits()[:5])
+    monkeypatch.setattr(IndexCache, "is_current", lambda self, shown: False)
+    with pytest.raises(HashretError, match="changed 100 times while it was asked: ask again"):
+        collection.query(digits()[0])
+
+
+def test_pruning_walks_the_source_once(collection: Collection, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection.index(photos)
+    (photos / "0/00.png").unlink()
+    listed, real = list[str](), os.scandir
+
+    def scandir(path: str) -> Any:
+        listed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert collection.index(photos, prune=True).removed == 1
+    assert len(listed) == len(set(listed)) > 1

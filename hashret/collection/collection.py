@@ -464,6 +464,8 @@ class Collection:
 def locate(path: str | os.PathLike[str] | None = None) -> Path:
     """The collection's folder: `path`, or `$HASHRET_COLLECTION`, or the first `.hashret` from here upwards, or here."""
     named = path or os.environ.get("HASHRET_COLLECTION")
+    if named and os.fspath(named) == MEMORY:
+        raise HashretError(f"a collection {MEMORY} goes with the program that makes it: name a folder")
     if named:
         return Path(named).absolute()
     here = Path.cwd()

@@ -78,8 +78,9 @@ class Listing:
         unreadable = tuple(self._unreadable)
         for chunk in batches(names, 10_000):
             hashes = np.fromiter(map(hash, chunk), np.int64, len(chunk))
-            for name, listed in zip(chunk, np.isin(hashes, present, assume_unique=False), strict=True):
-                yield None if listed or name.startswith(unreadable) else name
+            listed = present.searchsorted(hashes) < present.searchsorted(hashes, "right")
+            for name, is_listed in zip(chunk, listed.tolist(), strict=True):
+                yield None if is_listed or name.startswith(unreadable) else name
 
 
 class Watchers(NamedTuple):

@@ -64,11 +64,9 @@ def by_images(parts: Parts, images: Any, options: QueryOptions) -> list[Nearest]
 
 def by_codes(parts: Parts, codes: Codes, options: QueryOptions) -> list[Nearest]:
     """What is found for each code, uint8 (n, bits // 8). Raises ValueError for codes of another width."""
-    check_codes(codes, parts.settings.model.bits)
     found: list[Nearest] = []
     for start in range(0, len(codes), CHUNK):
-        search = partial(nearest, codes=codes[start : start + CHUNK], options=options)
-        found += parts.reader.ask(search)
+        found += parts.reader.ask(partial(nearest, codes=codes[start : start + CHUNK], options=options))
     return found
 
 
