@@ -524,7 +524,9 @@ def test_a_query_by_item_leaves_the_item_out(place: Path, hashret: Command) -> N
     assert [hit["id"] for hit in within] == [hit["id"] for hit in hits(None, 12)[1:]]
 
 
-def test_a_query_unlike_the_training_is_told(place: Path, hashret: Command) -> None:
+def test_a_query_unlike_the_training_is_told(
+    place: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = ["--steps", 150, "--bits", 16, "--set", "network=mlp", "--set", "width=4", "-c", "c", "-q"]
     assert hashret("train", "photos", "--model", "vae", *small).code == 0
     assert hashret("index", "photos", "-c", "c").code == 0
@@ -538,6 +540,15 @@ def test_a_query_unlike_the_training_is_told(place: Path, hashret: Command) -> N
     ran = hashret("query", "strange.png", "other.png", "-c", "c")
     assert ran.code == 0 and "strange.png and 1 more: unlike all images" in ran.err
     assert hashret("query", "strange.png", "-c", "c", "-q").err == ""
+    opened, real = list[Any](), Image.open
+
+    def count(file: Any, **options: Any) -> Any:
+        opened.append(file)
+        return real(file, **options)
+
+    monkeypatch.setattr(Image, "open", count)
+    assert "unlike all images" in hashret("query", "strange.png", known[0], "-c", "c").err
+    assert len(opened) == 2  # each is decoded once, for the search and for the warning
 
 
 def test_what_cannot_be_read_does_not_keep_the_rest(place: Path, hashret: Command) -> None:
