@@ -148,10 +148,3 @@ def read_only(array: NDArray[np.int64]) -> NDArray[np.int64]:
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
-
-
-def check_count(value: Any, least: int, name: str) -> int:
-    """`value` itself, when it is an integer of at least `least`; raises ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-    return int(value)

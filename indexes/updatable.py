@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_bits
+from hashret.errors import check_count
 from hashret.indexes import files, segments, states
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
@@ -28,7 +29,6 @@ from hashret.indexes.protocol import (
     Searched,
     as_codes,
     check_allowed,
-    check_count,
     check_ids,
     check_items,
     check_once,

@@ -524,9 +524,7 @@ def test_a_query_by_item_leaves_the_item_out(place: Path, hashret: Command) -> N
     assert [hit["id"] for hit in within] == [hit["id"] for hit in hits(None, 12)[1:]]
 
 
-def test_a_query_unlike_the_training_is_told(
-    place: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_query_unlike_the_training_is_told(place: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--steps", 150, "--bits", 16, "--set", "network=mlp", "--set", "width=4", "-c", "c", "-q"]
     assert hashret("train", "photos", "--model", "vae", *small).code == 0
     assert hashret("index", "photos", "-c", "c").code == 0

@@ -24,8 +24,7 @@ from hashret.collection.near_duplicates import find_item
 from hashret.collection.parts import Parts
 from hashret.data.contents import Content, Inputs
 from hashret.data.images import decode, to_content
-from hashret.errors import HashretError
-from hashret.indexes.protocol import check_count
+from hashret.errors import HashretError, check_count
 from hashret.parallel import Progress, in_order
 from hashret.results import Calibration
 

@@ -23,10 +23,9 @@ from hashret.collection.collection import Collection
 from hashret.collection.ingest import BATCH_ITEMS
 from hashret.data.contents import is_vector
 from hashret.data.sources import open_source
-from hashret.errors import HashretError
+from hashret.errors import HashretError, check_count
 from hashret.hasher import Hasher
 from hashret.indexes import BitFlipIndex
-from hashret.indexes.protocol import check_count
 from hashret.results import Root
 from hashret.stores.protocol import ItemRow
 from hashret.stores.sqlite import SqliteStore

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_codes
+from hashret.errors import check_count
 from hashret.indexes import BitFlipIndex
-from hashret.indexes.protocol import check_count
 
 Rows = NDArray[np.int64]
 NO_PAIRS = np.empty((0, 2), np.int64)

@@ -17,8 +17,7 @@ from hashret.collection.pairs import VERDICTS
 from hashret.collection.parts import Parts
 from hashret.data.contents import Content, sha256
 from hashret.data.images import to_content
-from hashret.errors import HashretError, NotFound
-from hashret.indexes.protocol import check_count
+from hashret.errors import HashretError, NotFound, check_count
 from hashret.results import Group, Item
 from hashret.stores.protocol import PathRef, Snapshot
 

@@ -31,8 +31,7 @@ READING = {QUERY, "/v1/encode", "/v1/reconstruct"}  # by POST
 
 
 class Guard:
-    """ASGI middleware around the application `app`; queries by JSON or one image, where no page asks, go to `queries`
-    instead."""
+    """ASGI middleware around the application `app`; queries, but those of pages, go to `queries` instead."""
 
     def __init__(
         self,
@@ -97,8 +96,8 @@ class Guard:
             self._metrics.answered(route, scope["method"], status, time.perf_counter() - began)
 
     def _admit(self, scope: MutableMapping[str, Any], open_to_all: bool) -> bool:
-        """Raises Problem unless this request may be made; whether it is a query for `queries`."""
-        host = origin = authorization = cookie = kind = b""
+        """Raises Problem unless this request may be made; whether it is a query that is no page's."""
+        host = origin = authorization = cookie = b""
         for name, value in scope["headers"]:
             if name == b"host":
                 host = value
@@ -108,8 +107,6 @@ class Guard:
                 authorization = value
             elif name == b"cookie":
                 cookie = value
-            elif name == b"content-type":
-                kind = value
             elif name == b"content-length" and int(value) > MOST_BYTES:
                 raise _too_large()
         if self._loopback and _name(host) not in self._names:
@@ -128,10 +125,7 @@ class Guard:
             raise Problem(403, "the service is read-only: start it without --read-only to change the collection")
         if self._token is not None and (writes or not self._loopback) and not self._knows(authorization, cookie, scope):
             raise Problem(401, "this needs the token: send Authorization: Bearer TOKEN", WWW_Authenticate="Bearer")
-        if path != QUERY or method != "POST" or origin:
-            return False
-        kind = kind.partition(b";")[0].strip().lower()
-        return kind.startswith(b"image/") or (kind == b"application/json" and not scope["query_string"])
+        return path == QUERY and method == "POST" and not origin
 
     def _knows(self, authorization: bytes, cookie: bytes, scope: MutableMapping[str, Any]) -> bool:
         assert self._token is not None and self._cookie is not None

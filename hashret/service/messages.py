@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from hashret.codes import MAX_BITS
 from hashret.errors import one_line
+from hashret.results import QueryOptions
 from hashret.service import MOST_K, MOST_QUERIES
 from hashret.service.problems import Problem
 
@@ -39,11 +40,17 @@ class Options(_Model):
         """How many hits a query may have."""
         return self.k or (10 if self.max_distance is None else MOST_K)
 
+    def query_options(self) -> QueryOptions:
+        return QueryOptions(self.most, self.max_distance, where=self.where)
+
 
 class ImageOptions(Options):
     """What queries by images may say as well."""
 
     rank: Annotated[Literal["distance", "asymmetric"], Field(description="What hits are ordered by.")] = "distance"
+
+    def query_options(self) -> QueryOptions:
+        return QueryOptions(self.most, self.max_distance, self.rank, self.where)
 
 
 class ByCode(Options):

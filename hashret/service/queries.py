@@ -1,111 +1,219 @@
-"""Queries by code and by item, which come as JSON, and by one image, which comes as it is.
+"""Queries as they are answered: of those that wait at the same time, the ones that are alike by one search.
 
-They take less work than FastAPI's and Starlette's layers would, so the guard hands them straight to `Queries`. What is
-asked, answered and refused is the same as by the ordinary way.
+The usual answers are written by hand, with the text of an item kept ready: `json` would take several times as long.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-from starlette.datastructures import QueryParams
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+import numpy as np
 
+from hashret.codes import Codes, to_hex
+from hashret.collection import Collection
+from hashret.collection.search import Nearest, as_hits
 from hashret.errors import HashretError
-from hashret.service import MOST_HITS, messages
-from hashret.service.guard import Message, Receive, Send
-from hashret.service.messages import parse_json, validate
-from hashret.service.problems import Problem, to_problem, to_response
-from hashret.service.work import Question, Wanted, Work
+from hashret.results import Hit, Item, QueryOptions
+from hashret.service.faults import check_filter, fault_of_images, result_of_each
+from hashret.service.problems import Problem
+
+MOST_TEXTS = 100_000  # of items, that are kept ready: some 35 MB
+SMALL_IMAGE = 2**12  # bytes of an image that cannot keep others waiting for long
 
 
-class Queries:
-    """ASGI application of the route."""
+class ImageQuery(NamedTuple):
+    """A query by the bytes of an image. `name` is what its answer repeats, `codes` whether the answer gives codes."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    name: str | None
+    image: bytes
+    options: QueryOptions
+    codes: bool = False
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        try:
-            body = await _body(receive)
-            if is_image(scope):
-                answer = await answer_image(self._work, body, scope["query_string"])
-            else:
-                answer = await answer_json(self._work, body)
-        except ClientDisconnect:
-            await Response(status_code=400)(scope, receive, send)  # to nobody
-        except (Problem, HashretError) as error:
-            await to_response(to_problem(error))(scope, receive, send)
-        except Exception as error:
-            await to_response(to_problem(error))(scope, receive, send)
-            raise  # for the log
-        else:
-            headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", b"application/json")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": answer})
+    @property
+    def batch_key(self) -> Hashable:
+        """Queries of equal keys are searched together."""
+        return ImageQuery, self.options, self.codes
 
+    @property
+    def is_small(self) -> bool:
+        """Whether other queries may wait for this one."""
+        return len(self.image) <= SMALL_IMAGE
 
-async def answer_json(work: Work, body: bytes) -> bytes:
-    """The answer to a query by JSON, as JSON."""
-    questions, several = _questions(parse_json(body))
-    return await answer(work, questions, several=several)
+    def code(self, collection: Collection) -> str:
+        """The code of what is asked for, in hex."""
+        return to_hex(collection.hasher.encode([self.image]))[0]
 
+    @staticmethod
+    def nearest(collection: Collection, queries: "Sequence[ImageQuery]") -> list[Nearest]:
+        """What is found for queries of one key."""
+        return collection.nearest_images([query.image for query in queries], queries[0].options)
 
-async def answer_image(work: Work, image: bytes, address: bytes) -> bytes:
-    """The answer to a query by an image, whose options stand in the address, as JSON."""
-    wanted = _PLAIN
-    if address:
-        wanted = wanted_of(validate(messages.ImageOptions, dict(QueryParams(address)), text=True))
-    return await answer(work, [Question(None, image, False, wanted)], several=False)
+    @staticmethod
+    def hits(collection: Collection, queries: "Sequence[ImageQuery]") -> list[list[Hit]]:
+        """The hits of queries of one key."""
+        return [as_hits(found) for found in ImageQuery.nearest(collection, queries)]
 
 
-async def answer(work: Work, questions: Sequence[Question], *, several: bool) -> bytes:
-    """The answers to questions of one kind as JSON: a list if there may be several."""
-    wanted = questions[0].wanted
-    gather = work.gather_for(questions)
-    if not several:
-        return await gather.ask(questions[0])
-    if wanted.k * len(questions) > MOST_HITS:
-        each = MOST_HITS // len(questions)
-        raise Problem(422, f"k: at most {each} for so many queries, which is {MOST_HITS:,} in all", "ValueError")
-    return b"[" + b",".join(await gather.ask_all(questions)) + b"]"
+class CodeQuery(NamedTuple):
+    """A query by the bytes of a code, of the model `fingerprint` if that is not None; else as `ImageQuery`."""
+
+    name: str
+    code_bytes: bytes
+    options: QueryOptions
+    codes: bool = False
+    fingerprint: str | None = None
+
+    @property
+    def batch_key(self) -> Hashable:
+        return CodeQuery, len(self.code_bytes), self.options, self.codes, self.fingerprint
+
+    @property
+    def is_small(self) -> bool:
+        return True
+
+    def code(self, collection: Collection) -> str:
+        return self.code_bytes.hex()
+
+    @staticmethod
+    def nearest(collection: Collection, queries: "Sequence[CodeQuery]") -> list[Nearest]:
+        with _one_model(collection, queries[0].fingerprint):
+            return collection.nearest(_codes_of(queries), queries[0].options)
+
+    @staticmethod
+    def hits(collection: Collection, queries: "Sequence[CodeQuery]") -> list[list[Hit]]:
+        return [as_hits(found) for found in CodeQuery.nearest(collection, queries)]
 
 
-def wanted_of(options: messages.Options) -> Wanted:
-    rank = options.rank if isinstance(options, messages.ImageOptions) else "distance"
-    return Wanted(options.most, options.max_distance, options.where, rank, options.codes)
+class ItemQuery(NamedTuple):
+    """A query by an item, which is left out of its own answer; else as `ImageQuery`."""
+
+    name: str
+    item_id: int
+    options: QueryOptions
+    codes: bool = False
+
+    @property
+    def batch_key(self) -> Hashable:
+        return ItemQuery, self.options, self.codes
+
+    @property
+    def is_small(self) -> bool:
+        return True
+
+    def code(self, collection: Collection) -> str:
+        return to_hex(collection.codes([self.item_id]))[0]
+
+    @staticmethod
+    def hits(collection: Collection, queries: "Sequence[ItemQuery]") -> list[list[Hit]]:
+        k, max_distance, where = queries[0].options.k, queries[0].options.max_distance, queries[0].options.where
+        return [collection.query_item(query.item_id, k, max_distance, where=where) for query in queries]
 
 
-_PLAIN = wanted_of(messages.ImageOptions())
+Query = ImageQuery | CodeQuery | ItemQuery
 
 
-def is_image(scope: Message) -> bool:
-    """Whether a request says that its body is an image."""
-    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-    return bool(kinds) and kinds[-1].lstrip().lower().startswith(b"image/")
+class Answers:
+    """Answers queries to a collection."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._texts: dict[int, tuple[Item, str]] = {}
+
+    def __call__(self, queries: list[Query]) -> list[bytes | Exception]:
+        """The answer to each, as JSON."""
+        answers: list[bytes | Exception] = [b""] * len(queries)
+        batches: dict[Hashable, list[int]] = {}
+        for position, query in enumerate(queries):
+            batches.setdefault(query.batch_key, []).append(position)
+        for positions in batches.values():
+            batch = [queries[position] for position in positions]
+            results = result_of_each(self._answer, batch, self._fault)
+            for position, result in zip(positions, results, strict=True):
+                answers[position] = result
+        return answers
+
+    def _answer(self, queries: list[Any]) -> list[bytes | Exception]:
+        """The answers to queries of one key."""
+        first: Query = queries[0]
+        check_filter(self._collection, first.options.where)
+        if isinstance(first, ItemQuery) or first.codes or first.options.rank != "distance":
+            hits = first.hits(self._collection, queries)
+            return [self._document(query, row) for query, row in zip(queries, hits, strict=True)]
+        nearest = first.nearest(self._collection, queries)
+        return [self._plain_document(query, found) for query, found in zip(queries, nearest, strict=True)]
+
+    def _plain_document(self, query: Query, found: Nearest) -> bytes:
+        """The answer to a query by distance and without codes."""
+        hits = [
+            f'{{"rank":{rank},"distance":{distance},{self._text(item)}'
+            for rank, (distance, item) in enumerate(zip(found.distances, found.items, strict=True), 1)
+        ]
+        return f'{{"query":{json.dumps(query.name)},"k":{query.options.k},"hits":[{",".join(hits)}]}}'.encode()
+
+    def _text(self, item: Item) -> str:
+        """The end of a hit's JSON, which is the item's."""
+        kept = self._texts.get(item.id)
+        if kept is not None and kept[0] is item:
+            return kept[1]
+        if kept is not None or len(self._texts) > MOST_TEXTS:  # the collection has changed, or has too many
+            self._texts.clear()
+        text = json.dumps(_members(item), separators=(",", ":"))[1:]
+        self._texts[item.id] = item, text
+        return text
+
+    def _document(self, query: Query, hits: list[Hit]) -> bytes | Exception:
+        """Any answer."""
+        answer: dict[str, Any] = {"query": query.name, "k": query.options.k, "hits": []}
+        documents: list[dict[str, Any]] = [
+            {"rank": rank, "distance": hit.distance} | _members(hit) for rank, hit in enumerate(hits, 1)
+        ]
+        if query.options.rank != "distance":
+            documents = [document | {"score": hit.score} for document, hit in zip(documents, hits, strict=True)]
+        if query.codes:
+            try:
+                answer["code"] = query.code(self._collection)
+                codes = to_hex(self._collection.codes([hit.id for hit in hits]))
+                documents = [document | {"code": code} for document, code in zip(documents, codes, strict=True)]
+            except HashretError as error:  # an item was removed meanwhile
+                return error
+        return json.dumps(answer | {"hits": documents}, separators=(",", ":")).encode()
+
+    def _fault(self, query: Query) -> Exception | None:
+        return fault_of_images(self._collection, [query.image] if isinstance(query, ImageQuery) else [])
 
 
-def _questions(asked: Any) -> tuple[list[Question], bool]:
-    """The queries of a JSON body, and whether their answer is a list."""
-    if not isinstance(asked, dict):
-        raise Problem(422, "the request: give an object with code or id", "ValueError")
-    if "id" in asked:
-        item = validate(messages.ById, asked)
-        return [Question(f"id:{item.id}", item.id, False, wanted_of(item))], False
-    several = isinstance(asked.get("code"), list)
-    query: messages.ByCode | messages.ByCodes
-    query = validate(messages.ByCodes, asked) if several else validate(messages.ByCode, asked)
-    texts = query.code if isinstance(query.code, list) else [query.code]
-    wanted = wanted_of(query)
-    return [Question(f"hex:{text}", bytes.fromhex(text), True, wanted, query.fingerprint) for text in texts], several
+def _members(found: Hit | Item) -> dict[str, Any]:
+    """What an answer says of an item."""
+    path = found.paths[0] if found.paths else None
+    return {
+        "id": found.id,
+        "path": path,
+        "label": found.label,
+        "paths": found.paths,
+        "metadata": found.metadata,
+    }
 
 
-async def _body(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
+def _codes_of(queries: Sequence[CodeQuery]) -> Codes:
+    """The codes, uint8 (n, bits // 8), of queries of one key."""
+    joined = b"".join(query.code_bytes for query in queries)
+    return np.frombuffer(joined, np.uint8).reshape(len(queries), -1)
+
+
+@contextmanager
+def _one_model(collection: Collection, fingerprint: str | None) -> Iterator[None]:
+    """A search for codes; raises Problem 409 if they are of another model than the collection's, before or after it,
+    and 422 if they are of another width."""
+    _check_model(collection, fingerprint)
+    try:
+        yield
+    except ValueError as error:
+        raise Problem(422, str(error), "ValueError") from None
+    _check_model(collection, fingerprint)  # so that no other model came in between
+
+
+def _check_model(collection: Collection, fingerprint: str | None) -> None:
+    if fingerprint is not None and fingerprint != (ours := collection.fingerprint):
+        text = f"the code is of model {fingerprint[:64]}, and the collection uses {ours}: encode again"
+        raise Problem(409, text)
