@@ -38,6 +38,7 @@ pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed
 from hashret.service import guard as guard_module  # noqa: E402
 from hashret.service import server as server_module  # noqa: E402  # after it is known that it can be imported
 from hashret.service.guard import cookie_of  # noqa: E402
+from hashret.service.http11 import is_whole  # noqa: E402
 
 SOAK = "HASHRET_SOAK" in os.environ
 TOKEN = "correct horse"
@@ -282,8 +283,8 @@ def test_what_is_turned_away_leaves_the_connection_usable(
     ],
 )
 def test_what_may_be_read_in_two_ways_is_not_turned_away_unread(sent: bytes) -> None:
-    assert not server_module.is_whole(sent)
-    assert server_module.is_whole(HEAD + b"Content-Length: 4\r\n\r\nbody")
+    assert not is_whole(sent)
+    assert is_whole(HEAD + b"Content-Length: 4\r\n\r\nbody")
 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:

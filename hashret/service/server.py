@@ -1,83 +1,23 @@
 """uvicorn around the service, with an eye on connections that do nothing."""
 
-import re
 import signal
 import socket
 import time
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
-import h11
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hashret.errors import HashretError
 from hashret.process import many_open_files, short_turns
-from hashret.service import guard
-from hashret.service.problems import Busy, Problem, to_response
+from hashret.service.http11 import Protocol
 
 IDLE_SECONDS = 15.0  # without a request, or within the head of one
 UPLOAD_SECONDS = 60.0  # for the body of one
 REQUEST_SECONDS = 300.0  # for a request and its answer
 HEAD_BYTES = 2**16  # of a request's address and headers
 WAITING = 4096  # connections that have come and have not been looked at
-# The usual request: others are left to h11.
-WHOLE_HEAD = re.compile(rb"(?:GET|POST|DELETE) /[!-~]* HTTP/1\.1\r\n(?:[A-Za-z0-9_-]+:[ \t]*[!-~][ -~]*\r\n)+\r\n")
-LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})\r\n")
-UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding|connection|expect|upgrade)")
-HEALTH = tuple(f"{method} {path}".encode() for method in ("GET", "HEAD") for path in guard.OPEN)
-
-
-def _whole(problem: Problem) -> bytes:
-    """The whole of an answer that is not left to h11."""
-    response = to_response(problem)
-    headers = [*response.raw_headers, *guard.HEADERS]
-    lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-    phrase = HTTPStatus(problem.status).phrase.encode()
-    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (problem.status, phrase, lines, response.body)
-
-
-TURNED_AWAY = _whole(Busy("requests"))
-LONG = "this is no HTTP request, or its address and headers are over 64 KiB: send a shorter one"
-UNREADABLE = _whole(Problem(400, LONG, "ValueError", Connection="close"))
-
-
-class Protocol(H11Protocol):
-    """HTTP, whose requests are turned away unread while as many are being answered as may be.
-
-    To read a request and refuse it takes a good part of the time that answering it does, and those who are refused wait
-    for all others who are. Health is told whatever else is being done.
-    """
-
-    def data_received(self, data: bytes) -> None:
-        if self.conn.their_state is h11.ERROR:
-            return  # see `send_400_response`
-        if len(self.tasks) >= guard.MOST_RUNNING and self._is_between() and is_whole(data):
-            self.transport.write(TURNED_AWAY)
-            if count := self.app_state.get("turned_away"):
-                count()
-        else:
-            super().data_received(data)
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be read. What follows it is passed over until the client closes, or is idle for too long:
-        were the connection closed here, the answer would be lost to who is still sending."""
-        answered = self._has_answered()
-        if answered or not self.cycle.response_started:
-            self.transport.write(UNREADABLE)
-        if answered and self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
-            self.transport.close()
-
-    def _is_between(self) -> bool:
-        """Whether the next byte is the first of a request."""
-        return self._has_answered() and not self.conn.trailing_data[0]
-
-    def _has_answered(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
 
 
 class Server(uvicorn.Server):
@@ -123,17 +63,6 @@ class Server(uvicorn.Server):
             most = (UPLOAD_SECONDS if cycle.more_body else REQUEST_SECONDS) if running else IDLE_SECONDS
             if now - since > most:
                 connection.transport.abort()
-
-
-def is_whole(data: bytes) -> bool:
-    """Whether these are the bytes of one request that may be refused, beyond doubt, so that the next follows them."""
-    head = WHOLE_HEAD.match(data)
-    if head is None or data.startswith(HEALTH):
-        return False
-    names = head[0].lower()
-    lengths = LENGTH.findall(names)
-    known = len(lengths) == names.count(b"content-length") <= 1 and not UNUSUAL.search(names)
-    return known and len(data) == head.end() + sum(map(int, lengths))
 
 
 def listen(host: str, port: int) -> socket.socket:
