@@ -1,102 +1,127 @@
-import json
-import os
-import sqlite3
-import tarfile
-import zipfile
-from pathlib import Path
+"""The values that are public: those of queries are checked, and those that go over HTTP are the same on both sides."""
 
-import numpy as np
+from types import GenericAlias
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
 import pytest
-from PIL import Image
 
-from hashret.data.metadata import open_metadata
-from hashret.data.sources import open_source
-from hashret.results import BLOBS, Root
-
-FOLDERS = ["plain", "x!", "a#b", "a#", "x!#", "x.zip!", "  x ", "line\nfeed", os.fsdecode(b"caf\xe9"), "Zoë 🦊"]
+from hashret import results
+from hashret.results import RANKS, QueryOptions, is_key
 
 
-def photos(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "a.png")
-    return folder
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"k": 1},
+        {"k": None, "max_distance": 0},
+        {"k": 3, "max_distance": 64, "rank": "asymmetric", "where": "label = 'cat'"},
+    ],
+)
+def test_options_of_a_query_are_a_value(options: dict[str, Any]) -> None:
+    made = QueryOptions(**options)
+    assert made == QueryOptions(**options) and hash(made) == hash(QueryOptions(**options))
+    assert {name: getattr(made, name) for name in options} == options
+    with pytest.raises(AttributeError):
+        made.k = 5  # type: ignore[misc]
+    assert made != made.with_k(99) and made.with_k(99).with_k(made.k) == made
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_a_root_leads_back_to_its_folder_whatever_that_is_called(tmp_path: Path, name: str) -> None:
-    folder = photos(tmp_path / name)
-    root = open_source(folder).root
-    assert type(root) is Root and root == Root.of_folder(str(folder)) == f"{folder}/"
-    assert root.is_folder and root.location == str(folder)
-    again = open_source(root.location)
-    assert again.root == root and [record.name for record in again] == ["a.png"]
-    assert not root.within(str(folder)[:-1]) and not root.within(f"{folder}x")
-    assert root.within(str(folder)) and root.within(f"{folder}/") and root.within(str(tmp_path)) and root.within("/")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"k": None}, "give k, max_distance, or both"),
+        ({"k": 0}, "k must be an integer of at least 1, not 0"),
+        ({"k": True}, "k must be an integer of at least 1, not True"),
+        ({"k": 2.0}, "k must be an integer of at least 1, not 2.0"),
+        ({"k": "3"}, "k must be an integer of at least 1, not '3'"),
+        ({"max_distance": -1}, "max_distance must be an integer of at least 0, not -1"),
+        ({"k": None, "max_distance": 1.5}, "max_distance must be an integer of at least 0, not 1.5"),
+        ({"rank": "colour"}, "there is no rank 'colour'; choose distance or asymmetric"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        QueryOptions(**options)
 
 
-@pytest.mark.parametrize("name", [name for name in FOLDERS if not name.endswith("!")])
-def test_a_root_names_a_folder_that_is_gone(tmp_path: Path, name: str) -> None:
-    root = Root.of_folder(str(tmp_path / name))
-    assert not root.is_folder and root.location == str(tmp_path / name)
+@pytest.mark.parametrize("text", ["a", "a.b", "it's", "größe", " ", "x" * 200, "\x7f"])
+def test_a_key_may_be_nearly_any_short_text(text: str) -> None:
+    assert is_key(text)
 
 
-def test_the_root_of_all_files_is_itself() -> None:
-    for root in (open_source("/").root, Root("/"), Root.of_folder("//")):
-        assert root == root.location == "/" and root.is_folder and root.within("/") and not root.within("/tmp")
-    assert Root("/tmp/").within("/")
+@pytest.mark.parametrize("text", ["", "x" * 201, 'a"b', "a\\b", "a\nb", "a\x00b", "a\x1fb", "a\n"])
+def test_a_key_that_json_would_have_to_escape_is_none(text: str) -> None:
+    assert not is_key(text)
 
 
-@pytest.mark.parametrize("name", [os.fsencode(f"{folder}.zip") for folder in FOLDERS] + [b"a.tar", b"!.tar"])
-def test_a_root_leads_back_to_its_archive(tmp_path: Path, name: bytes) -> None:
-    path = tmp_path / os.fsdecode(name)
-    file = photos(tmp_path / "photos") / "a.png"
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.write(file, "a.png")
-    else:
-        with tarfile.open(path, "w") as packed:
-            packed.add(file, "a.png")
-    root = open_source(path).root
-    assert type(root) is Root and root == Root.of_archive(str(path)) == f"{path}!/"
-    assert not root.is_folder and root.location == str(path)
-    assert open_source(root.location).root == root
-    assert root.within(str(path)) and root.within(str(tmp_path)) and not root.within(f"{path}!")
-    assert not root.within(str(path)[:-1])
+# HTTP's models, each beside the value that it carries, with what only an answer has.
+TWINS: list[tuple[str, dict[str, Any]]] = [
+    ("Hit", {"rank": int, "code": str | None}),
+    ("Item", {}),
+    ("Group", {"size": int}),
+    ("Calibration", {}),
+]
 
 
-@pytest.mark.parametrize("name", ["a.npy", "a#.npy", "b#", "x!", os.fsdecode(b"caf\xe9.npy")])
-def test_a_root_leads_back_to_its_file_of_rows(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    if path.suffix == ".npy":
-        np.save(path, np.zeros((3, 8, 8), np.uint8))
-    else:
-        path.write_bytes(b"\0\0\x08\x03" + b"".join(size.to_bytes(4) for size in (3, 8, 8)) + bytes(3 * 64))
-    root = open_source(path).root
-    assert type(root) is Root and root == Root.of_rows(str(path)) == f"{path}#"
-    assert not root.is_folder and root.location == str(path)
-    assert open_source(root.location).root == root
-    assert root.within(str(path)) and root.within(str(tmp_path)) and not root.within(f"{path}#")
+def as_messages(annotation: Any) -> Any:
+    """The same type, with HTTP's models in place of the values."""
+    from hashret.service import messages
+
+    if get_origin(annotation) is list:
+        return GenericAlias(list, tuple(map(as_messages, get_args(annotation))))
+    name = getattr(annotation, "__name__", "")
+    return getattr(messages, name) if getattr(results, name, None) is annotation else annotation
 
 
-@pytest.mark.parametrize("name", ["digits", "digits:test"])
-def test_a_root_leads_back_to_its_data_set(name: str) -> None:
-    root = open_source(name).root
-    assert type(root) is Root and root == f"{name}#" and root.location == name and not root.is_folder
-    assert root.within(name) and not root.within("digit") and not root.within("/")
-    assert open_source(np.zeros((2, 8, 8), np.uint8)).root.location == "array"
+@pytest.mark.parametrize(("name", "more"), TWINS)
+def test_a_value_has_the_same_fields_over_http(name: str, more: dict[str, Any]) -> None:
+    pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+    from hashret.service import messages
+
+    value, model = getattr(results, name), getattr(messages, name)
+    expected = {field: as_messages(kind) for field, kind in get_type_hints(value).items()}
+    found = {field: kind for field, kind in get_type_hints(model).items() if field in model.model_fields}
+    assert found == expected | more
+    optional = {field for field, info in model.model_fields.items() if not info.is_required()}
+    assert optional == {*value._field_defaults} | ({"code"} & more.keys())
 
 
-def test_a_folder_is_not_taken_for_the_archive_it_is_called_after(tmp_path: Path) -> None:
-    root = open_source(photos(tmp_path / "a!")).root
-    assert not root.within(str(tmp_path / "a")) and root.within(str(tmp_path / "a!"))
-    (tmp_path / "a!/metadata.csv").write_text("path,x\na.png,1\n")
-    (tmp_path / "a.metadata.csv").write_text("path,x\na.png,2\n")
-    assert list(open_metadata(None, root)) == [("a.png", {"x": 1})]
+def test_every_model_that_is_named_as_a_value_is_compared_with_it() -> None:
+    pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+    from pydantic import BaseModel
+
+    from hashret.service import messages
+
+    models = {
+        name for name, model in vars(messages).items() if isinstance(model, type) and issubclass(model, BaseModel)
+    }
+    assert models & vars(results).keys() == {name for name, _ in TWINS}
 
 
-def test_a_root_is_stored_as_its_text(tmp_path: Path) -> None:
-    root = Root.of_folder("/photos")
-    assert json.dumps({"root": root}) == '{"root": "/photos/"}' and f"{root}a.png" == root + "a.png" == "/photos/a.png"
-    (stored,) = sqlite3.connect(":memory:").execute("SELECT ?", (root,)).fetchone()
-    assert type(stored) is str and stored == root and hash(stored) == hash(root)
-    assert BLOBS == "blobs/" and BLOBS.location == "blobs"
+def test_an_item_with_its_code_is_an_item() -> None:
+    pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+    from hashret.service import messages
+
+    assert list(messages.Item.model_fields) == list(results.Item._fields)  # as answers list them
+    assert list(messages.CodedItem.model_fields) == [*results.Item._fields, "code"]
+
+
+def test_the_options_of_a_query_are_the_same_over_http() -> None:
+    pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+    from hashret.service import messages
+
+    expected = get_type_hints(QueryOptions) | {"rank": Literal["distance", "asymmetric"], "codes": bool}
+    fields = messages.ImageOptions.model_fields
+    found = {name: kind for name, kind in get_type_hints(messages.ImageOptions).items() if name in fields}
+    assert found == expected and get_args(expected["rank"]) == RANKS
+    assert {*messages.Options.model_fields} == {*fields} - {"rank"}
+    for params in (
+        messages.ImageOptions(k=3, max_distance=9, rank="asymmetric", where="id < 9"),
+        messages.ByCode(code="00ff", k=3, max_distance=9, where="id < 9"),
+    ):
+        options = params.query_options()
+        assert (options.k, options.max_distance, options.where) == (3, 9, "id < 9")
+        assert options.rank == getattr(params, "rank", "distance")
+    assert messages.ImageOptions().query_options() == QueryOptions()
+    assert messages.ImageOptions(max_distance=9).query_options() == QueryOptions(1000, 9)

@@ -1,12 +1,10 @@
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashret.codes import hamming, pack
 from hashret.collection.search import candidates, rerank
 from hashret.collection.snapshot import Near
-from hashret.results import QueryOptions
 
 
 @settings(deadline=None)
@@ -56,17 +54,3 @@ def test_scores_are_the_same_alone_and_among_others() -> None:
 
 def test_more_are_looked_at_than_asked_for() -> None:
     assert [candidates(k) for k in (1, 10, 11, 1000, None)] == [100, 100, 110, 10_000, None]
-
-
-def test_options_that_cannot_be_are_refused() -> None:
-    assert QueryOptions() == QueryOptions(10, None, "distance", None) and QueryOptions(None, 0).k is None
-    for options, reason in (
-        ({"rank": "colour"}, "there is no rank 'colour'; choose distance or asymmetric"),
-        ({"k": None}, "give k, max_distance, or both"),
-        ({"k": 0}, "k must be an integer of at least 1, not 0"),
-        ({"k": True}, "k must be an integer of at least 1, not True"),
-        ({"k": 2.0}, "k must be an integer of at least 1, not 2.0"),
-        ({"max_distance": -1}, "max_distance must be an integer of at least 0, not -1"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            QueryOptions(**options)
