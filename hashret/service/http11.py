@@ -1,9 +1,9 @@
 """HTTP/1.1 by uvicorn and h11, whose requests are turned away unread while too many are being answered.
 
-`uvicorn.Config(limit_concurrency=…)` refuses a request only after h11 has read it: at 4,096 connections that took 180 µs
-each, and the refused waited for each other (`benchmarks/service.py --parts overload` measures it). uvicorn has no public
-way to look at the bytes before h11 does, so `Protocol` uses private attributes of its `H11Protocol`, nothing else in
-hashret does: `conn`, `cycle`, `tasks`, `transport`, `app_state`, and the method `send_400_response`.
+`uvicorn.Config(limit_concurrency=…)` refuses a request only after h11 has read it: at 4,096 connections that took
+180 µs each, and the refused waited for each other (`benchmarks/service.py --parts overload` measures it). uvicorn has
+no public way to look at the bytes before h11 does, so `Protocol` uses private attributes of its `H11Protocol`, as
+nothing else in hashret does: `conn`, `cycle`, `tasks`, `transport`, `app_state`, and the method `send_400_response`.
 """
 
 import re
