@@ -6,18 +6,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from hashret import errors
 from hashret.codes import Codes, check_codes, from_hex, to_hex
 from hashret.data.contents import content_bytes
 from hashret.data.images import as_batch, to_content
-from hashret.errors import HashretError
-from hashret.results import TARGET, Calibration, Group, Hit, Item
-from hashret.service import MOST_HITS, MOST_K, MOST_QUERIES
+from hashret.errors import HashretError, NotFound, TooLarge
+from hashret.results import MOST_HITS, MOST_K, MOST_QUERIES, TARGET, Calibration, Group, Hit, Item, QueryOptions
 
 _ERRORS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
-    "NotFound": errors.NotFound,
-    "TooLarge": errors.TooLarge,
+    "NotFound": NotFound,
+    "TooLarge": TooLarge,
 }
 
 
@@ -91,28 +89,29 @@ class Client:
         rank: str = "distance",
     ) -> list[list[Hit]]:
         """What `query` gives, for each of a batch of images."""
-        options = {name: str(value) for name, value in _options(k, max_distance, where).items()} | {"rank": rank}
+        params = {name: str(value) for name, value in _params(QueryOptions(k, max_distance, rank, where)).items()}
         answers: list[list[Hit]] = []
         for files in _requests(_files(images), k):
-            told = self._ask("POST", "/v1/query", files=files, data=options)
-            answers += [_hits(answer, k) for answer in (told if isinstance(told, list) else [told])]
+            documents = self._ask("POST", "/v1/query", files=files, data=params | {"rank": rank})
+            answers += [_hits(answer, k) for answer in (documents if isinstance(documents, list) else [documents])]
         return answers
 
     def query_codes(
         self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[list[Hit]]:
         """What `query` gives, for codes, uint8 (n, bits // 8); raises ValueError for codes of another width."""
+        params = _params(QueryOptions(k, max_distance, where=where))
         answers: list[list[Hit]] = []
         for texts in _requests(to_hex(check_codes(codes)), k):
-            told = self._ask("POST", "/v1/query", json={"code": texts} | _options(k, max_distance, where))
-            answers += [_hits(answer, k) for answer in told]
+            answers += [_hits(answer, k) for answer in self._ask("POST", "/v1/query", json={"code": texts} | params)]
         return answers
 
     def query_item(
         self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[Hit]:
         """What `query` gives for the image of an item, leaving out the item itself; NotFound if there is none."""
-        return _hits(self._ask("POST", "/v1/query", json={"id": item_id} | _options(k, max_distance, where)), k)
+        params = _params(QueryOptions(k, max_distance, where=where))
+        return _hits(self._ask("POST", "/v1/query", json={"id": item_id} | params), k)
 
     def encode(self, images: Any) -> Codes:
         """Codes, uint8 (n, bits // 8), as `Hasher.encode` gives."""
@@ -183,11 +182,10 @@ class Client:
         raise _ERRORS.get(told.get("error"), HashretError)(told.get("detail", response.reason_phrase))
 
 
-def _options(k: int | None, max_distance: int | None, where: str | None) -> dict[str, Any]:
-    if k is None and max_distance is None:
-        raise ValueError("give k, max_distance, or both")
-    options = {"k": k, "max_distance": max_distance, "where": where}
-    return {name: value for name, value in options.items() if value is not None}
+def _params(options: QueryOptions) -> dict[str, Any]:
+    """What every query may say, as members of a JSON body or fields of a form."""
+    params = {"k": options.k, "max_distance": options.max_distance, "where": options.where}
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _files(images: Any) -> list[tuple[str, tuple[str, bytes]]]:

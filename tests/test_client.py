@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,6 +52,16 @@ def images(folder: Path) -> list[object]:
     """An image in each form that is taken."""
     path = folder / "photos" / "03.png"
     return [path, str(path), path.read_bytes(), Image.open(path), pixels(3), pixels(40)]
+
+
+def test_a_client_loads_nothing_that_searches_or_trains() -> None:
+    """Nor httpx before there is one."""
+    code = "import sys\nfrom hashret import Client\nprint(Client.__module__, *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert loaded[0] == "hashret.client" and "hashret.codes" in loaded
+    unwanted = {"torch", "faiss", "numba", "scipy", "sqlite3", "sqlite_utils", "hashret.collection", "fastapi", "httpx"}
+    assert not unwanted & {*loaded}
 
 
 def test_every_query_gives_what_the_collection_gives(
@@ -150,8 +162,12 @@ def test_errors_are_those_of_the_collection(client: Client, collection: Collecti
             there.query_codes(np.zeros((1, 1), np.uint8))
         with pytest.raises(ValueError, match="give k, max_distance, or both"):
             there.query(pixels(0), None)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="k must be an integer of at least 1, not 0"):
             there.query(pixels(0), 0)
+        with pytest.raises(ValueError, match="max_distance must be an integer of at least 0, not -1"):
+            there.query_item(1, max_distance=-1)
+        with pytest.raises(ValueError, match="there is no rank 'colour'; choose distance or asymmetric"):
+            there.query(pixels(0), rank="colour")
         with pytest.raises(HashretError, match="no image"):
             there.query(b"nothing")
         with pytest.raises(HashretError, match="cannot be read: No such file"):

@@ -44,7 +44,7 @@ FORBIDDEN = {
     "hashret.evaluation.protocols": HEAVY - {"PIL"},
     "hashret.plots": HEAVY - {"PIL"},
     "hashret.service.app": {"torch", "torchvision", "sklearn", "matplotlib", "typer", "faiss", "uvicorn"},
-    "hashret.client": {*HEAVY - {"PIL"}, "scipy", "fastapi", "httpx"},
+    "hashret.client": {*HEAVY - {"PIL"}, "scipy", "filelock", "fastapi", "httpx"},
     "hashret.cli": HEAVY - {"typer"} | {"numpy"},
 }
 

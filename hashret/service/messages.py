@@ -8,8 +8,7 @@ from starlette.responses import Response
 
 from hashret.codes import MAX_BITS
 from hashret.errors import one_line
-from hashret.results import QueryOptions
-from hashret.service import MOST_K, MOST_QUERIES
+from hashret.results import MOST_K, MOST_QUERIES, QueryOptions
 from hashret.service.problems import Problem
 
 Code = Annotated[str, Field(pattern="^([0-9a-fA-F]{2})+$", max_length=256, description="In hex.")]

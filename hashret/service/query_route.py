@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from hashret.errors import HashretError
-from hashret.results import QueryOptions
-from hashret.service import MOST_HITS, messages
+from hashret.results import MOST_HITS, QueryOptions
+from hashret.service import messages
 from hashret.service.guard import Message, Receive, Send
 from hashret.service.messages import parse_json, validate
 from hashret.service.problems import Problem, to_problem, to_response

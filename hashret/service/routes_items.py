@@ -7,8 +7,8 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from hashret.codes import MAX_BITS, to_hex
-from hashret.results import Group
-from hashret.service import MOST_K, messages
+from hashret.results import MOST_K, Group
+from hashret.service import messages
 from hashret.service.messages import parse_json, to_json, validate
 from hashret.service.problems import Problem, documented
 from hashret.service.uploads import BINARY, documented_body, read_upload

@@ -6,7 +6,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from hashret.service import MOST_QUERIES
+from hashret.results import MOST_QUERIES
 from hashret.service.problems import Problem
 
 BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}

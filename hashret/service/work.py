@@ -12,8 +12,7 @@ from starlette.requests import Request
 from hashret.collection import Collection, near_duplicates
 from hashret.errors import HashretError
 from hashret.process import frozen_objects
-from hashret.results import Group, Item
-from hashret.service import MOST_QUERIES
+from hashret.results import MOST_QUERIES, Group, Item
 from hashret.service.faults import check_filter, fault_of_images, result_of_each
 from hashret.service.gather import Gather
 from hashret.service.metrics import Metrics
