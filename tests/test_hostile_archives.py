@@ -233,6 +233,23 @@ def test_headers_lead_on_and_fit_in_memory(tmp_path: Path, collection: Collectio
     assert [hit.distance for hit in collection.query(png(1), 1)] in ([], [0])  # what came before it is there
 
 
+@pytest.mark.parametrize("blocks", [3, 5])
+def test_an_extended_header_does_not_lead_back(tmp_path: Path, blocks: int) -> None:
+    """To itself, 3 blocks in front of the data of the member it is of, or to the header of the one before."""
+    path = write_tar(tmp_path / "a.tar", member("a.png", b"x"), pax_with(-512 * blocks), member("z.png", png(2)))
+    with pytest.raises(HashretError, match="back.png' leads back to what was read"):
+        for number, _ in enumerate(open_source(path)):
+            assert number < 10
+
+
+def test_a_directory_in_another_order_than_the_members_is_none_of_shared_bytes(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(5):
+            archive.writestr(f"{i}.png", png(i))
+        archive.filelist.reverse()
+    assert [record.read() for record in open_source(tmp_path / "a.zip")] == [png(i) for i in range(5)]
+
+
 def test_a_sparse_member_is_read_in_parts(tmp_path: Path, collection: Collection) -> None:
     count = 4000
     places = ",".join(f"{2000 * i},1" for i in range(count))

@@ -1,6 +1,7 @@
 import io
 import tarfile
 import threading
+import time
 import tracemalloc
 import zipfile
 from collections import Counter
@@ -18,7 +19,7 @@ from PIL import Image
 from hashret.data import sample as sampling
 from hashret.data.contents import Content
 from hashret.data.preprocessing import ImagePreprocessing
-from hashret.data.records import Record, Source
+from hashret.data.records import Labelled, Record, Source
 from hashret.data.sample import Sample, sample
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
@@ -148,6 +149,7 @@ def sizes(*shapes: tuple[int, int]) -> list[Content]:
         ([(240, 300), (24, 50), (40, 20)], (24, 24)),
         ([(3, 3), (4, 4), (5, 5)], (8, 8)),
         ([(1000, 3), (3, 1000), (30, 30)], (8, 8)),
+        ([(30, 40), (20, 40), (26, 40), (24, 40)], (24, 24)),
     ],
 )
 def test_the_size_is_chosen_from_what_was_seen(shapes: list[tuple[int, int]], size: tuple[int, int]) -> None:
@@ -203,6 +205,38 @@ def test_a_sample_is_drawn_evenly_and_again_the_same() -> None:
     first, again = sample(source, limit=10, seed=5), sample(source, limit=10, seed=5)
     assert (first.images == again.images).all() and first[1:] == again[1:]
     assert sample(source, limit=3, seed=0).images[:, 0, 0, 0].tolist() == [189, 6, 172]  # for ever
+
+
+@pytest.mark.parametrize("of_vectors", [False, True])
+def test_labels_are_those_of_the_images_that_stayed(of_vectors: bool) -> None:
+    numbers = np.arange(200, dtype=np.uint8)
+    rows = numbers[:, None].astype(np.float32) if of_vectors else numbers.repeat(64).reshape(200, 8, 8)
+    drawn = sample(Labelled(open_source(rows), range(200)), limit=10, seed=1)
+    assert drawn.labels == [str(int(image.flat[0])) for image in drawn.images] and len(set(drawn.labels)) == 10
+
+
+def test_large_files_are_not_read_far_ahead() -> None:
+    class Large(Source):
+        root = Root("large/")
+
+        def __iter__(self) -> Iterator[Record]:
+            for i in range(6):
+                read: list[int] = []
+                yield Record(str(i), 2**28, 0, None, lambda i=i, read=read: slowly(i, read))  # type: ignore[misc]
+                assert read  # before the next is taken
+
+    def slowly(i: int, read: list[int]) -> Content:
+        time.sleep(0.05)
+        read.append(i)
+        return picture(i)
+
+    assert sample(Large()).seen == 6
+
+
+def test_memory_of_images_is_freed_while_they_are_prepared() -> None:
+    items = list(range(5))
+    for number, item in enumerate(sampling._drain(items)):
+        assert item == number and items == list(range(4, number, -1))
 
 
 def test_broken_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:

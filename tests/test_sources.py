@@ -176,6 +176,42 @@ def test_an_archive_is_the_folder_it_was_made_of(tmp_path: Path, suffix: str, pr
     assert set(tmp_path.rglob("*")) == before  # nothing was extracted
 
 
+def test_names_in_a_zip_may_begin_with_a_dot_and_a_slash(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("./a/x.png", TREE["b.png"])  # ZipFile.write would take it away
+    (record,) = open_source(tmp_path / "a.zip")
+    assert (record.name, record.label, record.read()) == ("a/x.png", "a", TREE["b.png"])
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip", ".tar", ".tar.gz"])
+def test_a_record_is_found_by_its_name_and_read_later(tmp_path: Path, suffix: str) -> None:
+    folder = write(tmp_path / "f", TREE | PASSED_OVER | HIDDEN)
+    source = open_source(pack(tmp_path / f"p{suffix}", folder) if suffix else folder)
+    found = {name: source.find(name) for name in TREE}
+    for name, label in (("a/z.JPG", "a"), ("b.png", None), ("a/deep/er/x.gif", "er")):
+        record = found[name]
+        assert record is not None and (record.name, record.label, record.read()) == (name, label, TREE[name])
+    for name in ("", "z.JPG", "a", "notes.txt", "a/.hidden.png", "../f/b.png"):
+        assert source.find(name) is None
+
+
+def test_rows_are_found_by_their_numbers() -> None:
+    source = open_source("digits")
+    records = list(source)
+    for number in (0, 1436, 1437, 1796):  # in both of its blocks
+        record = source.find(str(number))
+        assert record is not None and record[:4] == records[number][:4]
+        assert np.array_equal(record.read(), records[number].read())
+    for name in ("1797", "-1", "", "x", "1.0", "01", "١", " 1", "9" * 5000):
+        assert source.find(name) is None
+
+
+def test_an_open_source_is_opened_already(tmp_path: Path) -> None:
+    for source in (write(tmp_path / "f", TREE), np.zeros((2, 8, 8), np.uint8), "digits"):
+        opened = open_source(source)
+        assert open_source(opened) is opened and open_source(opened, exclude=tmp_path) is opened
+
+
 def failures(source: Source) -> dict[str, str]:
     found = {}
     for record in source:

@@ -1,5 +1,6 @@
 """The rows of an array as a source: of an IDX, .npy or .npz file, of a data set, or of an array in memory."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from hashret.data.arrays import ImageArray
 from hashret.data.records import Record, Source
 from hashret.results import Root
+
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # as int64 has it
 
 
 class Rows(Source):
@@ -29,6 +32,8 @@ class Rows(Source):
                 number += 1
 
     def find(self, name: str) -> Record | None:
+        if not _NUMBER.fullmatch(name):
+            return None
         number = wanted = int(name)
         for block in self._array.blocks():  # by whole blocks: a record for each row before it would cost far more
             if number < len(block):
