@@ -20,9 +20,9 @@ import torch
 
 from hashret import Collection, Hasher
 from hashret.data.sources import open_source
-from hashret.hasher import passes
 from hashret.parallel import in_order
-from hashret.training.loop import device, to_input
+from hashret.runtime import passes
+from hashret.runtime.inputs import device, to_input
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -31,8 +31,9 @@ from hashret.evaluation.measures import mean_average_precision, psnr, squared_er
 from hashret.models import MODELS, Member
 from hashret.models.stacked import StackedDenoisingAutoencoder
 from hashret.models.vae import Variational
+from hashret.runtime.inputs import device, to_input
 from hashret.tasks.restoration import upscale
-from hashret.training.loop import _schedule, device, in_bfloat16, split, to_input, train
+from hashret.training.loop import _schedule, in_bfloat16, split, train
 from hashret.training.options import TrainingOptions
 
 Pixels = NDArray[np.uint8]

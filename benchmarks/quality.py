@@ -49,10 +49,9 @@ from hashret.evaluation.protocols import (
     score,
     training_images,
 )
-from hashret.hasher import DEFAULT_MODEL
-from hashret.models import MODELS
+from hashret.models import DEFAULT_MODEL, MODELS
 from hashret.models.contrastive import LATENT
-from hashret.training.loop import device
+from hashret.runtime.inputs import device
 
 HERE = Path(__file__).parent
 BASELINES = ("lsh", "pca", "itq", "anchor-graph")

@@ -57,7 +57,8 @@ def train(
     from hashret.collection import locate
     from hashret.data.preprocessing import ImagePreprocessing
     from hashret.data.sources import open_source
-    from hashret.hasher import FILES, Hasher
+    from hashret.hasher import Hasher
+    from hashret.model_folder import FILES
     from hashret.training.options import TrainingOptions
 
     with usage("model, head, bits or settings"):

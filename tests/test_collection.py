@@ -1390,7 +1390,8 @@ def test_a_switch_during_a_query_is_noticed(collection: Collection) -> None:
             fingerprint = reader.hasher.fingerprint
 
             def prepare(self, images: Any) -> PreparedImages:
-                return prepare(images)
+                prepared: PreparedImages = prepare(images)
+                return prepared
 
             def encode(self, images: Any) -> Codes:
                 codes = real(images)

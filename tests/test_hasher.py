@@ -27,12 +27,13 @@ from hashret.data.preprocessing import ImagePreprocessing
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.hasher import SMALL_BATCH, Hasher
-from hashret.heads.heads import HEADS
+from hashret.heads import HEADS
 from hashret.model_folder import FORMAT
 from hashret.models import MODELS, Member
 from hashret.models.vae import VariationalAutoencoder
 from hashret.process import TURN_SECONDS
-from hashret.training.loop import split, to_input
+from hashret.runtime.inputs import to_input
+from hashret.training.loop import split
 from hashret.training.options import TrainingOptions, parse_duration
 
 Pixels = NDArray[np.uint8]
@@ -127,21 +128,18 @@ def test_codes_are_the_same_alone_and_in_any_batch(hasher: Hasher) -> None:
     assert (on_two_threads(hasher, images) == expected).all()
 
 
-def outputs(hasher: Hasher, images: Pixels, *, exact: bool, together: bool) -> Tensor:
+def outputs(hasher: Hasher, images: Pixels, *, exact: bool, together: bool) -> NDArray[Any]:
     """What the head compares with its thresholds, (n, bits), without any care."""
-    _, member, head = hasher._parts()
-    x = to_input(images[..., None], torch.device("cpu"))
-    member, x = (hasher._exact, x.double()) if exact else (member, x)
-    with torch.inference_mode():
-        rows = [x] if together else [x[i : i + 1] for i in range(len(x))]
-        values = [member.outputs(row) for row in rows]
-    return torch.cat([head.numbers(row) for row in values])
+    runtime, head = hasher._runtime, hasher._parts()[2]
+    rows = [images] if together else [images[i : i + 1] for i in range(len(images))]
+    values: list[NDArray[Any]] = [(runtime.exact if exact else runtime.outputs)(row[..., None]) for row in rows]
+    return np.concatenate([head.project(row) for row in values])
 
 
-def with_threshold(hasher: Hasher, threshold: Tensor) -> Hasher:
+def with_threshold(hasher: Hasher, threshold: NDArray[Any]) -> Hasher:
     preprocessing, member, head = hasher._parts()
     other = Hasher(hasher.model, hasher.bits, hasher.head, **hasher.settings)
-    other._fitted = preprocessing, member, replace(head, threshold=threshold.double())
+    other._fitted = preprocessing, member, replace(head, threshold=threshold.astype(np.float64))
     return other
 
 
@@ -150,7 +148,7 @@ def with_threshold(hasher: Hasher, threshold: Tensor) -> Hasher:
 def test_codes_are_the_same_with_outputs_on_the_threshold(hasher: Hasher, exact: bool, together: bool) -> None:
     images = DIGITS[:64]
     values = outputs(hasher, images, exact=exact, together=together)
-    threshold = values[torch.arange(32), torch.arange(32)].clone()  # bit j on the output of image j
+    threshold = values[range(32), range(32)]  # bit j on the output of image j
     hard = with_threshold(hasher, threshold)
     codes = hard.encode(images)
     for size in (1, 7, 31):
@@ -172,7 +170,7 @@ def test_codes_are_the_same_where_float32_is_rough(monkeypatch: pytest.MonkeyPat
     hasher = fit("rough", "mlp", DIGITS)
     images = DIGITS[:64]
     for together in (True, False):
-        threshold = outputs(hasher, images, exact=False, together=together)[range(32), range(32)].clone()
+        threshold = outputs(hasher, images, exact=False, together=together)[range(32), range(32)]
         hard = with_threshold(hasher, threshold)
         bits = [outputs(hasher, images, exact=False, together=t) > threshold for t in (True, False)]
         assert (bits[0] != bits[1]).any()  # a plain comparison would not do
@@ -570,7 +568,7 @@ def test_a_head_that_cannot_be_fitted_is_refused_before_the_training() -> None:
 def test_a_head_is_fitted_to_images_from_all_over_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.concatenate([np.zeros((400, 64, 64), np.uint8), np.full((400, 64, 64), 255, np.uint8)])
     images += np.random.default_rng(0).integers(0, 2, images.shape, np.uint8)  # 255 + 1 is 0: half of its pixels
-    monkeypatch.setattr("hashret.hasher.MOST_NUMBERS", 4096 * 100)
+    monkeypatch.setattr("hashret.training.fitting.MOST_NUMBERS", 4096 * 100)
     hasher = Hasher("pca", 8).fit(images)
     first = np.unpackbits(hasher.encode(images), axis=1)[:, 0]
     assert abs(int(first[:400].sum()) - int(first[400:].sum())) == 400
@@ -618,11 +616,10 @@ def test_the_fingerprint_is_of_everything_that_makes_a_code(tmp_path: Path, smal
     assert re.fullmatch("[0-9a-f]{64}", expected)
     hasher = Hasher.load(tmp_path / "model")
     preprocessing, member, head = hasher._parts()
-    for name, tensor in [*member.state_dict().items(), *vars(head).items()]:
-        if tensor is None:
-            continue
-        flat = tensor.view(-1) if tensor.ndim else tensor.view(1)
-        before = flat[-1].clone()
+    arrays = {name: tensor.numpy() for name, tensor in member.state_dict().items()} | head.tensors()
+    for name, array in arrays.items():
+        flat = array.reshape(-1)
+        before = flat[-1].copy()
         flat[-1] += 1
         assert fingerprint_of(hasher) != expected, name
         flat[-1] = before
@@ -929,7 +926,7 @@ def test_a_model_is_not_lost_when_the_disk_fails_at_the_last_moment(
     def fail(written: Path, target: Path) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("hashret.hasher.put_in_place", fail)
+    monkeypatch.setattr("hashret.model_folder.put_in_place", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         Hasher("lsh", 16).fit(DIGITS[:20]).save(folder)
     assert Hasher.load(folder).fingerprint == small.fingerprint
@@ -976,8 +973,8 @@ def test_another_head_is_learned_for_a_network_as_it_is(head: str) -> None:
     rows = split(len(DIGITS), 0)[0]
     with torch.no_grad():
         values = learned.member.outputs(x).numpy()
-    expected = HEADS[head](values[rows], 16, 0).margins(torch.from_numpy(values)) > 0
-    assert (pack(expected.numpy()) == other.encode(DIGITS)).all(1).mean() > 0.99
+    expected = HEADS[head](values[rows], 16, 0).margins(values) > 0
+    assert (pack(expected) == other.encode(DIGITS)).all(1).mean() > 0.99
     assert other.training["steps"] == 0
 
 
@@ -995,7 +992,7 @@ def test_margins_say_how_far_each_bit_is_from_flipping(name: str) -> None:
     x = to_input(hasher.preprocessing.batch(images[..., None]), torch.device("cpu")).double()
     head = hasher._parts()[2]
     with torch.no_grad():
-        exact = head.margins(copy.deepcopy(hasher.member).double().outputs(x)).numpy()
+        exact = head.margins(copy.deepcopy(hasher.member).double().outputs(x).numpy())
     assert margins == pytest.approx(exact, rel=1e-6, abs=1e-7)
     _, spread = hasher.margins(DIGITS)
     if name in ("vae", "itq"):  # the units of an anchor graph are wider for the sake of rounding

@@ -16,7 +16,8 @@ from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
 from hashret.models.backbones import DEVIATION, MEAN, Backbone, backbone
-from hashret.models.networks import NETWORKS, Blocked, Network, folded
+from hashret.models.networks import NETWORKS, Network
+from hashret.runtime.folding import Blocked, folded
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 DIGITS = (load_digits().images * 15.9375).astype(np.uint8)  # (1797, 8, 8)

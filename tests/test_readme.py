@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hashret.cli.app import run
-from hashret.heads.heads import HEADS
+from hashret.heads import HEADS
 from hashret.models import MODELS
 from hashret.models.likelihoods import LIKELIHOODS
 

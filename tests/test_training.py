@@ -19,8 +19,9 @@ from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
 from hashret.models.base import Rates
 from hashret.parallel import Progress
+from hashret.runtime.inputs import to_input
 from hashret.training import loop as training
-from hashret.training.loop import Pairs, Training, split, to_input, train
+from hashret.training.loop import Pairs, Training, split, train
 from hashret.training.muon import TURN, Muon, orthogonal
 from hashret.training.options import TrainingOptions
 

@@ -18,7 +18,9 @@ from hashret.models.stacked import StackedDenoisingAutoencoder
 from hashret.models.twin import TwinBottleneck
 from hashret.models.vae import VariationalAutoencoder
 
-__all__ = ["MODELS", "Member"]
+__all__ = ["DEFAULT_MODEL", "MODELS", "Member"]
+
+DEFAULT_MODEL = "contrastive"
 
 MODELS: dict[str, type[Member]] = {
     "ae": Autoencoder,

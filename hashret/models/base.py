@@ -12,6 +12,7 @@ from hashret.models.backbones import PREFIX, backbone
 from hashret.models.likelihoods import LIKELIHOODS
 from hashret.models.networks import NETWORKS, Network, Shape
 
+MAX_WEIGHTS = 2**30  # of a member: four gigabytes, and training needs as much again three times
 FOR_VECTORS = {"network": "mlp", "likelihood": "gaussian"}  # defaults of settings that images have others for
 
 
@@ -140,6 +141,20 @@ class Member(nn.Module):
         remembered = self.likelihood.mean(self.decode(z))
         return remembered if x.ndim == 2 else remembered.clamp(0, 1)
 
+    def begin_with(self, other: "Member") -> None:
+        """Copy the weights of another member's encoder, which must be of the same shapes, and of what else is alike.
+        Raises HashretError for another network."""
+        mine, theirs = self.state_dict(), other.state_dict()
+        alike = {name: tensor for name, tensor in theirs.items() if name in mine and mine[name].shape == tensor.shape}
+        weights = [name for name, _ in self.named_parameters() if name.startswith("encoder.")]
+        lacking = [name for name in weights if name not in alike]
+        if lacking:
+            raise HashretError(
+                "the model to begin with has another network: train both with the same bits, size, and settings of the "
+                f"network ({', '.join(lacking[:3])} differ)"
+            )
+        self.load_state_dict(mine | alike)
+
     @classmethod
     def suited(cls, shape: Shape, images: int) -> dict[str, Any]:
         """Settings that suit so many images of a shape (c, h, w) better than the defaults, by name."""
@@ -150,6 +165,15 @@ class Member(nn.Module):
         """The settings a member takes, by name, with their defaults."""
         signatures = [inspect.signature(c.__init__).parameters.values() for c in cls.__mro__ if issubclass(c, Member)]
         return {p.name: p.default for s in reversed(signatures) for p in s if p.kind is p.KEYWORD_ONLY}
+
+
+def build(member: type[Member], shape: Shape, bits: int, settings: dict[str, Any]) -> Member:
+    """A member with new weights; raises HashretError for more of them than fit into any memory."""
+    with torch.device("meta"):  # takes no memory
+        weights = sum(p.numel() for p in member(shape, bits, **settings).parameters())
+    if weights > MAX_WEIGHTS:
+        raise HashretError(f"a network of {weights:,} weights is too large: choose smaller settings or images")
+    return member(shape, bits, **settings)
 
 
 def check_for_vectors(what: str, name: str, fitting: list[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.heads.heads import Head, anchor_graph
+from hashret.heads import HEADS, Head
 from hashret.models.augment import ViewedAutoencoder
 from hashret.models.base import straight_through_sign
 
@@ -36,13 +36,17 @@ class GraphAutoencoder(ViewedAutoencoder):
 
     def prepare(self, x: Tensor, labels: Tensor | None) -> None:
         super().prepare(x, labels)
-        self.teacher = anchor_graph(x.flatten(1).cpu().numpy(), self.latent, seed=0)
+        self.teacher = HEADS["anchor-graph"](x.flatten(1).cpu().numpy(), self.latent, 0)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         h = self.features(self.view(x) if self.training else x).float()
         terms = self.remembering(straight_through_sign(h), x)
         if self.teacher is not None:
-            with torch.autocast(x.device.type, enabled=False):
-                sure = (self.sharpness * self.teacher.margins(x.flatten(1).float())).sigmoid()
-            terms["teacher"] = F.binary_cross_entropy_with_logits(2 * h, sure)
+            terms["teacher"] = F.binary_cross_entropy_with_logits(2 * h, (self.sharpness * self.margins(x)).sigmoid())
         return terms
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it is NumPy's
+    def margins(self, x: Tensor) -> Tensor:
+        """The teacher's, (n, latent)."""
+        assert self.teacher is not None
+        return torch.from_numpy(self.teacher.margins(x.flatten(1).float().cpu().numpy())).to(x.device)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from hashret.data.contents import Inputs
 from hashret.errors import HashretError
-from hashret.hasher import Hasher, passes
+from hashret.hasher import Hasher
 from hashret.models.base import Member
 from hashret.models.cvae import ConditionalVariationalAutoencoder
 from hashret.models.vae import VariationalAutoencoder
-from hashret.training.loop import device, to_input
+from hashret.runtime import passes
+from hashret.runtime.inputs import device, to_input
 
 Pixels = NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models.denoising import DenoisingAutoencoder
-from hashret.training.loop import device, to_input
+from hashret.runtime.inputs import device, to_input
 
 Pixels = NDArray[np.uint8]
 

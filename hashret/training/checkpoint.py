@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hashret.durable import write_durably
 from hashret.errors import HashretError
+from hashret.model_folder import tensor_bytes
 from hashret.models.base import Member
-from hashret.training.digest import tensor_bytes
 
 
 def identity_of(

@@ -19,11 +19,11 @@ from torch import Tensor
 from hashret.errors import HashretError
 from hashret.models.base import Member
 from hashret.parallel import Progress
+from hashret.runtime.inputs import Images, device, to_input
 from hashret.training.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hashret.training.muon import Muon
 from hashret.training.options import TrainingOptions
 
-Images = NDArray[np.uint8 | np.float32]  # pixels (n, h, w, c), or vectors (n, d)
 Terms = dict[str, Tensor]  # of the loss, by name
 Labels = NDArray[np.int64]  # numbers of classes; -1 for an image without a label
 
@@ -58,24 +58,11 @@ class Batch(NamedTuple):
     same: Tensor | None = None  # (p,)
 
 
-def device() -> torch.device:
-    """A CUDA GPU where there is one, otherwise the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def in_bfloat16(where: torch.device) -> bool:
     """Whether the forward pass of a training is computed in bfloat16 there: on a GPU, and on a processor that can
     multiply such numbers, where steps take two thirds of the time. (PyTorch before 2.11 does not tell.)"""
     able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return where.type == "cuda" or bool(able.get("avx512_bf16"))
-
-
-def to_input(images: Images, where: torch.device) -> Tensor:
-    """Network input, float32 (n, c, h, w) in [0, 1], from uint8 images (n, h, w, c), whose channels stay the last in
-    memory, where convolutions are faster; vectors (n, d) as they are."""
-    if images.ndim == 2:
-        return torch.tensor(images, device=where)
-    return torch.tensor(images, device=where).permute(0, 3, 1, 2).float().div_(255)
 
 
 def split(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
