@@ -31,8 +31,7 @@ def calibrate(
 
     From judged pairs, or from altered copies (cropped, resized, JPEG, brighter, turned) of the images that are indexed.
     """
-    from hashret.collection import Collection, locate
-    from hashret.collection.pairs import read_pairs
+    from hashret.collection import locate
     from hashret.results import TARGET
 
     if pairs is not None and verdicts:
@@ -40,37 +39,48 @@ def calibrate(
     place = locate(collection)
     if plot is not None:
         check_writable(plot.absolute().parent)
-    with Collection.open(place) as there:
-        if pairs is not None:
-            found = there.calibrate(read_pairs(pairs), source=str(pairs))
-        elif verdicts:
-            judged = [(a, b, verdict == "same") for a, b, verdict in there.verdicts()]
-            found = there.calibrate(judged, source="verdicts")
-        else:
-            with progress(quiet) as show:
-                found = there.calibrate(images=images, seed=seed, progress=show)
+    found = _calibrated(place, pairs, verdicts, images, seed, quiet)
     wanted = TARGET if target is None else target
-    radius, why = None, ""
+    radius, reason = None, ""
     try:
         radius = found.radius(wanted)
     except HashretError as error:
-        why = str(error)
+        reason = str(error)
     if as_json:
-        told = {"precision": found.precision().tolist(), "recall": found.recall.tolist()}
-        print(json.dumps({"source": found.source, "items": found.items, "target": wanted, "radius": radius, **told}))
+        curves = {"precision": found.precision().tolist(), "recall": found.recall.tolist()}
+        print(json.dumps({"source": found.source, "items": found.items, "target": wanted, "radius": radius, **curves}))
     else:
         print(*_table(found), sep="\n")
     if plot is not None:
         _draw(found, plot, radius, wanted)
+    _say_radius(found, wanted, radius, reason, quiet)
+    return 0
+
+
+def _calibrated(place: Path, pairs: Path | None, verdicts: bool, images: int, seed: int, quiet: bool) -> "Calibration":
+    """What the radii mean, measured on pairs of a file, on verdicts, or on altered copies of so many images."""
+    from hashret.collection import Collection
+    from hashret.collection.pairs import read_pairs
+
+    with Collection.open(place) as photos:
+        if pairs is not None:
+            return photos.calibrate(read_pairs(pairs), source=str(pairs))
+        if verdicts:
+            judged = [(a, b, verdict == "same") for a, b, verdict in photos.verdicts()]
+            return photos.calibrate(judged, source="verdicts")
+        with progress(quiet) as show:
+            return photos.calibrate(images=images, seed=seed, progress=show)
+
+
+def _say_radius(found: "Calibration", target: float, radius: int | None, reason: str, quiet: bool) -> None:
     copies = sum(map(sum, found.copies.values()))
     among = "" if found.items is None else f" among {found.items:,} items"
     say(f"measured with {copies:,} copies ({found.source}){among}", quiet)
     if radius is None:
-        say(f"hashret: {why}", quiet)
+        say(f"hashret: {reason}", quiet)
     else:
         share = found.recall[radius]
-        say(f"-r auto is {radius} for a precision of {wanted:g}: it finds {share:.1%} of the copies", quiet)
-    return 0
+        say(f"-r auto is {radius} for a precision of {target:g}: it finds {share:.1%} of the copies", quiet)
 
 
 def _table(found: "Calibration") -> list[str]:

@@ -33,33 +33,42 @@ def dupes(
 ) -> int:
     """Print groups of near-duplicates: distance in bits from the one to keep, which comes first, and path."""
     from hashret.collection import Collection, locate
+    from hashret.results import BLOBS
 
     if as_json and script:
         raise typer.BadParameter("give one of --json and --script")
-    with Collection.open(locate(collection), read_only=True) as there:
-        bits = chosen_radius(radius, target, there, quiet)
+    with Collection.open(locate(collection), read_only=True) as photos:
+        bits = chosen_radius(radius, target, photos, quiet)
         assert bits is not None  # there is a default
         with usage("--by"):
-            groups = there.dupes(bits, by=by, keep=keep)
-        blobs = there.path / "blobs"
+            groups = photos.dupes(bits, by=by, keep=keep)
+        blobs = photos.path / BLOBS
     if as_json:
-        told = [[_document(item, d) for item, d in zip(*group, strict=True)] for group in groups]
-        print(json.dumps({"radius": bits, "by": by, "keep": keep, "groups": told}))
+        documents = [[_document(item, d) for item, d in zip(*group, strict=True)] for group in groups]
+        print(json.dumps({"radius": bits, "by": by, "keep": keep, "groups": documents}))
     elif script:
-        print("#!/bin/sh")
-        print(f"# Written by hashret dupes -r {bits} --by {by}. Read it before you run it: it removes files.")
-        print("# Afterwards, hashret index SOURCE --prune forgets them.")
-        for group in groups:
-            print(*_script(group, bits, blobs), sep="\n")
+        _print_script(groups, bits, by, blobs)
     else:
-        for number, group in enumerate(groups):
-            print(end="\n" if number else "")
-            for item, distance in zip(*group, strict=True):
-                print(*(f"{distance:4d}  {path}" for path in item.paths), sep="\n")
+        _print_groups(groups)
     count, paths = len(groups), sum(len(item.paths) for group in groups for item in group.items)
     found = f"{count:,} group{'s' * (count != 1)} of {paths:,} images within {bits} bits"
     say(f"{found}: {paths - count:,} could go", quiet)
     return 0
+
+
+def _print_groups(groups: "list[Group]") -> None:
+    for number, group in enumerate(groups):
+        print(end="\n" if number else "")
+        for item, distance in zip(*group, strict=True):
+            print(*(f"{distance:4d}  {path}" for path in item.paths), sep="\n")
+
+
+def _print_script(groups: "list[Group]", radius: int, by: str, blobs: Path) -> None:
+    print("#!/bin/sh")
+    print(f"# Written by hashret dupes -r {radius} --by {by}. Read it before you run it: it removes files.")
+    print("# Afterwards, hashret index SOURCE --prune forgets them.")
+    for group in groups:
+        print(*_script(group, radius, blobs), sep="\n")
 
 
 def verdict(

@@ -22,7 +22,10 @@ from hashret.cli.common import (
 from hashret.errors import HashretError
 
 if TYPE_CHECKING:
-    from hashret.results import Indexed
+    from hashret.data import records
+    from hashret.results import Indexed, IndexReport
+
+CHECKPOINT = "training.checkpoint"  # in the collection, until it has items
 
 
 def index(
@@ -59,49 +62,63 @@ def index(
     opened = open_source(source, data_root=root, exclude=place)  # says now what is wrong with it
     check_writable(place)
     if not Collection.exists(place):
-        from hashret.cli.train import fit, put_model
-        from hashret.hasher import Hasher
-        from hashret.training.options import TrainingOptions
-
         open_metadata(meta, opened.root)  # likewise, before a model is learned
-        hasher = Hasher()
-        say(f"no model yet: learning {hasher.bits}-bit codes with {hasher.model} from {source}, in 2 minutes", quiet)
-        interrupted = fit(hasher, opened, TrainingOptions(checkpoint=place / "training.checkpoint"), quiet)
-        if not Collection.exists(place):  # as it does where another process was faster
-            put_model(place, hasher, index)
-        if interrupted:
-            say(f"hashret: interrupted at {interrupted}; the model is usable: run the same command to index with it")
+        if not _learn_default(place, source, opened, index, quiet):
             return 130
-
-    def tell(batch: "list[Indexed]") -> None:
-        if jsonl:
-            sys.stdout.writelines(json.dumps(_told(line)) + "\n" for line in batch)
-            sys.stdout.flush()
-
-    with Collection.open(place) as there:
+    committed = _print_lines if jsonl else None
+    with Collection.open(place) as photos:
         if index is not None:
-            there.use_index(index)
+            photos.use_index(index)
         with progress(quiet) as show:
-            report = there.index(
-                source, prune=prune, force=force, metadata=meta, data_root=root, progress=show, committed=tell
+            report = photos.index(
+                source, prune=prune, force=force, metadata=meta, data_root=root, progress=show, committed=committed
             )
-        items = len(there)
+        items = len(photos)
     if items:
-        (place / "training.checkpoint").unlink(missing_ok=True)  # a collection with items takes no other training
+        (place / CHECKPOINT).unlink(missing_ok=True)  # a collection with items takes no other training
     for path, reason in report.failures:
         say(visible(f"hashret: skipped {path}: {reason}"))
     if as_json:
         print(json.dumps({"items": items, **report._asdict()}))
+    _say_report(report, source, f"{items:,} items in {place}", quiet)
+    return 1 if strict and report.failed else 0
+
+
+def _learn_default(place: Path, source: str, opened: "records.Source", index: str | None, quiet: bool) -> bool:
+    """Learn the default model from a source, and make the collection with it; whether nobody interrupted that."""
+    from hashret.cli.train import fit, put_model
+    from hashret.collection import Collection
+    from hashret.hasher import Hasher
+    from hashret.training.options import TrainingOptions
+
+    hasher = Hasher()
+    say(f"no model yet: learning {hasher.bits}-bit codes with {hasher.model} from {source}, in 2 minutes", quiet)
+    interrupted = fit(hasher, opened, TrainingOptions(checkpoint=place / CHECKPOINT), quiet)
+    if not Collection.exists(place):  # as it does where another process was faster
+        put_model(place, hasher, index)
+    if interrupted:
+        say(f"hashret: interrupted at {interrupted}; the model is usable: run the same command to index with it")
+    return not interrupted
+
+
+def _print_lines(batch: "list[Indexed]") -> None:
+    """A line for each path of a batch, now that it is safely stored."""
+    for line in batch:
+        print(json.dumps({key: value for key, value in line._asdict().items() if value is not None}))
+    sys.stdout.flush()
+
+
+def _say_report(report: "IndexReport", source: str, holding: str, quiet: bool) -> None:
+    """What was done. Raises HashretError if there was nothing to do it with."""
     counts = {name: getattr(report, name) for name in ("added", "updated", "unchanged", "removed", "failed")}
     if not any(counts.values()):
         raise HashretError(f"{source} has no images ({report.ignored:,} other files were passed over)")
-    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "added")
+    done = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "added")
     ignored = f"; {report.ignored:,} files that are no images by name passed over" if report.ignored else ""
-    say(f"{told}; {items:,} items in {place}{ignored}", quiet)
+    say(f"{done}; {holding}{ignored}", quiet)
     if report.described or report.unmatched:
         unmatched = f"; {report.unmatched:,} rows name no image here" if report.unmatched else ""
         say(f"metadata of {report.described:,} items changed{unmatched}", quiet)
-    return 1 if strict and report.failed else 0
 
 
 def reindex(
@@ -129,7 +146,3 @@ def reindex(
         what = f"{hasher.model}, {hasher.bits} bits, {hasher.fingerprint[:16]}"
         say(f"{len(there):,} items coded with {what}{lost}", quiet)
     return 0
-
-
-def _told(line: "Indexed") -> dict[str, object]:
-    return {key: value for key, value in line._asdict().items() if value is not None}

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -70,31 +71,49 @@ def query(
     if as_json + jsonl + paths > 1:
         raise typer.BadParameter("give one of --json, --jsonl and --paths")
     k = 10 if k is None and radius is None else k
-    documents, failed, several = [], False, len(images) > 1
+    output = _Output(k, "json" if as_json else "jsonl" if jsonl else "paths" if paths else "lines", len(images) > 1)
     token = os.environ.get("HASHRET_TOKEN")
-    with Client(url, token=token) if url else Collection.open(locate(collection), read_only=True) as there:
-        if where is not None and isinstance(there, Collection):
-            there.matching(where)  # says now, and once, what is wrong with it
-        how = {"k": k, "max_distance": chosen_radius(radius, target, there, quiet), "where": where}
-        for batch in batches(_queries(images, there), TOGETHER, _weight):
-            several |= len(batch) > 1
-            for asked, hits in _answers(there, batch, how, rank, quiet):
-                if isinstance(hits, str):
-                    failed = True
-                    say(visible(f"hashret: {asked.text}: {hits}"))
-                elif as_json:
-                    documents.append(_document(asked, k, hits))
-                elif jsonl:
-                    print(json.dumps(_document(asked, k, hits)))
-                elif paths:
-                    print(*(hit.path for hit in hits), sep="\n", end="\n" if hits else "")
-                else:
-                    if several:
-                        print(asked.text)
-                    print(*(f"{hit.distance:4d}  {hit.path}" for hit in hits), sep="\n", end="\n" if hits else "")
-    if as_json:
-        print(json.dumps(documents if several or failed else documents[0]))
-    return 1 if failed else 0
+    with Client(url, token=token) if url else Collection.open(locate(collection), read_only=True) as photos:
+        if where is not None and isinstance(photos, Collection):
+            photos.matching(where)  # says now, and once, what is wrong with it
+        options = {"k": k, "max_distance": chosen_radius(radius, target, photos, quiet), "where": where}
+        for batch in batches(_queries(images, photos), TOGETHER, _weight):
+            output.several |= len(batch) > 1
+            for asked, hits in _answers(photos, batch, options, rank, quiet):
+                output.put(asked, hits)
+    output.finish()
+    return 1 if output.failed else 0
+
+
+@dataclass
+class _Output:
+    """Answers as they are printed: in a form of "json", all as one document, "jsonl", "paths" or "lines"."""
+
+    k: int | None
+    form: str
+    several: bool  # whether there is more than one query
+    failed: bool = False
+    _documents: list[dict[str, Any]] = field(default_factory=list)
+
+    def put(self, asked: _Query, hits: "list[Hit] | str") -> None:
+        """Print, or keep, the hits of a query, or say what is wrong with it."""
+        if isinstance(hits, str):
+            self.failed = True
+            say(visible(f"hashret: {asked.text}: {hits}"))
+        elif self.form == "json":
+            self._documents.append(_document(asked, self.k, hits))
+        elif self.form == "jsonl":
+            print(json.dumps(_document(asked, self.k, hits)))
+        elif self.form == "paths":
+            print(*(hit.path for hit in hits), sep="\n", end="\n" if hits else "")
+        else:
+            if self.several:
+                print(asked.text)
+            print(*(f"{hit.distance:4d}  {hit.path}" for hit in hits), sep="\n", end="\n" if hits else "")
+
+    def finish(self) -> None:
+        if self.form == "json":
+            print(json.dumps(self._documents if self.several or self.failed else self._documents[0]))
 
 
 def _queries(texts: list[str], collection: "Collection | Client") -> Iterator[_Query]:
