@@ -29,8 +29,9 @@ def check_codes(codes: Any, bits: int | None = None) -> Codes:
         raise ValueError(f"codes must be a uint8 array of shape (n, bits // 8), not {found}")
     if codes.ndim != 2:
         raise ValueError(f"codes must have shape (n, bits // 8), not {codes.shape}")
-    check_bits(codes.shape[1] * 8)
-    if bits is not None and codes.shape[1] * 8 != check_bits(bits):
+    if bits is None:
+        check_bits(codes.shape[1] * 8)
+    elif codes.shape[1] * 8 != check_bits(bits):
         raise ValueError(f"codes must have {bits} bits, not {codes.shape[1] * 8}")
     if not codes.flags.c_contiguous:
         raise ValueError("codes must be C-contiguous; pass numpy.ascontiguousarray(codes)")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from hashret.codes import Codes
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
-from hashret.indexes.kernels_heap import Ids
+from hashret.indexes.kernels_heap import Heaps, Ids
 from hashret.indexes.kernels_nearest import expand_nearest
-from hashret.indexes.segments import Heaps, as_filter, from_words, offer_nearest, within
+from hashret.indexes.segments import as_filter, from_words, offer_nearest, within
 from hashret.indexes.states import State
 from hashret.indexes.updatable import UpdatableIndex
 from hashret.process import one_faiss_thread
@@ -80,7 +80,7 @@ class FaissIndex(UpdatableIndex):
         if state.engine is not None:
             with one_faiss_thread():
                 _, matches = state.engine.search(queries, min(heaps.ids.shape[1], len(state.base.codes)))
-            expand_nearest(state.base, words, matches, *as_filter(allowed), *heaps)
+            expand_nearest(state.base, words, matches, *as_filter(allowed), heaps)
         offer_nearest(state.base, words, allowed, heaps)  # the rows left short
 
     def _matches(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:

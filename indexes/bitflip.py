@@ -15,9 +15,9 @@ from hashret.codes import Codes
 from hashret.indexes import streaming
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
-from hashret.indexes.kernels_heap import Ids
+from hashret.indexes.kernels_heap import Heaps, Ids
 from hashret.indexes.protocol import Path
-from hashret.indexes.segments import Heaps, offer_nearest, within
+from hashret.indexes.segments import offer_nearest, within
 from hashret.indexes.states import State
 from hashret.indexes.tables import with_tables
 from hashret.indexes.updatable import UpdatableIndex

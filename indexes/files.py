@@ -14,7 +14,7 @@ import secrets
 import zlib
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,20 +123,11 @@ def read(
     """
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        prelude = file.read(_PRELUDE)
-        if prelude[:7] != MAGIC[:7]:
-            raise HashretError(f"{path} is not a saved index; save one there with index.save")
-        if prelude[:8] != MAGIC:
-            raise HashretError(f"{path} was saved by another version of hashret; build the index again")
-        header = file.read(int.from_bytes(prelude[8:12], "little"))
-        if len(prelude) < _PRELUDE or zlib.crc32(header) != int.from_bytes(prelude[12:16], "little"):
-            raise damaged(path, "its header does not match its checksum")
+        fields, offset = _read_header(file, path)
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    fields = json.loads(header)
     if fields["kind"] != kind:
         raise HashretError(f"{path} holds a {fields['kind']} index, not {kind}; load it with the class that saved it")
     arrays: Arrays = {}
-    offset = _PRELUDE + len(header)
     for entry in fields["arrays"]:
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
         count = int(np.prod(shape, dtype=np.int64))
@@ -153,6 +144,19 @@ def read(
     if offset != size:
         raise damaged(path, "it is longer than it was")
     return fields["settings"], arrays
+
+
+def _read_header(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
+    """The header's fields, and where the arrays begin."""
+    prelude = file.read(_PRELUDE)
+    if prelude[:7] != MAGIC[:7]:
+        raise HashretError(f"{path} is not a saved index; save one there with index.save")
+    if prelude[:8] != MAGIC:
+        raise HashretError(f"{path} was saved by another version of hashret; build the index again")
+    header = file.read(int.from_bytes(prelude[8:12], "little"))
+    if len(prelude) < _PRELUDE or zlib.crc32(header) != int.from_bytes(prelude[12:16], "little"):
+        raise damaged(path, "its header does not match its checksum")
+    return json.loads(header), _PRELUDE + len(header)
 
 
 def damaged(path: str | os.PathLike[str], reason: str) -> HashretError:

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.indexes.jit import inlined, popcount, prefetch, trailing_zeros
-from hashret.indexes.kernels_codes import ZERO, Words, distance, substring
+from hashret.indexes.kernels_codes import ZERO, Query, Words, distance, substring
 from hashret.indexes.kernels_heap import Ids
 
 STRETCH = 1024  # blocks, an even number, whose least distances are known before any of them is looked at closely
@@ -61,11 +61,22 @@ class Segment(NamedTuple):
     bounds: NDArray[np.uint32]  # where the postings of each such bucket begin, and, a table's last, end
     postings: NDArray[np.uint32]  # (m - 1, d): numbers of codes; table 0 needs none, as codes are sorted by substring 0
     sifts: NDArray[np.uint32]  # (m - 1, d): the sift beside each posting; or empty
-    plan: NDArray[np.int64]  # (6,): careless, patient, fair, deepest, hopeful, budget; see `flip_nearest`
+    plan: NDArray[np.int64]  # (6,): a `Plan`
     centres: Words  # (words, b), word after word: of balls, see `kernels_balls`; none if codes do not gather in them
     radii: NDArray[np.int32]  # (b,): of the balls; FAR where there is no centre
     begins: NDArray[np.uint32]  # (b + 1,): where the members of each begin, and the last one's end; or empty
     members: NDArray[np.uint32]  # (d,): numbers of codes, ball after ball; or empty
+
+
+class Plan(NamedTuple):
+    """How far flipping goes before a scan is cheaper, worked out once per segment."""
+
+    free: int  # the level up to which flipping costs next to nothing beside a scan
+    cheap: int  # the level up to which it costs a small part of one
+    quarter: int  # the level up to which it costs a fourth: the share of each of many queries that share a scan
+    last: int  # the level up to which it costs no more than one
+    promising: int  # the distance of the nearest code met up to which flipping goes on from `free` to `cheap`
+    budget: int  # candidates that cost as much as a scan
 
 
 class Workspace(NamedTuple):
@@ -88,10 +99,16 @@ class Workspace(NamedTuple):
 
 
 @inlined
-def cut_query(segment: Segment, queries: Words, q: int, work: Workspace) -> None:
-    """Set `own` for query q."""
+def plan_of(segment: Segment) -> Plan:
+    plan = segment.plan
+    return Plan(plan[0], plan[1], plan[2], plan[3], plan[4], plan[5])
+
+
+@inlined
+def cut_query(segment: Segment, query: Query, work: Workspace) -> None:
+    """Set `own` for the query."""
     for t in range(len(segment.cuts)):
-        work.own[t] = substring(queries, q, segment.cuts[t, 0], segment.cuts[t, 1])
+        work.own[t] = substring(query.queries, query.q, segment.cuts[t, 0], segment.cuts[t, 1])
 
 
 @inlined
@@ -189,7 +206,7 @@ def gather(segment: Segment, t: int, begin: int, end: int, room: int, work: Work
 
 
 @inlined
-def differences(segment: Segment, queries: Words, q: int, t: int, low: int, high: int, work: Workspace) -> None:
+def differences(segment: Segment, query: Query, t: int, low: int, high: int, work: Workspace) -> None:
     """Write in how many bits the sifts in places low ... high - 1 of table t differ from the query's.
 
     For table 0, which has the codes themselves at hand, their distances, 127 at most.
@@ -198,18 +215,16 @@ def differences(segment: Segment, queries: Words, q: int, t: int, low: int, high
     if t == 0:
         codes = segment.codes[low:high]
         for i in range(len(codes)):
-            differ[i] = min(127, distance(codes, i, queries, q))
+            differ[i] = min(127, distance(codes, i, query.queries, query.q))
         return
     sifts = segment.sifts[t - 1, low:high]
-    own = np.uint64(substring(queries, q, segment.cuts[t, 3], segment.cuts[t, 4]))
+    own = np.uint64(substring(query.queries, query.q, segment.cuts[t, 3], segment.cuts[t, 4]))
     for i in range(len(sifts)):
         differ[i] = popcount(np.uint64(sifts[i]) ^ own)
 
 
 @inlined
-def sift(
-    segment: Segment, queries: Words, q: int, t: int, begin: int, end: int, bound: int, work: Workspace, n: int
-) -> int:
+def sift(segment: Segment, query: Query, t: int, begin: int, end: int, bound: int, work: Workspace, n: int) -> int:
     """Write the places in some ranges of table t of the codes that differ in at most `bound` bits after the n met.
 
     Returns how many then; -1 if all that was sifted costs more than a scan, or there is no room.
@@ -219,11 +234,11 @@ def sift(
     for i in range(begin, end):
         first, last = work.ranges[i, 0], work.ranges[i, 1]
         work.walked[0] += last - first
-        if work.walked[0] > WALKED * segment.plan[5] or n + last - first > len(met):
+        if work.walked[0] > WALKED * plan_of(segment).budget or n + last - first > len(met):
             return -1
         for low in range(first, last, SIFTED):
             high = min(low + SIFTED, last)
-            differences(segment, queries, q, t, low, high, work)
+            differences(segment, query, t, low, high, work)
             for eight in range(low, high, 8):
                 near = ~(work.eights[(eight - low) >> 3] + beyond) & high_bits
                 if high - eight < 8:
@@ -236,9 +251,7 @@ def sift(
 
 
 @inlined
-def meet(
-    segment: Segment, queries: Words, q: int, level: int, bound: int, room: int, work: Workspace
-) -> tuple[int, int]:
+def meet(segment: Segment, query: Query, level: int, bound: int, room: int, work: Workspace) -> tuple[int, int]:
     """Meet the codes of a level, at most `room`: from where to where in `met` their numbers are (-1: too many).
 
     Level 0 looks up the first m levels, for which one look-up each is enough, together, and unless codes are sifted
@@ -258,13 +271,13 @@ def meet(
     if level < m and not sifted:
         return ends[level], ends[level + 1]
     if level < m:
-        n = sift(segment, queries, q, t, opened[t], opened[t + 1], bound, work, ZERO)
+        n = sift(segment, query, t, opened[t], opened[t + 1], bound, work, ZERO)
     else:
         flip, last = (1 << s) - 1, 1 << segment.cuts[t, 1]
         while flip < last and n >= 0:
             flip, count = look_up(segment, s, t, flip, work, ZERO)
             if sifted:
-                n = sift(segment, queries, q, t, ZERO, count, bound - s if t else bound, work, n)
+                n = sift(segment, query, t, ZERO, count, bound - s if t else bound, work, n)
             else:
                 n = gather(segment, t, ZERO, count, room, work, n)
     if sifted and n > room:

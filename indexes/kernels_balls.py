@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.indexes.jit import inlined, popcount, prefetch
-from hashret.indexes.kernels import Segment, Workspace
-from hashret.indexes.kernels_codes import FAR, Words, distance, longest
-from hashret.indexes.kernels_heap import Distances, Ids
-from hashret.indexes.kernels_items import offer_aside, put_aside
+from hashret.indexes.kernels import Segment, Workspace, plan_of
+from hashret.indexes.kernels_codes import FAR, ZERO, Query, Words, distance, longest
+from hashret.indexes.kernels_heap import Heap
+from hashret.indexes.kernels_items import Aside, offer_aside, put_aside
 
 ONE: Any = np.int64(1 << 32)  # a bit, where the number of a ball stands in the lower half
 SHARE = 8  # of what a scan costs, one part is spent on balls before flipping is left to do it all
@@ -43,10 +43,10 @@ def measure(centres: Words, queries: Words, q: int, out: NDArray[np.int32]) -> N
 
 
 @inlined
-def measure_gaps(segment: Segment, queries: Words, q: int, work: Workspace) -> None:
+def measure_gaps(segment: Segment, query: Query, work: Workspace) -> None:
     """Write the gap of each ball."""
     radii, gaps = segment.radii, work.gaps[: len(segment.radii)]
-    measure(segment.centres, queries, q, gaps)
+    measure(segment.centres, query.queries, query.q, gaps)
     for i in range(len(radii)):
         gaps[i] = max(0, gaps[i] - radii[i])
 
@@ -71,30 +71,19 @@ def member(segment: Segment, ball: int, i: int) -> int:
 
 
 @inlined
-def balls_nearest(
-    segment: Segment,
-    queries: Words,
-    q: int,
-    allowed: Ids,
-    filtered: bool,
-    distances: Distances,
-    ids: Ids,
-    n: int,
-    work: Workspace,
-) -> tuple[int, int]:
-    """Search query q by balls: the heap's new size, and the level to go on from: FAR (none), or 0 (all is to be done).
+def balls_nearest(segment: Segment, query: Query, heap: Heap, n: int, work: Workspace) -> tuple[int, int]:
+    """Search a query by balls: the heap's new size, and the level to go on from: FAR (none), or 0 (all is to be done).
 
     See `kernels_nearest.flip_nearest` for how codes are put aside until it is known that balls will do.
     """
-    k, room, gaps = len(ids), segment.plan[5] // SHARE, work.gaps
-    count, near, tight = 0, 0, longest(segment.codes)
-    work.tally[: tight + 1] = 0
-    measure_gaps(segment, queries, q, work)
+    room, gaps, aside = plan_of(segment).budget // SHARE, work.gaps, Aside(ZERO, ZERO, ZERO + longest(segment.codes))
+    work.tally[: aside.tight + 1] = 0
+    measure_gaps(segment, query, work)
     while True:
-        least, ball, codes = within_reach(segment, tight, work)
-        if least > tight:
-            return offer_aside(segment, count, tight, allowed, filtered, distances, ids, n, work), FAR
-        if near >= k and codes > room:
+        least, ball, codes = within_reach(segment, aside.tight, work)
+        if least > aside.tight:
+            return offer_aside(segment, aside, heap, n, work), FAR
+        if aside.near >= len(heap.ids) and codes > room:
             return n, 0
         gaps[ball] = FAR
         size = np.int64(segment.begins[ball + 1]) - np.int64(segment.begins[ball])
@@ -104,26 +93,26 @@ def balls_nearest(
         for i in range(size + AHEAD):
             j = member(segment, ball, i)
             if j >= 0:
-                d = distance(segment.codes, j, queries, q)
-                if d <= tight:
-                    count, near, tight = put_aside(segment, j, d, allowed, filtered, k, count, near, tight, work)
+                d = distance(segment.codes, j, query.queries, query.q)
+                if d <= aside.tight:
+                    aside = put_aside(segment, j, d, heap, aside, work)
 
 
 @inlined
 def balls_within(
-    segment: Segment, queries: Words, q: int, radius: int, found: NDArray[np.uint32], work: Workspace
+    segment: Segment, query: Query, radius: int, found: NDArray[np.uint32], work: Workspace
 ) -> tuple[int, int]:
-    """Find the codes within `radius` bits of query q by balls: how many, and the level to go on from: FAR, or 0."""
+    """Find the codes within `radius` bits of a query by balls: how many, and the level to go on from: FAR, or 0."""
     n = 0
-    measure_gaps(segment, queries, q, work)
+    measure_gaps(segment, query, work)
     _, _, codes = within_reach(segment, radius, work)
-    if codes > segment.plan[5] // SHARE:
+    if codes > plan_of(segment).budget // SHARE:
         return 0, 0
     for ball in range(len(segment.radii)):
         if work.gaps[ball] <= radius:
             for i in range(np.int64(segment.begins[ball + 1]) - np.int64(segment.begins[ball]) + AHEAD):
                 j = member(segment, ball, i)
-                if j >= 0 and distance(segment.codes, j, queries, q) <= radius:
+                if j >= 0 and distance(segment.codes, j, query.queries, query.q) <= radius:
                     found[n] = j
                     n += 1
     return n, FAR

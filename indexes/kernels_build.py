@@ -1,6 +1,6 @@
 """The kernels that build tables and balls, and find items by their ids."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from hashret.indexes.jit import allocating, inlined, kernel, trailing_zeros
 from hashret.indexes.kernels import Segment, Workspace
 from hashret.indexes.kernels_balls import COMPARED, measure
-from hashret.indexes.kernels_codes import FAR, Words, distance, substring
+from hashret.indexes.kernels_codes import FAR, Query, Words, distance, substring
 from hashret.indexes.kernels_heap import Ids
 from hashret.indexes.kernels_within import flip_within
 
 FEW = 32  # a ball has at least so many members
-ASTRAY, BESIDE = 64, 512  # so many codes in none are always put up with, and one beside so many that are in one
+OUTLIERS, BESIDE = 64, 512  # so many codes in none are always put up with, and one beside so many that are in one
 SPENT = 128  # codes that are met, for each there is, cost too much; so does what costs as much
 VOTERS = 64  # as many codes tell where their centre is
 
@@ -141,18 +141,58 @@ def take_centre(codes: Words, chosen: Numbers, n: int, votes: Ids, centre: Words
             out[w] |= np.uint64(2 * votes[(w << 6) + bit] > voters) << np.uint64(bit)
 
 
+class Balls(NamedTuple):
+    """Room for balls, and for what finding one scribbles on."""
+
+    centres: Words  # (words, most)
+    radii: NDArray[np.int32]  # (most,)
+    ball: Numbers  # (d,): the number of each code's ball; of a code in none, `most`, or how many there are at last
+    apart: NDArray[np.int32]  # (most,): the distances of a code from the centres
+    found: Numbers  # (d,): codes near a centre
+    votes: Ids  # (64 words,)
+    centre: Words  # (1,) or (1, words)
+
+
 @inlined
-def join(codes: Words, j: int, centres: Words, radii: NDArray[np.int32], reach: int, apart: NDArray[np.int32]) -> int:
-    """The ball whose centre is nearest to code j, which it now reaches, if that is within `reach` bits; else -1."""
-    apart = apart[: len(radii)]
-    measure(centres, codes, j, apart)
-    nearest = -1
+def join(codes: Words, j: int, balls: Balls, number: int, reach: int) -> bool:
+    """Put code j into the one of so many balls whose centre is nearest, if that is within `reach` bits."""
+    apart, radii, nearest = balls.apart[:number], balls.radii[:number], -1
+    measure(balls.centres[:, :number], codes, j, apart)
     for b in range(len(radii)):
         if apart[b] <= reach:
             nearest, reach = b, apart[b] - 1
     if nearest >= 0:
         radii[nearest] = max(radii[nearest], reach + 1)
-    return nearest
+        balls.ball[j] = nearest
+    return nearest >= 0
+
+
+@inlined
+def find_members(segment: Segment, founder: int, balls: Balls, reach: int, work: Workspace) -> tuple[int, int]:
+    """Set `found` to codes in no ball within reach of `centre`, the middle of those around a founder: how many, and how
+    many codes were met on the way."""
+    m, query, found, members = len(segment.cuts), Query(balls.centre, 0), balls.found, 0
+    found[0] = founder
+    take_centre(segment.codes, found, 1, balls.votes, balls.centre)
+    n, _, around = flip_within(segment, query, reach, m - 1, found, work)
+    if n:
+        take_centre(segment.codes, found, n, balls.votes, balls.centre)
+    n, _, met = flip_within(segment, query, reach, 2 * m - 1, found, work)
+    for i in range(n):
+        found[members] = found[i]
+        members += balls.ball[found[i]] == len(balls.radii)
+    return members, around + met
+
+
+@inlined
+def found_ball(codes: Words, balls: Balls, number: int, members: int) -> None:
+    """Make the ball of this number of the members found around `centre`."""
+    for i in range(members):
+        balls.ball[balls.found[i]] = number
+        apart = distance(codes, np.int64(balls.found[i]), balls.centre, 0)
+        balls.radii[number] = max(balls.radii[number], apart)
+    for w in range(len(balls.centres)):
+        balls.centres[w, number] = balls.centre.reshape(len(balls.centres))[w]
 
 
 @allocating
@@ -163,53 +203,49 @@ def gather_balls(segment: Segment, reach: int, work: Workspace) -> tuple[Words, 
     One code after the other, if it is in no ball yet, joins the nearest centre within `reach` bits, or founds a ball.
     The ball's centre is the middle of the codes within reach of the founder that share a substring with it. Members are
     the codes within reach of the centre, be the founder one or not, that share a substring with it but for a bit. If
-    they are few, there is no ball, and the founder goes astray; but it may join one that is founded later. Who is left
-    at last is in a ball whose radius is FAR and whose centre means nothing.
+    they are few, there is no ball, and the founder is an outlier; but it may join a ball that is founded later. The
+    outliers left at last are in a ball whose radius is FAR and whose centre means nothing.
     """
-    count, words, m = len(segment.codes), segment.codes.size // len(segment.codes), len(segment.cuts)
+    count, words = len(segment.codes), segment.codes.size // len(segment.codes)
     most = count // FEW + 1
-    centres, radii, ball = np.zeros((words, most), np.uint64), np.zeros(most, np.int32), np.full(count, most, np.uint32)
-    found, votes, centre = np.empty(count, np.uint32), np.empty(64 * words, np.int64), np.empty_like(segment.codes[:1])
-    apart, balls, taken, astray, spent = np.empty(most, np.int32), 0, 0, 0, 0
+    balls = Balls(
+        np.zeros((words, most), np.uint64),
+        np.zeros(most, np.int32),
+        np.full(count, most, np.uint32),
+        np.empty(most, np.int32),
+        np.empty(count, np.uint32),
+        np.empty(64 * words, np.int64),
+        np.empty_like(segment.codes[:1]),
+    )
+    centres, radii, ball = balls.centres, balls.radii, balls.ball
+    number = 0  # of balls
+    gathered = 0  # codes
+    outliers = 0
+    spent = 0  # codes met, or distances that cost as much
     for j in range(count):
         if ball[j] < most:
             continue
-        nearest = join(segment.codes, j, centres[:, :balls], radii[:balls], reach, apart)
-        spent += balls * words // COMPARED
-        if nearest >= 0:
-            ball[j], taken = nearest, taken + 1
+        spent += number * words // COMPARED
+        if join(segment.codes, j, balls, number, reach):
+            gathered += 1
             continue
-        found[0] = j
-        take_centre(segment.codes, found, 1, votes, centre)
-        n, _, met = flip_within(segment, centre, 0, reach, m - 1, found, work)
+        members, met = find_members(segment, j, balls, reach, work)
         spent += met
-        if n:
-            take_centre(segment.codes, found, n, votes, centre)
-        n, _, met = flip_within(segment, centre, 0, reach, 2 * m - 1, found, work)
-        spent += met
-        members = 0
-        for i in range(n):
-            found[members] = found[i]
-            members += ball[found[i]] == most
-        astray += members < FEW
-        if astray > ASTRAY + taken // BESIDE or spent > SPENT * count:
+        outliers += members < FEW
+        if outliers > OUTLIERS + gathered // BESIDE or spent > SPENT * count:
             return centres[:, :0], radii[:0], ball
-        if members < FEW:
-            continue
-        for i in range(members):
-            ball[found[i]] = balls
-            radii[balls] = max(radii[balls], distance(segment.codes, np.int64(found[i]), centre, 0))
-        for w in range(words):
-            centres[w, balls] = centre.reshape(words)[w]
-        balls, taken = balls + 1, taken + members
+        if members >= FEW:
+            found_ball(segment.codes, balls, number, members)
+            number, gathered = number + 1, gathered + members
+    outliers = 0
     for j in range(count):
-        if ball[j] == most and balls:
-            nearest = join(segment.codes, j, centres[:, :balls], radii[:balls], reach, apart)
-            ball[j] = nearest if nearest >= 0 else balls
-    if balls and np.any(ball == balls):
-        radii[balls] = FAR
-        balls += 1
-    return centres[:, :balls], radii[:balls], ball
+        if number and ball[j] == most and not join(segment.codes, j, balls, number, reach):
+            ball[j] = number
+            outliers += 1
+    if outliers:
+        radii[number] = FAR
+        number += 1
+    return centres[:, :number], radii[:number], ball
 
 
 @allocating

@@ -4,7 +4,7 @@ Shape (n,) if one word holds a code, else (n, words). Each function here is comp
 several.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.extending import overload
@@ -18,6 +18,13 @@ FAR = 1 << 12  # more than any distance
 BLOCK = 1024  # codes compared with every waiting query while they are in the fastest cache
 PART = 64  # codes of a block compared once more to find which are near
 ZERO: Any = np.int64(0)  # a mere 0 is of a type of its own to Numba, which compiles what it is given to once more
+
+
+class Query(NamedTuple):
+    """One query of a batch."""
+
+    queries: Words  # (q,) or (q, words)
+    q: int  # its row
 
 
 def distance(codes: Words, j: int | np.int64, queries: Words, q: int) -> int:

@@ -1,5 +1,7 @@
 """Max-heaps by (distance, id): the k best of what was offered."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,30 @@ from hashret.indexes.jit import inlined, kernel
 
 Ids = NDArray[np.int64]
 Distances = NDArray[np.int32]
+
+
+class Heap(NamedTuple):
+    """Room for the k best items of a query, and which items may be among them."""
+
+    distances: Distances  # (k,)
+    ids: Ids  # (k,)
+    allowed: Ids  # ascending
+    filtered: bool  # whether only ids in `allowed` may
+
+
+class Heaps(NamedTuple):
+    """The best k items so far of each query: max-heaps by (distance, id), a row each."""
+
+    distances: Distances  # (q, k)
+    ids: Ids  # (q, k)
+    sizes: Ids  # (q,): how many there are
+    reached: Ids  # (q,): the first level at which the segment at hand is still to be searched
+
+    def rows(self, low: int, high: int) -> "Heaps":
+        """The heaps of some queries."""
+        if low == 0 and high == len(self.sizes):
+            return self
+        return Heaps(self.distances[low:high], self.ids[low:high], self.sizes[low:high], self.reached[low:high])
 
 
 @inlined

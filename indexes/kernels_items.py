@@ -1,10 +1,20 @@
 """The kernels that go from a code to its items: which of them qualify, and offering these to a heap."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from hashret.indexes.jit import inlined, prefetch
 from hashret.indexes.kernels import Segment, Workspace, marked
-from hashret.indexes.kernels_heap import Distances, Ids, push
+from hashret.indexes.kernels_heap import Heap, Ids, push
+
+
+class Aside(NamedTuple):
+    """The codes put aside, which may be among the nearest."""
+
+    size: int
+    near: int  # how many qualifying items there are within `tight` bits
+    tight: int  # no more than so far is the k-th nearest item
 
 
 @inlined
@@ -50,84 +60,60 @@ def qualifying(segment: Segment, j: int, allowed: Ids, filtered: bool) -> int:
 
 
 @inlined
-def offer(
-    segment: Segment, j: int, d: int, allowed: Ids, filtered: bool, distances: Distances, ids: Ids, n: int
-) -> int:
-    """Offer the ids of code j, at distance d, to the heap of the best k so far; its new size."""
+def offer(segment: Segment, j: int, d: int, heap: Heap, n: int) -> int:
+    """Offer the ids of code j, at distance d, to the heap of the best n so far; its new size."""
+    distances, ids = heap.distances, heap.ids
     low, high = other_slots(segment, j)
     slot = j
     for following in range(low, high + 1):
         candidate = np.int64(segment.ids[slot])
         if n == len(ids) and (d > distances[0] or (d == distances[0] and candidate > ids[0])):
             break  # ids ascend within a posting list: the rest is no better
-        if qualifies(segment, slot, allowed, filtered):
+        if qualifies(segment, slot, heap.allowed, heap.filtered):
             n = push(distances, ids, n, d, candidate)
         slot = following
     return n
 
 
 @inlined
-def put_aside(
-    segment: Segment,
-    j: int | np.int64,
-    d: int,
-    allowed: Ids,
-    filtered: bool,
-    k: int,
-    count: int,
-    near: int,
-    tight: int,
-    work: Workspace,
-) -> tuple[int, int, int]:
-    """Put code j, at distance d, beside the `count` that may be among the nearest: the new count, near and tight.
+def put_aside(segment: Segment, j: int | np.int64, d: int, heap: Heap, aside: Aside, work: Workspace) -> Aside:
+    """Put code j, at distance d, beside those put aside.
 
-    `tally` counts the qualifying items at each distance; `near` are those within `tight`, which sinks while k are left.
+    `tally` counts the qualifying items at each distance; `tight` sinks while k are left within it.
     """
-    work.aside[count, 0], work.aside[count, 1] = j, d
-    items = qualifying(segment, j, allowed, filtered)
+    work.aside[aside.size, 0], work.aside[aside.size, 1] = j, d
+    items = qualifying(segment, j, heap.allowed, heap.filtered)
     work.tally[d] += items
-    near += items
-    while near - work.tally[tight] >= k:
+    near, tight = aside.near + items, aside.tight
+    while near - work.tally[tight] >= len(heap.ids):
         near -= work.tally[tight]
         tight -= 1
-    return count + 1, near, tight
+    return Aside(aside.size + 1, near, tight)
 
 
 @inlined
-def keep_aside(segment: Segment, count: int, tight: int, work: Workspace) -> int:
+def keep_aside(segment: Segment, aside: Aside, work: Workspace) -> int:
     """Keep those of the codes put aside that are within `tight` bits, and ask for their ids: how many they are."""
-    aside, kept = work.aside, 0
-    for i in range(count):
-        prefetch(segment.ids, aside[i, 0])
-        aside[kept, 0], aside[kept, 1] = aside[i, 0], aside[i, 1]
-        kept += aside[i, 1] <= tight
+    codes, kept = work.aside, 0
+    for i in range(aside.size):
+        prefetch(segment.ids, codes[i, 0])
+        codes[kept, 0], codes[kept, 1] = codes[i, 0], codes[i, 1]
+        kept += codes[i, 1] <= aside.tight
     return kept
 
 
 @inlined
-def offer_kept(
-    segment: Segment, kept: int, allowed: Ids, filtered: bool, distances: Distances, ids: Ids, n: int, work: Workspace
-) -> int:
+def offer_kept(segment: Segment, kept: int, heap: Heap, n: int, work: Workspace) -> int:
     """Offer the codes kept to the heap; its new size."""
     for i in range(kept):
         j, d = np.int64(work.aside[i, 0]), np.int64(work.aside[i, 1])
-        n = offer(segment, j, d, allowed, filtered, distances, ids, n)
+        n = offer(segment, j, d, heap, n)
     return n
 
 
 @inlined
-def offer_aside(
-    segment: Segment,
-    count: int,
-    tight: int,
-    allowed: Ids,
-    filtered: bool,
-    distances: Distances,
-    ids: Ids,
-    n: int,
-    work: Workspace,
-) -> int:
+def offer_aside(segment: Segment, aside: Aside, heap: Heap, n: int, work: Workspace) -> int:
     """Offer the codes put aside that are within `tight` bits to the heap; its new size."""
-    kept = keep_aside(segment, count, tight, work)
-    offered: int = offer_kept(segment, kept, allowed, filtered, distances, ids, n, work)
+    kept = keep_aside(segment, aside, work)
+    offered: int = offer_kept(segment, kept, heap, n, work)
     return offered

@@ -11,9 +11,10 @@ from hashret.indexes.kernels import (
     cut_query,
     is_new,
     meet,
+    plan_of,
 )
 from hashret.indexes.kernels_balls import balls_within
-from hashret.indexes.kernels_codes import BLOCK, PART, ZERO, Words, distance, least_distance
+from hashret.indexes.kernels_codes import BLOCK, PART, ZERO, Query, Words, distance, least_distance
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import other_slots, qualifies
 
@@ -24,49 +25,52 @@ RANKED = 256  # so many ids are compared with each other faster than they are so
 
 @kernel
 def flip_within(
-    segment: Segment, queries: Words, q: int, radius: int, last: int, found: Numbers, work: Workspace
+    segment: Segment, query: Query, radius: int, last: int, found: Numbers, work: Workspace
 ) -> tuple[int, int, int]:
-    """Find the codes within `radius` bits of query q by flipping bits: how many, the level a scan must start from, and
+    """Find the codes within `radius` bits of a query by flipping bits: how many, the level a scan must start from, and
     how many codes were met.
 
     Level after level up to the radius, or up to `last` if that is less, unless there are too many codes (see `kernels`
     for the levels, and why this finds each code, once).
     """
-    n, level, room, high = 0, ZERO, segment.plan[5], 0
-    cut_query(segment, queries, q, work)
+    n, level, budget, high = 0, ZERO, plan_of(segment).budget, 0
+    room = budget
+    cut_query(segment, query, work)
     if last >= 0:
-        announce(segment, queries, q)
+        announce(segment, query.queries, query.q)
     while level <= min(radius, last):
-        low, high = meet(segment, queries, q, level, radius, room, work)
+        low, high = meet(segment, query, level, radius, room, work)
         if high < 0:
             break
         if level >= len(segment.cuts) - 1 or len(segment.sifts):
             room -= high
         for i in range(low, high):
             j = np.int64(work.met[i])
-            if distance(segment.codes, j, queries, q) <= radius and is_new(segment, j, level, work):
+            if distance(segment.codes, j, query.queries, query.q) <= radius and is_new(segment, j, level, work):
                 found[n] = j
                 n += 1
         level += 1
     work.probes[0] += work.looks[level + (high < 0)]
-    return n, level, segment.plan[5] - (room if high >= 0 else 0)
+    return n, level, budget - (room if high >= 0 else 0)
 
 
 @kernel
 def scan_within(
-    segment: Segment, queries: Words, q: int, radius: int, level: int, found: Numbers, n: int, work: Workspace
+    segment: Segment, query: Query, radius: int, level: int, found: Numbers, n: int, work: Workspace
 ) -> int:
-    """Find the codes within `radius` bits of query q first met at `level` or later; how many with the n before."""
+    """Find the codes within `radius` bits of a query first met at `level` or later; how many with the n before."""
     for begin in range(0, len(segment.codes), BLOCK):
         block = segment.codes[begin : begin + BLOCK]
-        if least_distance(block, queries, q) > radius:
+        if least_distance(block, query.queries, query.q) > radius:
             continue
         for low in range(0, len(block), PART):
             part = block[low : low + PART]
-            if least_distance(part, queries, q) > radius:
+            if least_distance(part, query.queries, query.q) > radius:
                 continue
             for i in range(len(part)):
-                if distance(part, i, queries, q) <= radius and is_new(segment, begin + low + i, level, work):
+                if distance(part, i, query.queries, query.q) <= radius and is_new(
+                    segment, begin + low + i, level, work
+                ):
                     found[n] = begin + low + i
                     n += 1
     return n
@@ -79,14 +83,14 @@ def matches_within(segment: Segment, queries: Words, radius: int, work: Workspac
     found = np.empty(len(segment.codes), np.uint32)  # each code is found once at most
     matches = np.empty(1024, np.uint32)
     for q in range(len(queries)):
-        n, level = 0, 0
+        n, level, query = 0, 0, Query(queries, q)
         if len(segment.radii) and radius >= len(segment.cuts):  # else no bit has to be flipped
-            n, level = balls_within(segment, queries, q, radius, found, work)
+            n, level = balls_within(segment, query, radius, found, work)
         if level == 0:
-            deepest = segment.plan[3]  # unless flipping leads to the end, all is scanned
-            n, level, _ = flip_within(segment, queries, q, radius, deepest if radius <= deepest else -1, found, work)
+            last = plan_of(segment).last  # unless flipping leads to the end, all is scanned
+            n, level, _ = flip_within(segment, query, radius, last if radius <= last else -1, found, work)
         if level <= radius:
-            n = scan_within(segment, queries, q, radius, level, found, n, work)
+            n = scan_within(segment, query, radius, level, found, n, work)
         limits[q + 1] = limits[q] + n
         if limits[q + 1] > len(matches):
             longer = np.empty(2 * limits[q + 1], np.uint32)
@@ -106,8 +110,7 @@ def copy(numbers: Numbers, out: Numbers) -> None:
 @kernel
 def write_items(
     segment: Segment,
-    queries: Words,
-    q: int,
+    query: Query,
     matches: Numbers,
     allowed: Ids,
     filtered: bool,
@@ -115,12 +118,12 @@ def write_items(
     ids: Ids,
     n: int,
 ) -> int:
-    """Write the items behind the codes matching query q after the n written; how many in all."""
+    """Write the items behind the codes matching a query after the n written; how many in all."""
     for match in matches:
         prefetch(segment.ids, match)
     for match in matches:
         j = np.int64(match)
-        d = distance(segment.codes, j, queries, q)
+        d = distance(segment.codes, j, query.queries, query.q)
         low, high = other_slots(segment, j)
         slot = int(j)
         for following in range(low, high + 1):
@@ -143,8 +146,8 @@ def expand_within(
     distances, ids = np.empty(total, np.int32), np.empty(total, np.int64)
     bounds = np.zeros(len(limits), np.int64)
     for q in range(len(queries)):
-        some = matches[limits[q] : limits[q + 1]]
-        bounds[q + 1] = write_items(segment, queries, q, some, allowed, filtered, distances, ids, bounds[q])
+        query, own = Query(queries, q), matches[limits[q] : limits[q + 1]]
+        bounds[q + 1] = write_items(segment, query, own, allowed, filtered, distances, ids, bounds[q])
     return bounds, distances[: bounds[-1]], ids[: bounds[-1]]
 
 

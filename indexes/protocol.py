@@ -83,13 +83,13 @@ class CodeIndex(Protocol):
         """The k nearest items of each query, uint8 (q, bits // 8).
 
         Only items in `allowed` qualify, if given: ids, int64 (a,), ascending; unknown ones are ignored. Raises
-        ValueError for k < 1 and for arrays of another dtype, shape or order.
+        ValueError for k < 1, for arrays of another dtype or shape, and for `allowed` that does not ascend.
         """
 
     def within(self, queries: Codes, max_distance: int, *, allowed: NDArray[np.int64] | None = None) -> RangeHits:
         """All items at most `max_distance` bits from each query, uint8 (q, bits // 8); `allowed` as in `search`.
 
-        Raises ValueError for max_distance < 0 and for arrays of another dtype, shape or order.
+        Raises ValueError for max_distance < 0 and for arrays that `search` refuses.
         """
 
     def save(self, path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.indexes.kernels import FLIPS, SIFTED, STRETCH, Segment, Workspace
+from hashret.indexes.kernels import FLIPS, SIFTED, STRETCH, Plan, Segment, Workspace
 from hashret.indexes.kernels_build import mark, number_codes
 from hashret.indexes.kernels_codes import BLOCK, FAR, Words
-from hashret.indexes.kernels_heap import Distances, Ids
+from hashret.indexes.kernels_heap import Heaps, Ids
 from hashret.indexes.kernels_nearest import nearest
 from hashret.indexes.kernels_within import matches_within
 from hashret.indexes.protocol import read_only
@@ -26,7 +26,8 @@ _BIG_ENDIAN = np.dtype(">u8")
 _mine = threading.local()
 _NO_MARKS = np.empty((0, 2), np.uint64)
 _NO_NUMBERS = np.empty(0, np.uint32)
-NO_PLAN = np.array([-1, -1, -1, -1, -1, 0], np.int64)
+NO_PLAN = np.array(Plan(-1, -1, -1, -1, -1, budget=0), np.int64)
+_BUDGET = Plan._fields.index("budget")
 _NO_BALLS = (np.empty((0, 0), np.uint64), np.empty(0, np.int32), _NO_NUMBERS, _NO_NUMBERS)
 _NO_TABLES = (
     np.empty((0, 5), np.int64),
@@ -142,7 +143,7 @@ def distinct(words: Words, ids: Ids) -> Segment:
 
 def workspace(segment: Segment, queries: int) -> Workspace:
     """What a search of the segment scribbles on: this thread's, made anew only when it is too small."""
-    budget, tables, balls = int(segment.plan[5]), len(segment.cuts), len(segment.radii)
+    budget, tables, balls = int(segment.plan[_BUDGET]), len(segment.cuts), len(segment.radii)
     work: Workspace | None = getattr(_mine, "work", None)
     if (
         work is None
@@ -156,20 +157,20 @@ def workspace(segment: Segment, queries: int) -> Workspace:
             queries, balls = max(queries, len(work.least)), max(balls, len(work.gaps))
         eights = np.zeros(SIFTED // 8, np.uint64)
         work = _mine.work = Workspace(
-            np.empty(tables, np.int64),
-            np.empty((FLIPS, 2), np.int64),
-            np.empty(budget, np.uint32),
-            np.empty(tables + 1, np.int64),
-            eights.view(np.uint8),
-            eights,
-            np.empty(1, np.int64),
-            np.empty(tables + 1, np.int64),
-            np.empty((max(budget, BLOCK), 2), np.uint32),
-            np.empty(FAR, np.int64),
-            np.empty((queries, STRETCH), np.int16),
-            np.zeros(FAR, np.int64),
-            np.zeros(1, np.int64),
-            np.empty(balls, np.int32),
+            own=np.empty(tables, np.int64),
+            ranges=np.empty((FLIPS, 2), np.int64),
+            met=np.empty(budget, np.uint32),
+            opened=np.empty(tables + 1, np.int64),
+            differ=eights.view(np.uint8),
+            eights=eights,
+            walked=np.empty(1, np.int64),
+            ends=np.empty(tables + 1, np.int64),
+            aside=np.empty((max(budget, BLOCK), 2), np.uint32),
+            tally=np.empty(FAR, np.int64),
+            least=np.empty((queries, STRETCH), np.int16),
+            looks=np.zeros(FAR, np.int64),
+            probes=np.zeros(1, np.int64),
+            gaps=np.empty(balls, np.int32),
         )
         _mine.cuts = None
     if len(segment.cuts) and (_mine.cuts is None or _mine.cuts() is not segment.cuts):
@@ -221,21 +222,6 @@ def items(segment: Segment, slots: NDArray[np.int64] | None = None) -> tuple[Wor
     return segment.codes[numbers], segment.ids[slots].astype(np.int64)
 
 
-class Heaps(NamedTuple):
-    """The best k items so far of each query: max-heaps by (distance, id), a row each."""
-
-    distances: Distances  # (q, k)
-    ids: Ids  # (q, k)
-    sizes: Ids  # (q,): how many there are
-    reached: Ids  # (q,): the first level at which the segment at hand is still to be searched
-
-    def rows(self, low: int, high: int) -> "Heaps":
-        """The heaps of some queries."""
-        if low == 0 and high == len(self.sizes):
-            return self
-        return Heaps(self.distances[low:high], self.ids[low:high], self.sizes[low:high], self.reached[low:high])
-
-
 def as_filter(allowed: Ids | None) -> tuple[Ids, bool]:
     """`allowed` as the kernels take it: ids, and whether they mean anything."""
     return (NO_IDS, False) if allowed is None else (allowed, True)
@@ -244,7 +230,7 @@ def as_filter(allowed: Ids | None) -> tuple[Ids, bool]:
 def offer_nearest(segment: Segment, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
     """Offer the qualifying items of a segment to the heap of each query."""
     work = workspace(segment, len(words))
-    nearest(tuple(segment), words, *as_filter(allowed), *heaps, tuple(work))
+    nearest(tuple(segment), words, *as_filter(allowed), tuple(heaps), tuple(work))
 
 
 def within(segment: Segment, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:

@@ -8,7 +8,7 @@ from itertools import chain, repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.indexes.kernels import Segment
+from hashret.indexes.kernels import Plan, Segment
 from hashret.indexes.kernels_build import count_buckets, gather_balls, list_members, open_buckets, place_codes
 from hashret.indexes.kernels_codes import Words
 from hashret.indexes.segments import NO_PLAN, frozen, take_probes, workspace
@@ -77,7 +77,7 @@ def cut(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         before, after = cuts[:, 0], bits - cuts[:, 0] - cuts[:, 1]
         cuts[:, 3] = np.where(after >= before, cuts[:, 0] + cuts[:, 1], 0)
         cuts[:, 4] = np.minimum(32, np.maximum(before, after))
-    return cuts, _plan(count, bits, widths, bool(cuts[-1, 4]))
+    return cuts, np.array(_plan(count, bits, widths, bool(cuts[-1, 4])), np.int64)
 
 
 def fill_table(
@@ -112,15 +112,14 @@ def numbered(
         yield marks, bounds
 
 
-def _plan(count: int, bits: int, widths: list[int], sifted: bool) -> NDArray[np.int64]:
-    """The planner's six numbers (see `kernels_nearest.flip_nearest`), from what flips cost if buckets are filled
-    evenly."""
+def _plan(count: int, bits: int, widths: list[int], sifted: bool) -> Plan:
+    """The plan, from what flips cost if buckets are filled evenly."""
     scan = SCAN * count * -(-bits // 64)
     look_up, check, shares = (OPEN, SIFT, SIFTED_SHARES) if sifted else (LOOK_UP, CHECK, SHARES)
-    m, spent, plan = len(widths), 0.0, [0] * len(shares)
+    m, spent, levels = len(widths), 0.0, [0] * len(shares)
     for level in range(bits):
         s, width = level // m, widths[level % m]
         spent += math.comb(width, s) * (look_up + check * count / 2**width)
-        plan = [level if spent <= share * scan else last for share, last in zip(shares, plan, strict=True)]
-    plan[0] = max(plan[0], min(m - 1, plan[3]))
-    return np.array([*plan, int(scan / CHECK)], np.int64)
+        levels = [level if spent <= share * scan else last for share, last in zip(shares, levels, strict=True)]
+    free, cheap, quarter, last, promising = levels
+    return Plan(max(free, min(m - 1, last)), cheap, quarter, last, promising, budget=int(scan / CHECK))

@@ -17,23 +17,12 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_bits
 from hashret.errors import check_count
-from hashret.indexes import files, segments, states
+from hashret.indexes import files, protocol, ranges, segments, states
 from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
-from hashret.indexes.kernels_heap import Ids, sort_heaps
-from hashret.indexes.kernels_within import expand_within, sort_rows
-from hashret.indexes.protocol import (
-    Hits,
-    Path,
-    RangeHits,
-    Searched,
-    as_codes,
-    check_allowed,
-    check_ids,
-    check_items,
-    check_once,
-)
-from hashret.indexes.segments import Heaps
+from hashret.indexes.kernels_heap import Heaps, Ids, sort_heaps
+from hashret.indexes.kernels_within import sort_rows
+from hashret.indexes.protocol import Hits, Path, RangeHits, Searched
 from hashret.indexes.states import State, Write
 from hashret.indexes.threads import split
 
@@ -69,7 +58,7 @@ class UpdatableIndex(ABC):
         """The base, with whatever an engine adds to it, and the engine."""
 
     @abstractmethod
-    def _nearest(self, state: State, queries: Codes, words: Words, allowed: Ids | None, heaps: "Heaps") -> None:
+    def _nearest(self, state: State, queries: Codes, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
         """Offer the items of the base to a heap for each query."""
 
     @abstractmethod
@@ -90,7 +79,7 @@ class UpdatableIndex(ABC):
 
         Raises KeyError, naming the id, if one is not there.
         """
-        found = states.find(self._state, check_ids(ids))
+        found = states.find(self._state, protocol.check_ids(ids))
         if not found.known.all():
             raise KeyError(f"id {ids[~found.known][0]} is not in the index")
         return segments.from_words(found.words, self.bits)
@@ -113,11 +102,11 @@ class UpdatableIndex(ABC):
 
         Raises ValueError, and changes nothing, if an id is there already or comes twice.
         """
-        codes = check_items(codes, ids, self.bits)
+        codes = protocol.check_items(codes, ids, self.bits)
         if not len(ids):
             return
         ascending = np.sort(ids)
-        check_once(ascending)
+        protocol.check_once(ascending)
         words = segments.to_words(codes)
         with self._lock:
             state = self._state
@@ -137,7 +126,7 @@ class UpdatableIndex(ABC):
 
     def remove(self, ids: NDArray[np.int64]) -> int:
         """Remove the items with these ids, int64 (n,), and return how many were there; others are ignored."""
-        check_ids(ids)
+        protocol.check_ids(ids)
         with self._lock:
             before = self._state
             state = states.removed(before, ids)
@@ -192,15 +181,15 @@ class UpdatableIndex(ABC):
         """The k nearest items of each query, uint8 (q, bits // 8), ordered by (distance, id).
 
         Only items in `allowed` qualify, if given: ids, int64 (a,), ascending; unknown ones are ignored. Raises
-        ValueError for k < 1 and for arrays of another dtype, shape or order.
+        ValueError for k < 1, for arrays of another dtype or shape, and for `allowed` that does not ascend.
         """
         state = self._state
         k = min(check_count(k, 1, "k"), state.live)
-        queries = as_codes(queries, self.bits)
+        queries = protocol.as_codes(queries, self.bits)
         words = segments.to_words(queries)
         few = None
         if allowed is not None:
-            allowed = check_allowed(allowed)
+            allowed = protocol.check_allowed(allowed)
             k = min(k, len(allowed))
             few = states.few_allowed(state, allowed, len(queries))
         if few is not None:
@@ -232,42 +221,34 @@ class UpdatableIndex(ABC):
     def within(self, queries: Codes, max_distance: int, *, allowed: NDArray[np.int64] | None = None) -> RangeHits:
         """All items at most `max_distance` bits from each query, uint8 (q, bits // 8); `allowed` as in `search`.
 
-        Raises ValueError for max_distance < 0 and for arrays of another dtype, shape or order.
+        Raises ValueError for max_distance < 0 and for arrays that `search` refuses.
         """
         state = self._state
         radius = min(check_count(max_distance, 0, "max_distance"), self.bits)
-        queries = as_codes(queries, self.bits)
+        queries = protocol.as_codes(queries, self.bits)
         words = segments.to_words(queries)
         few = None
         if allowed is not None:
-            allowed = check_allowed(allowed)
+            allowed = protocol.check_allowed(allowed)
             few = states.few_allowed(state, allowed, len(queries))
 
         def search(low: int, high: int) -> RangeHits:
             asked = words[low:high]
             if few is not None:
-                found = RangeHits(
-                    *expand_within(few, asked, *segments.within(few, asked, radius), segments.NO_IDS, False)
-                )
+                found = ranges.expand(few, asked, segments.within(few, asked, radius), None)
             else:
-                matches = self._matches(state, queries[low:high], asked, radius)
-                found = RangeHits(*expand_within(state.base, asked, *matches, *segments.as_filter(allowed)))
+                found = ranges.expand(
+                    state.base, asked, self._matches(state, queries[low:high], asked, radius), allowed
+                )
                 if len(state.tail.ids):
-                    matches = segments.within(state.tail, asked, radius)
-                    found = _side_by_side(
-                        found, RangeHits(*expand_within(state.tail, asked, *matches, *segments.as_filter(allowed)))
-                    )
+                    added = ranges.expand(state.tail, asked, segments.within(state.tail, asked, radius), allowed)
+                    found = ranges.side_by_side(found, added)
             ordered = RangeHits(found.limits, np.empty_like(found.distances), np.empty_like(found.ids))
             sort_rows(*found, np.empty(radius + 1, np.int64), *ordered[1:])
             self._count(high - low)
             return ordered
 
-        parts = split(len(queries), search)
-        if len(parts) == 1:
-            return parts[0]
-        counts = np.concatenate([np.diff(part.limits) for part in parts])
-        limits = np.concatenate([[0], np.cumsum(counts)])
-        return RangeHits(limits, *(np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[1:]))
+        return ranges.one_after_another(split(len(queries), search))
 
     def save(self, path: Path) -> None:
         """Write the index to one file, replacing it only when all is on the disk."""
@@ -316,14 +297,3 @@ class UpdatableIndex(ABC):
     def _merged(self, state: State, *more: tuple[Words, Ids]) -> State:
         parts = [segments.items(state.base), segments.items(state.tail), *more]
         return self._built(np.concatenate([words for words, _ in parts]), np.concatenate([ids for _, ids in parts]))
-
-
-def _side_by_side(a: RangeHits, b: RangeHits) -> RangeHits:
-    """The hits of both for each query."""
-    rows = np.concatenate([np.repeat(np.arange(len(hits.limits) - 1), np.diff(hits.limits)) for hits in (a, b)])
-    order = np.argsort(rows, kind="stable")
-    return RangeHits(
-        a.limits + b.limits,
-        np.concatenate([a.distances, b.distances])[order],
-        np.concatenate([a.ids, b.ids])[order],
-    )
