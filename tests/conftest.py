@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest.register_assert_rewrite("brute_force")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
@@ -20,6 +22,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def flip_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have tables, and use them, at sizes that brute force can judge."""
+    from hashret.indexes import tables
+
+    monkeypatch.setattr(tables, "MIN_CODES", 2)
+    monkeypatch.setattr(tables, "SIFT_CODES", 64)
+    monkeypatch.setattr(tables, "SCAN", 100.0)
 
 
 @pytest.fixture(scope="session")
