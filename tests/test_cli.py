@@ -468,6 +468,9 @@ def test_vectors_from_end_to_end(place: Path, hashret: Command) -> None:
     check_failed(
         hashret("index", "all.npy"), 1, "all.npy has vectors of 24 numbers, and the model takes images of 8 × 8"
     )
+    check_failed(
+        hashret("model", "plot", "all.npy"), 1, "all.npy has vectors of 24 numbers, and the model takes images of 8 × 8"
+    )
     conv = ("train", "all.npy", "--model", "ae", "--steps", 2, "-o", "new", "--set")
     check_failed(hashret(*conv, "network=conv"), 1, "network 'conv' is for images: choose mlp or deep for vectors")
     check_failed(hashret(*conv[:-1], "--size", "8x8"), 1, "all.npy has vectors, which have no size in pixels: leave")

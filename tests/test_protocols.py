@@ -124,6 +124,10 @@ def test_sources_without_images_are_refused(tmp_path: Path, hasher: Hasher) -> N
     for source, reason in ((tmp_path, "has no images that can be read"), (tmp_path / "none", "there is no")):
         with pytest.raises(HashretError, match=reason):
             evaluate(hasher, choose_protocol(str(source)))
+    np.save(tmp_path / "v.npy", np.zeros((2, 3)))
+    reason = r"v\.npy has vectors of 3 numbers, and the model takes images of 8 × 8 × 1: give a SOURCE of those"
+    with pytest.raises(HashretError, match=reason):
+        evaluate(hasher, choose_protocol(str(tmp_path / "v.npy")))
 
 
 def test_protocols_are_chosen_by_name() -> None:

@@ -1,0 +1,87 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hashret.data.contents import Content, read_file
+from hashret.data.records import Labelled, Record, Source, is_image, label_of, read
+from hashret.data.sources import open_source
+from hashret.errors import HashretError
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("a.png", True),
+        ("a/b.JPG", True),
+        ("a.b/c.TiFf", True),
+        ("png", False),
+        ("a/png", False),
+        (".png", False),
+        ("a.png.txt", False),
+        (".a/b.png", False),
+        ("a/.b/c.png", False),
+        ("a/.b.png", False),
+        ("a.png/b", False),
+    ],
+)
+def test_images_are_known_by_suffix_unless_they_are_hidden(name: str, image: bool) -> None:
+    assert is_image(name) == image
+
+
+def test_a_label_is_the_folder_that_an_image_lies_in() -> None:
+    assert [label_of(name) for name in ("a.png", "b/a.png", "c/b/a.png", "c/ b /a.png")] == [None, "b", "b", " b "]
+
+
+def test_an_error_keeps_no_content_in_memory() -> None:
+    def fail() -> Content:
+        try:
+            raise ValueError("what the decoder said")
+        except ValueError:
+            raise HashretError("broken") from None
+
+    error = read(Record("a.png", 0, 0, None, fail))
+    assert isinstance(error, HashretError) and str(error) == "broken"
+    assert error.__traceback__ is None and error.__context__ is None
+
+
+def test_an_error_that_may_pass_keeps_its_cause(tmp_path: Path) -> None:
+    error = read(Record("a.png", 0, 0, None, lambda: read_file(tmp_path / "a.png")))
+    assert isinstance(error, HashretError) and isinstance(error.__cause__, FileNotFoundError)
+    assert error.__traceback__ is None
+    assert read(Record("a.png", 0, 0, None, lambda: b"content")) == b"content"
+
+
+def test_labels_replace_those_of_a_source(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/3.png", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    source = open_source(tmp_path)
+    labelled = Labelled(source, [7, None, "x"])
+    assert labelled.root == source.root and labelled.length == 3 and labelled.describe() == "images"
+    for _ in range(2):
+        assert [record.label for record in labelled] == ["7", None, "x"]
+        assert labelled.ignored == source.ignored == 1
+    assert [record.read() for record in labelled] == [record.read() for record in source]
+    for labels, found in (([1, 2], "more than the 2"), ([1, 2, 3, 4], "only 3 of the 4")):
+        with pytest.raises(ValueError, match=f"there are {found} images that labels were given for"):
+            list(Labelled(source, labels))
+
+
+def test_labels_of_vectors_leave_them_vectors() -> None:
+    labelled = Labelled(open_source(np.zeros((3, 1000))), "abc")
+    assert (labelled.arrays, labelled.streaming, labelled.numbers) == (True, False, 1000)
+    assert labelled.describe() == "vectors of 1,000 numbers"
+
+
+def test_a_source_is_its_records() -> None:
+    class Endless(Source):
+        def __iter__(self) -> Iterator[Record]:
+            number = 0
+            while True:
+                yield Record(str(number), number, 0, None, bytes)
+                number += 1
+
+    found = Endless().find("70")
+    assert found is not None and found.size == 70
