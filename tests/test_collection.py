@@ -42,7 +42,6 @@ from hashret.collection import (
 from hashret.collection.index_cache import IndexCache
 from hashret.collection.models import Models
 from hashret.collection.originals import Originals
-from hashret.collection.snapshot import View
 from hashret.data.contents import PreparedImages, content_bytes
 from hashret.errors import HashretError
 from hashret.evaluation.measures import health
@@ -1413,18 +1412,19 @@ def test_an_index_that_moves_on_during_a_search_is_noticed(
     """Another thread brings the index that both search to the next generation, between question and answer."""
     (old,) = collection.add([digits()[0]])
     query = hasher().encode(digits()[:1])
-    real = View.search
+    real = IndexCache.at
     steps: list[Callable[[], Any]] = [lambda: collection.remove([old]), lambda: collection.add([digits()[1]])]
 
     def slow(*arguments: Any) -> Any:
+        shown = real(*arguments)
         if threading.current_thread() is threading.main_thread() and steps:
             step = steps.pop(0)
             other = threading.Thread(target=lambda: (step(), collection.query_codes(query)))
             other.start()
             other.join()
-        return real(*arguments)
+        return shown
 
-    monkeypatch.setattr(View, "search", slow)
+    monkeypatch.setattr(IndexCache, "at", slow)
     (hits,) = collection.query_codes(query)
     assert steps == [] and pairs(hits) == brute(*stored(collection), query, None, None)
     assert [hit.id for hit in hits] == [old + 1]
