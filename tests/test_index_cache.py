@@ -1,0 +1,112 @@
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dict_store import DictStore
+
+from hashret.codes import Codes, hamming
+from hashret.collection import index_cache
+from hashret.collection.index_cache import IndexCache
+from hashret.results import Root
+from hashret.stores.protocol import ItemRow
+from hashret.stores.sqlite import SqliteStore
+
+SETTINGS = {"fingerprint": "a" * 64, "bits": "64", "index": "bitflip"}
+
+
+def rows(first: int, count: int) -> list[ItemRow]:
+    codes = np.random.default_rng(first).integers(0, 256, (count, 8), np.uint8)
+    return [
+        ItemRow(Root("/p/"), str(i), None, 1, 1, f"{i:064x}", 1, 1, 1, code.tobytes())
+        for i, code in enumerate(codes, first)
+    ]
+
+
+def check(store: SqliteStore | DictStore, cache: IndexCache, near: int = 0) -> None:
+    """The index as of now finds what brute force does: what is near to random codes, and to the code of one row."""
+    with store.snapshot() as snapshot:
+        shown = cache.at(snapshot)
+        ids, codes = snapshot.codes()
+    assert shown is not None and cache.is_current(shown)
+    queries: Codes = np.concatenate([np.random.default_rng(99).integers(0, 256, (5, 8), np.uint8), codes[near, None]])
+    hits = shown.codes.search(queries, 10)
+    for query, found in zip(hamming(queries, codes), hits.ids.tolist(), strict=True):
+        assert found == ids[np.lexsort((ids, query))][:10].tolist()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SqliteStore:
+    made = SqliteStore.create(tmp_path, SETTINGS)
+    with made.transaction() as transaction:
+        transaction.put(rows(0, 2000))
+    return made
+
+
+def test_a_cache_of_another_content_is_not_trusted(tmp_path: Path, store: SqliteStore) -> None:
+    """Of the same size and in the same place: a byte of a code was changed, which no header tells."""
+    cache = IndexCache(tmp_path / "index", store)
+    cache.persist()
+    check(store, IndexCache(tmp_path / "index", store))
+    (file,) = (tmp_path / "index").iterdir()
+    data = bytearray(file.read_bytes())
+    with store.snapshot() as snapshot:
+        _, codes = snapshot.codes()
+    word = codes[1000].view(">u8").astype("<u8").tobytes()
+    for place in range(len(data) - 8):
+        if data[place : place + 8] == word:
+            data[place] ^= 255
+    assert bytes(data) != file.read_bytes()
+    file.write_bytes(data)
+    check(store, IndexCache(tmp_path / "index", store), near=1000)
+    store.close()
+
+
+def test_a_cache_is_followed_by_what_changed_since(
+    tmp_path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = IndexCache(tmp_path / "index", store)
+    cache.persist()
+    (file,) = (tmp_path / "index").iterdir()
+    with store.transaction() as transaction:
+        transaction.put(rows(2000, 100))
+        transaction.remove(range(10, 60))
+    for followed in (cache, IndexCache(tmp_path / "index", store)):
+        check(store, followed)
+    cache.persist()  # too little has changed for another
+    assert list((tmp_path / "index").iterdir()) == [file]
+    monkeypatch.setattr(index_cache, "FEW_CHANGES", 50)
+    with store.transaction() as transaction:
+        transaction.put(rows(3000, 50))
+    cache.persist()
+    (later,) = (tmp_path / "index").iterdir()
+    assert later != file
+    check(store, IndexCache(tmp_path / "index", store))
+    store.close()
+
+
+def test_an_index_of_an_earlier_state_is_asked_for_in_vain(tmp_path: Path, store: SqliteStore) -> None:
+    cache = IndexCache(tmp_path / "index", store)
+    with store.snapshot() as snapshot:
+        assert snapshot.settings.generation == 1
+        with store.transaction() as transaction:
+            transaction.put(rows(2000, 50))
+        with SqliteStore(tmp_path, read_only=True).snapshot() as later:
+            assert cache.at(later) is not None
+        assert cache.at(snapshot) is None
+    check(store, cache)
+    store.close()
+
+
+def test_states_of_one_generation_are_told_apart(tmp_path: Path) -> None:
+    """As after a backup was restored, and as much was written to it as to what it replaced."""
+    store = DictStore(SETTINGS)
+    backup = copy.deepcopy(store._tables)
+    cache = IndexCache(tmp_path / "index", store)
+    for restored in (False, True):
+        if restored:
+            store._tables, store._state = backup, store._state + 1
+        with store.transaction() as transaction:
+            transaction.put(rows(500 * restored, 100))
+            assert transaction.generation == 1
+        check(store, cache)
