@@ -250,13 +250,15 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
 def test_a_thread_alone_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(Member):
         def outputs(self, x: Tensor) -> Tensor:
-            seen.append(torch.get_num_threads())
+            seen.append((x.dtype, torch.get_num_threads()))
             outputs: Tensor = self.encoder(x)
             return outputs
 
-    seen: list[int] = []
+    seen: list[tuple[torch.dtype, int]] = []
     monkeypatch.setitem(MODELS, "counting", Counting)
     hasher = fit("counting", "mlp", DIGITS[:100], steps=2)
+    threshold = outputs(hasher, DIGITS[:1], exact=True, together=True)[0]  # so that it is computed again in float64
+    hasher = with_threshold(hasher, threshold)
     torch.set_num_threads(2)
     try:
         few, many = DIGITS[:4, ..., None], np.repeat(DIGITS[:4, ..., None], 300, axis=0)
@@ -264,7 +266,7 @@ def test_a_thread_alone_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         for pixels, alone, threads in ((many, True, 1), (many, False, 2), (few, True, 1), (few, False, 1)):
             seen.clear()
             hasher.encode_pixels(pixels, alone=alone)
-            assert set(seen) == {threads}
+            assert set(seen) == {(torch.float32, threads), (torch.float64, threads)}
     finally:
         torch.set_num_threads(1)
 

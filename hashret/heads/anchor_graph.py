@@ -31,10 +31,10 @@ class Anchors:
     places: NDArray[Any]
     reach: NDArray[Any]
 
-    def excess(self, values: Floats, alone: bool = False) -> tuple[Floats, NDArray[np.int64]]:
+    def excess(self, values: Floats) -> tuple[Floats, NDArray[np.int64]]:
         """For each of values (n, d), by how much its nearest anchors are nearer than the first to which it is not tied,
         in squared distance, and the rows of these anchors, both (n, tied), the nearest first."""
-        distances = product(-2 * values, self._transposed, alone)  # less |x|², which all anchors share
+        distances = product(-2 * values, self._transposed)  # less |x|², which all anchors share
         distances += self._squares
         each, count = np.arange(len(values)), min(TIED + 1, len(self.places))
         nearest, rows = np.empty((len(values), count), values.dtype), np.empty((len(values), count), np.int64)
@@ -44,14 +44,14 @@ class Anchors:
             distances[each, rows[:, j]] = np.inf
         return nearest[:, -1:] - nearest[:, :-1], rows[:, :-1]
 
-    def tied(self, values: Floats, alone: bool = False) -> tuple[Floats, NDArray[np.int64]]:
+    def tied(self, values: Floats) -> tuple[Floats, NDArray[np.int64]]:
         """The ties of values (n, d) to their nearest anchors, and the rows of these, both (n, tied): each row of ties
         sums to 1, or to less where it is so near to a tie of all nearest anchors, as told by `reach`, that rounding
         would decide.
 
         They are continuous: the anchor that is about to lose its place to another one has a tie of 0.
         """
-        weights, rows = self.excess(values, alone)
+        weights, rows = self.excess(values)
         return weights / np.maximum(weights.sum(1, keepdims=True), self.reach), rows
 
     def ties(self, values: Floats) -> Floats:
@@ -61,9 +61,9 @@ class Anchors:
         np.put_along_axis(ties, rows, weights, 1)
         return ties
 
-    def between(self, values: Floats, coordinates: Floats, alone: bool = False) -> Floats:
+    def between(self, values: Floats, coordinates: Floats) -> Floats:
         """Where values (n, d) lie, (n, r), between the anchors that they are tied to, which have coordinates (m, r)."""
-        weights, rows = self.tied(values, alone)
+        weights, rows = self.tied(values)
         places: Floats = np.einsum("nt,ntr->nr", weights, coordinates[rows])
         return places
 
@@ -91,11 +91,11 @@ class AnchorGraph:
     length: NDArray[Any] | None = None  # ()
     detail: NDArray[Any] | None = None  # (d, bits)
 
-    def project(self, values: Floats, alone: bool = False) -> Floats:
+    def project(self, values: Floats) -> Floats:
         values = centred(values, self.mean, self.length)
-        numbers = self.anchors.between(values, self.coordinates, alone)
+        numbers = self.anchors.between(values, self.coordinates)
         if self.detail is not None:
-            numbers += product(values, self.detail, alone)
+            numbers += product(values, self.detail)
         return numbers
 
     def tensors(self) -> dict[str, NDArray[Any]]:

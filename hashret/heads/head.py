@@ -18,8 +18,8 @@ Exact = NDArray[np.float64]
 class Projection(Protocol):
     """From outputs (n, d) to one number for each bit, (n, bits), in the precision of its tensors."""
 
-    def project(self, values: Floats, alone: bool = False) -> Floats:
-        """`alone` keeps the work in the calling thread."""
+    def project(self, values: Floats) -> Floats:
+        """All the work is the calling thread's."""
         ...
 
     def tensors(self) -> dict[str, NDArray[Any]]:
@@ -39,20 +39,20 @@ class Head:
     scale: NDArray[Any]  # (bits,), the standard deviation of the training values: the unit of a margin
     projection: Projection | None = None  # None where the outputs themselves are compared
 
-    def project(self, values: Floats, alone: bool = False) -> Floats:
+    def project(self, values: Floats) -> Floats:
         """From a member's outputs (n, d) the numbers (n, bits) that are compared with the thresholds, in the outputs'
         precision."""
         if self.projection is None:
             return values
         projection = self.projection if values.dtype == np.float64 else self._single.projection
         assert projection is not None
-        return projection.project(values, alone)
+        return projection.project(values)
 
-    def margins(self, values: Floats, alone: bool = False) -> Floats:
+    def margins(self, values: Floats) -> Floats:
         """How far each bit is from flipping, (n, bits), in training standard deviations; positive for a 1. The result
-        has the precision of the outputs (n, d), and with `alone` the calling thread does all the work."""
+        has the precision of the outputs (n, d). The calling thread does all the work."""
         head = self if values.dtype == np.float64 else self._single
-        margins: Floats = (self.project(values, alone) - head.threshold) / head.scale
+        margins: Floats = (self.project(values) - head.threshold) / head.scale
         return margins
 
     def steadied(self, error: Floats, doubt: float) -> "Head":

@@ -22,8 +22,8 @@ class Linear:
     matrix: NDArray[Any]  # (d, bits)
     length: NDArray[Any] | None = None  # ()
 
-    def project(self, values: Floats, alone: bool = False) -> Floats:
-        return product(centred(values, self.mean, self.length), self.matrix, alone)
+    def project(self, values: Floats) -> Floats:
+        return product(centred(values, self.mean, self.length), self.matrix)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         tensors = {"mean": self.mean, "projection": self.matrix}

@@ -1,8 +1,10 @@
 """Matrix products that keep to the calling thread.
 
 NumPy's BLAS spreads a product over threads of its own where it is large enough, and has no switch for a single thread
-that asks. OpenBLAS leaves products of up to 2¹⁸ multiplications to the thread that asks for them, but spreads products
-with a vector from 9,216 on; so larger ones are cut into blocks, and vectors go by `einsum`, which has no threads.
+that asks. Other cores may have work of their own; on busy ones its threads wait for each other a hundred times as long
+as a product takes. OpenBLAS leaves products of up to 2¹⁸ multiplications to the thread that asks for them, but spreads
+products with a vector from 9,216 on; so larger ones are cut into blocks, and vectors go by `einsum`, which has no
+threads.
 """
 
 import numpy as np
@@ -14,11 +16,9 @@ LARGEST = 2**18  # multiplications
 DEPTH, ROWS = 256, 32  # of a block of a large matrix
 
 
-def product(x: Floats, w: Floats, alone: bool = False) -> Floats:
-    """x @ w for matrices (n, d) and (d, m); with `alone` the calling thread does all the work."""
+def product(x: Floats, w: Floats) -> Floats:
+    """x @ w for matrices (n, d) and (d, m), by the calling thread."""
     n, d, m = len(x), len(w), w.shape[1]
-    if not alone or min(n, d, m) < 1:
-        return x @ w
     if min(n, m) == 1:
         return _without_threads(x, w)
     if n * d * m <= LARGEST:

@@ -23,7 +23,7 @@ class Runtime(Protocol):
         work."""
         ...
 
-    def exact(self, pixels: Inputs) -> NDArray[np.float64]:
+    def exact(self, pixels: Inputs, alone: bool = False) -> NDArray[np.float64]:
         """The same (n, latent), computed in float64."""
         ...
 

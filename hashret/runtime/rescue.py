@@ -22,12 +22,12 @@ def bits_of(runtime: Runtime, head: Head, pixels: Inputs, alone: bool = False) -
     bits = np.empty((len(pixels), len(head.threshold)), np.bool_)
     doubtful = np.empty(len(pixels), np.bool_)
     for rows in passes(pixels):
-        margins = head.margins(runtime.outputs(pixels[rows], alone), alone)
+        margins = head.margins(runtime.outputs(pixels[rows], alone))
         bits[rows] = margins > 0
         doubtful[rows] = (np.abs(margins) < DOUBT).any(1)
     again = np.flatnonzero(doubtful)
     for rows in passes(pixels, len(again)):  # together, for a pass over one or two costs as much
-        bits[again[rows]] = head.margins(runtime.exact(pixels[again[rows]]), alone) > SNAP
+        bits[again[rows]] = head.margins(runtime.exact(pixels[again[rows]], alone)) > SNAP
     return bits
 
 
@@ -42,6 +42,5 @@ def margins_of(runtime: Runtime, head: Head, pixels: Inputs) -> NDArray[np.float
 def rounding(runtime: Runtime, head: Head, pixels: Inputs) -> NDArray[np.float64]:
     """By how much, (bits), the margins of these images, of one pass, differ at most between float32 and float64."""
     exact = head.margins(runtime.exact(pixels))
-    apart = [np.abs(head.margins(runtime.outputs(pixels), alone) - exact).max(0) for alone in (False, True)]
-    largest: NDArray[np.float64] = np.maximum(*apart)
+    largest: NDArray[np.float64] = np.abs(head.margins(runtime.outputs(pixels)) - exact).max(0)
     return largest

@@ -27,15 +27,16 @@ class TorchRuntime:
         self.member = member
         first = next(chain(member.parameters(), member.buffers()), None)
         self.device = torch.device("cpu") if first is None else first.device
+        self._weightless = first is None  # what is computed without weights is not worth sharing among threads
         self._lock = threading.Lock()
 
     def outputs(self, pixels: Inputs, alone: bool = False) -> NDArray[np.float32]:
-        with full_float32(self.device, alone):
+        with full_float32(self.device, alone or self._weightless):
             outputs = self._fast.outputs(to_input(pixels, self.device))
         return outputs.cpu().numpy()
 
-    def exact(self, pixels: Inputs) -> NDArray[np.float64]:
-        with full_float32(self.device):
+    def exact(self, pixels: Inputs, alone: bool = False) -> NDArray[np.float64]:
+        with full_float32(self.device, alone):
             outputs = self._exact.outputs(to_input(pixels, self.device).double())
         return outputs.cpu().numpy()
 
