@@ -31,8 +31,9 @@ def check(store: SqliteStore | DictStore, cache: IndexCache, near: int = 0) -> N
     assert shown is not None and cache.is_current(shown)
     queries: Codes = np.concatenate([np.random.default_rng(99).integers(0, 256, (5, 8), np.uint8), codes[near, None]])
     hits = shown.codes.search(queries, 10)
-    for query, found in zip(hamming(queries, codes), hits.ids.tolist(), strict=True):
-        assert found == ids[np.lexsort((ids, query))][:10].tolist()
+    for distances, row, found in zip(hamming(queries, codes), hits.distances.tolist(), hits.ids.tolist(), strict=True):
+        nearest = np.lexsort((ids, distances))[:10]
+        assert (row, found) == (distances[nearest].tolist(), ids[nearest].tolist())
 
 
 @pytest.fixture
