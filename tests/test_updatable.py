@@ -1,14 +1,16 @@
 """How an `UpdatableIndex` merges what was added into its base, and keeps its memory and its file."""
 
 import itertools
+import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-from brute_force import Life, as_items, assert_same, check_search, check_within, gathered, make
+from brute_force import Life, as_items, assert_same, check_get, check_search, check_within, gathered, make
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -35,6 +37,64 @@ def test_items_that_share_a_code_have_one_in_the_base(engine: str, bits: int) ->
     index = CLASSES[engine](bits)
     index.add(few[np.arange(4000) % 40], np.arange(4000))
     assert len(index._state.base.ids) == 4000 and len(index._state.base.codes) == len(np.unique(few, axis=0))
+
+
+@pytest.mark.parametrize("engine", sorted(CLASSES))
+@pytest.mark.parametrize("read", ["get", "in", "search", "within", "few", "save"])
+def test_a_merge_between_any_two_lines_of_a_read_is_not_seen_by_it(engine: str, read: str, tmp_path: Path) -> None:
+    codes, ids, recent = make(64, 3200, 1, 400, 0.3), np.arange(3200), np.arange(2000, 2050)
+    items = as_items(codes[:2050], ids[:2050])
+
+    def interrupted(line: int) -> bool:
+        """Have what is in the tail merged when so many lines of a read have run; whether it has as many."""
+        index, lines = CLASSES[engine](64), 0
+        index.add(codes[:2000], ids[:2000])
+        index.add(codes[recent], recent)
+
+        def trace(frame: FrameType, event: str, arg: Any) -> Any:
+            nonlocal lines
+            if event == "line" and Path(frame.f_code.co_filename).parent.name == "indexes":
+                lines += 1
+                if lines == line:
+                    index.add(codes[2050:], ids[2050:])
+                    index.remove(ids[2050:])
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            if read == "get":
+                found: Any = index.get(recent)
+            elif read == "in":
+                found = recent[0] in index
+            elif read == "search":
+                found = index.search(codes[recent], 1, allowed=ids[:2050])
+            elif read == "within":
+                found = index.within(codes[recent], 0, allowed=ids[:2050])
+            elif read == "few":
+                found = index.search(codes[recent], 1, allowed=recent)
+            else:
+                index.save(tmp_path / "index")
+        finally:
+            sys.settrace(before)
+        if read == "get":
+            assert (found == codes[recent]).all()
+        elif read == "in":
+            assert found
+        elif read in ("search", "few"):
+            assert (found.distances == 0).all() and found.ids.shape == (50, 1)
+        elif read == "within":
+            assert set(recent.tolist()) <= set(found.ids.tolist())
+        else:
+            same = CLASSES[engine].load(tmp_path / "index")
+            assert len(same) in (2050, 3200)
+            check_get(same, items if len(same) == 2050 else as_items(codes, ids))
+        return lines >= line
+
+    line = 1
+    while interrupted(line):
+        line += 1 if line < 60 else 7
+    assert line > 5
 
 
 @pytest.mark.parametrize("engine", sorted(CLASSES))
