@@ -141,7 +141,7 @@ class Guard:
 COOKIE = "hashret"
 # As `cookie_of` makes it and browsers send it. `http.cookies` would read all of the header, in quadratic time in some
 # versions of Python, and undo escapes.
-COOKIE_VALUE = re.compile(rb"(?:^|;)[ \t]*hashret=([0-9a-f]{64})[ \t]*(?:;|$)")
+COOKIE_VALUE = re.compile(rb"(?:^|;)[ \t]*%s=([0-9a-f]{64})[ \t]*(?:;|$)" % COOKIE.encode())
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
