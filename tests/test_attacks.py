@@ -251,6 +251,7 @@ def test_thousands_of_open_connections_do_no_harm(collection: Collection, tmp_pa
 def test_what_is_turned_away_leaves_the_connection_usable(
     address: str, monkeypatch: Any, sent: list[bytes], answers: int
 ) -> None:
+    before = turned_away(address)
     monkeypatch.setattr(guard_module, "MOST_RUNNING", 0)
     health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(address) as connection:
@@ -264,6 +265,15 @@ def test_what_is_turned_away_leaves_the_connection_usable(
     statuses = [part[:3] for part in told.split(b"HTTP/1.1 ")[1:]]
     assert statuses[-1] == b"200" and statuses[0] == b"503" and len(statuses) == answers + 1
     assert told.count(b"too many requests at once") == statuses.count(b"503") == told.lower().count(b"retry-after: 1")
+    monkeypatch.undo()
+    assert turned_away(address) == before + (len(sent) == 1 and is_whole(sent[0]))
+
+
+def turned_away(address: str) -> float:
+    """How many requests were turned away unread."""
+    counted = 'hashret_requests_total{method="other",route="other",status="503"} '
+    lines = httpx.get(f"{address}/metrics", timeout=10).text.splitlines()
+    return next((float(line.removeprefix(counted)) for line in lines if line.startswith(counted)), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -491,6 +492,30 @@ def test_too_much_is_refused(http: Any, monkeypatch: pytest.MonkeyPatch) -> None
     for content in (bytes(2**20 + 1), (bytes(2**19) for _ in range(3))):  # the second does not say how much
         refused(http.post("/v1/query", content=content, headers=headers), 413, "MiB")
     assert http.post("/v1/query", content=png(0), headers=headers).status_code == 200
+
+
+def test_a_body_that_is_said_to_be_too_large_is_not_waited_for(http: Any) -> None:
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=20) as connection:
+        connection.sendall(b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n")
+        connection.sendall(b"Content-Length: 99999999999\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_requests_may_hold_so_much_at_a_time(http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a request has held is free again once it is answered, however that went."""
+    monkeypatch.setattr(guard_module, "MOST_HELD", 3000)
+    headers = {"content-type": "image/png"}
+    for _ in range(5):
+        assert http.post("/v1/query", content=png(0), headers=headers).status_code == 200
+        refused(http.post("/v1/query", content=bytes(2000), headers=headers), 422)
+        refused(http.post("/v1/query", content=bytes(3001), headers=headers), 503, "too many bytes at once")
+
+
+@pytest.mark.parametrize("origin", [False, True])
+def test_options_of_a_query_by_json_stand_in_the_json(http: Any, origin: bool) -> None:
+    headers = {"origin": str(http.base_url).rstrip("/")} if origin else {}
+    refused(http.post("/v1/query?k=3", json={"id": 1}, headers=headers), 422, "k: put it into the JSON")
+    assert http.post("/v1/query?", json={"id": 1}, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(

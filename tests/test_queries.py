@@ -1,0 +1,175 @@
+"""Queries that wait at the same time are answered together, and each as if it had been alone."""
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashret.codes import to_hex
+from hashret.collection import Collection
+from hashret.errors import NotFound
+from hashret.hasher import Hasher
+from hashret.results import Hit, QueryOptions
+
+pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+
+from hashret.service import pictures  # after it is known that it can be imported
+from hashret.service.gather import Gather
+from hashret.service.metrics import Metrics
+from hashret.service.problems import Busy, Problem
+from hashret.service.queries import Answers, CodeQuery, ImageQuery, ItemQuery, Query
+
+
+def pixels(i: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+
+
+def png(i: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels(i)).save(file, "PNG")
+    return file.getvalue()
+
+
+def make(folder: Path, cls: type[Collection] = Collection) -> Collection:
+    """20 images in files, under the path's name 00.png and on."""
+    (folder / "photos").mkdir()
+    for i in range(20):
+        (folder / "photos" / f"{i:02d}.png").write_bytes(png(i))
+    made = cls.create(folder / "c", Hasher("lsh", 32).fit(np.stack([pixels(i) for i in range(50)])))
+    made.index(folder / "photos")
+    return made
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]:
+    with make(tmp_path_factory.mktemp("queries")) as made:
+        yield made
+
+
+def test_each_of_many_queries_is_answered_as_if_it_were_alone(collection: Collection) -> None:
+    codes = [code.tobytes() for code in collection.codes([1, 2, 3])]
+    plain, few = QueryOptions(), QueryOptions(2)
+    others = [QueryOptions(20, 12), QueryOptions(where="id < 9"), QueryOptions(where="id =")]
+    queries: list[Query] = [
+        *(CodeQuery("x", code, options) for code in codes for options in (plain, few, *others)),
+        CodeQuery("narrow", codes[0][:2], plain),
+        CodeQuery("with codes", codes[0], plain, codes=True),
+        CodeQuery("ours", codes[0], plain, fingerprint=collection.fingerprint),
+        CodeQuery("theirs", codes[0], plain, fingerprint="f" * 64),
+        CodeQuery("narrow and theirs", codes[0][:2], plain, fingerprint="f" * 64),
+        *(ImageQuery(f"{i}.png", png(i), options) for i in (3, 4, 77) for options in (plain, few, *others)),
+        ImageQuery("broken", b"\xff\xd8", plain),
+        ImageQuery("ranked", png(3), replace(few, rank="asymmetric")),
+        ImageQuery("with codes", png(3), few, codes=True),
+        *(ItemQuery(f"id:{i}", i, options) for i in (1, 5) for options in (plain, few, *others)),
+        ItemQuery("none", 999, plain),
+        ItemQuery("with codes", 1, few, codes=True),
+    ]
+    order = np.random.default_rng(0).permutation(len(queries)).tolist()
+    together = Answers(collection)([queries[i] for i in order])
+    for i, answer in zip(order, together, strict=True):
+        (alone,) = Answers(collection)([queries[i]])
+        assert type(answer) is type(alone) and str(answer) == str(alone), queries[i]
+    refused = {
+        queries[i].name: answer for i, answer in zip(order, together, strict=True) if isinstance(answer, Exception)
+    }
+    statuses = {name: error.status for name, error in refused.items() if isinstance(error, Problem)}
+    assert isinstance(refused.pop("none"), NotFound)
+    assert statuses == {
+        **dict.fromkeys(("x", "3.png", "4.png", "77.png", "id:1", "id:5"), 422),  # of the filter that is none
+        "narrow": 422,
+        "theirs": 409,
+        "narrow and theirs": 409,
+        "broken": 422,
+    }
+
+
+def test_an_answer_is_what_the_collection_gives(collection: Collection) -> None:
+    code = collection.codes([4])
+    options = QueryOptions(3, 20, where="id < 15")
+    queries: list[tuple[Query, list[Hit]]] = [
+        (CodeQuery("a", code.tobytes(), options), collection.query_codes(code, 3, 20, where="id < 15")[0]),
+        (ImageQuery("b", png(5), options), collection.query(png(5), 3, 20, where="id < 15")),
+        (ItemQuery("c", 6, options), collection.query_item(6, 3, 20, where="id < 15")),
+        (
+            ImageQuery("d", png(7), replace(options, rank="asymmetric"), codes=True),
+            collection.query(png(7), 3, 20, rank="asymmetric", where="id < 15"),
+        ),
+    ]
+    for (query, hits), answer in zip(queries, Answers(collection)([query for query, _ in queries]), strict=True):
+        assert isinstance(answer, bytes)
+        document = json.loads(answer)
+        assert (document["query"], document["k"]) == (query.name, 3) and len(hits) == len(document["hits"])
+        for rank, (hit, found) in enumerate(zip(hits, document["hits"], strict=True), 1):
+            expected = hit._asdict() | {"rank": rank}
+            if query.options.rank == "distance":
+                del expected["score"]
+            if query.codes:
+                expected["code"] = to_hex(collection.codes([hit.id]))[0]
+            assert found == expected
+
+
+def test_a_model_that_comes_while_codes_are_searched_is_a_conflict(tmp_path: Path) -> None:
+    class Switching(Collection):
+        """Turns to another model as soon as codes have been searched."""
+
+        def nearest(self, *args: Any, **options: Any) -> Any:
+            found = super().nearest(*args, **options)
+            self.reindex(other)
+            return found
+
+    other = Hasher("lsh", 32).fit(np.stack([pixels(i) for i in range(100, 150)]), seed=1)
+    with make(tmp_path, Switching) as own:
+        code, ours = own.codes([1]).tobytes(), own.fingerprint
+        (answer,) = Answers(own)([CodeQuery("a", code, QueryOptions(), fingerprint=ours)])
+        assert isinstance(answer, Problem) and answer.status == 409 and own.fingerprint == other.fingerprint != ours
+
+
+def test_a_queue_takes_so_many_and_after_them_others() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def work(items: list[int]) -> list[int]:
+        begun.set()
+        assert go.wait(30)
+        return [2 * item for item in items]
+
+    async def ask() -> list[Any]:
+        gather = Gather("test", work, Metrics(), waiting=3)
+        first = asyncio.ensure_future(gather.ask(0))
+        assert await asyncio.to_thread(begun.wait, 30)
+        waiting = [asyncio.ensure_future(gather.ask(i)) for i in (1, 2, 3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="too many test at once"):
+            await gather.ask(4)
+        with pytest.raises(Busy):
+            await gather.ask_all([5, 6])
+        go.set()
+        answers = [await first, *[await future for future in waiting]]
+        answers += await gather.ask_all([7, 8, 9, 10])  # more than may wait, where nobody waits
+        gather.close()
+        return answers
+
+    assert asyncio.run(ask()) == [0, 2, 4, 6, 14, 16, 18, 20]
+
+
+def test_pictures_are_kept_while_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with make(tmp_path) as own:
+        made = pictures.Pictures(own)
+        first, second = made.of_item(1, 64), made.of_item(2, 64)
+        monkeypatch.setattr(pictures, "PICTURE_BYTES", len(second[0]) + 10)
+        third = made.of_item(3, 64)
+        for i in (1, 2, 3):
+            Path(own.get(i).paths[0]).unlink()
+        assert made.of_item(3, 64) == third and {first[1], second[1], third[1]} == {"image/png"}
+        for i in (1, 2):
+            with pytest.raises(NotFound):
+                made.of_item(i, 64)
