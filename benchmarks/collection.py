@@ -30,7 +30,10 @@ from PIL import Image
 
 from hashret import Collection, Hasher
 from hashret.codes import hamming, to_hex
-from hashret.stores.sqlite import SCHEMA, Content
+from hashret.results import Root
+from hashret.stores.protocol import ItemRow
+from hashret.stores.sqlite import SqliteStore
+from hashret.stores.sqlite_schema import SCHEMA
 
 BATCH = 1000
 
@@ -79,29 +82,28 @@ def clustered(items: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def contents(codes: np.ndarray, start: int) -> list[Content]:
+def contents(codes: np.ndarray, start: int) -> list[ItemRow]:
     """What a thousand files of different contents are on their way into the database."""
     rows = []
     for i, code in enumerate(codes, start):
         digest = hashlib.sha256(b"%d" % i).hexdigest()
-        rows.append(Content("/photos/", f"{i:09d}.jpg", None, 5000, i, digest, 5000, 32, 32, code.tobytes()))
+        rows.append(ItemRow(Root("/photos/"), f"{i:09d}.jpg", None, 5000, i, digest, 5000, 32, 32, code.tobytes()))
     return rows
 
 
-def fill(there: Collection, codes: np.ndarray) -> float:
+def fill(store: SqliteStore, codes: np.ndarray) -> float:
     """Seconds that the store takes for the rows of so many items."""
-    return sum(fill_from(there, codes, start)[0] for start in range(0, len(codes), BATCH))
+    return sum(fill_from(store, codes, start)[0] for start in range(0, len(codes), BATCH))
 
 
-def fill_from(there: Collection, codes: np.ndarray, start: int) -> tuple[float, float]:
+def fill_from(store: SqliteStore, codes: np.ndarray, start: int) -> tuple[float, float]:
     """Seconds that the store takes for the rows of a thousand items, with the codes that come in turn, and how many of
     them it waits to be let in."""
-    fingerprint = there.fingerprint
     rows = contents(codes[start % len(codes) :][:BATCH], start)
     began = time.perf_counter()
-    with there._store.write() as generation:
+    with store.transaction() as transaction:
         let_in = time.perf_counter()
-        there._store.put(rows, fingerprint, generation)
+        transaction.put(rows)
     return time.perf_counter() - began, let_in - began
 
 
@@ -147,13 +149,13 @@ def read_beside(folder: Path, code: str, seconds: float) -> subprocess.Popen[str
     return process
 
 
-def longest_commit(there: Collection, codes: np.ndarray, start: int, seconds: float) -> tuple[float, float, int]:
+def longest_commit(store: SqliteStore, codes: np.ndarray, start: int, seconds: float) -> tuple[float, float, int]:
     """The longest that a commit of a thousand new items took, of twenty a second, and that one waited to be let in; and
     how many items there are then."""
     longest, waited, until = 0.0, 0.0, time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.perf_counter()
-        took, let_in = fill_from(there, codes, start)
+        took, let_in = fill_from(store, codes, start)
         longest, waited, start = max(longest, took), max(waited, let_in), start + BATCH
         time.sleep(max(0.0, 0.05 - time.perf_counter() + began))
     return longest, waited, start
@@ -190,8 +192,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         codes = clustered(asked.items)
-        with Collection.create(folder / "c", hasher) as there:
-            ours, bare = asked.items / fill(there, codes), asked.items / fill_bare(folder / "bare.db", codes)
+        with Collection.create(folder / "c", hasher) as there, closing(SqliteStore(folder / "c")) as store:
+            ours, bare = asked.items / fill(store, codes), asked.items / fill_bare(folder / "bare.db", codes)
             rows["items.db, items a second"] = ours, bare, "bare inserts"
             rows["items.db, rows a second, four an item"] = 4 * ours, 4 * bare, "bare inserts"
             began = time.perf_counter()
@@ -205,12 +207,12 @@ def main() -> None:
         inside, whole, mib, _ = min(cold(folder / "c", to_hex(query[None])[0]) for _ in range(3))
         rows["first answer of a new process, s"] = inside, whole, "with Python's own start"
         rows["and its memory, MiB"] = mib, None, ""
-        with Collection.open(folder / "c") as there:
+        with Collection.open(folder / "c") as there, closing(SqliteStore(folder / "c")) as store:
             code, seconds = to_hex(query[None])[0], asked.seconds
             alone = float(read_beside(folder / "c", code, seconds / 2).communicate()[0])
-            commit_alone, wait_alone, count = longest_commit(there, codes, asked.items, seconds / 2)
+            commit_alone, wait_alone, count = longest_commit(store, codes, asked.items, seconds / 2)
             process = read_beside(folder / "c", code, seconds + 1)
-            commit, wait, count = longest_commit(there, codes, count, seconds)
+            commit, wait, count = longest_commit(store, codes, count, seconds)
             rows["longest answer beside a writer, ms"] = 1000 * float(process.communicate()[0]), 1000 * alone, "alone"
             rows["longest commit beside a reader, ms"] = 1000 * commit, 1000 * commit_alone, "alone"
             rows["longest wait to be let in, ms"] = 1000 * wait, 1000 * wait_alone, "alone"

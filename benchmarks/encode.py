@@ -33,7 +33,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def forward(hasher: Hasher, pixels: np.ndarray) -> None:
     """What encoding cannot do without: pixels to network input to outputs, a batch at a time."""
-    member = hasher._parts()[1]
+    member = hasher.member
     with torch.inference_mode():
         for rows in passes(pixels):
             member.outputs(to_input(pixels[rows], device()))

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from hashret import Collection, Hasher
-from hashret.collection.ranking import RANKS
 from hashret.data.sources import open_source
 from hashret.evaluation.measures import average_precision, precision
+from hashret.results import RANKS
 
 
 def main() -> None:
