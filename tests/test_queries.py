@@ -27,6 +27,7 @@ from hashret.service.gather import Gather
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Busy, Problem
 from hashret.service.queries import Answers, CodeQuery, ImageQuery, ItemQuery, Query
+from hashret.service.work import Work
 
 
 def pixels(i: int) -> NDArray[np.uint8]:
@@ -55,13 +56,16 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]
         yield made
 
 
-def test_each_of_many_queries_is_answered_as_if_it_were_alone(collection: Collection) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_each_of_many_queries_is_answered_as_if_it_were_alone(collection: Collection, seed: int) -> None:
+    """In whatever order they come: what is searched together goes by the first."""
     codes = [code.tobytes() for code in collection.codes([1, 2, 3])]
     plain, few = QueryOptions(), QueryOptions(2)
     others = [QueryOptions(20, 12), QueryOptions(where="id < 9"), QueryOptions(where="id =")]
     queries: list[Query] = [
         *(CodeQuery("x", code, options) for code in codes for options in (plain, few, *others)),
         CodeQuery("narrow", codes[0][:2], plain),
+        CodeQuery("wide", codes[0] + codes[1][:2], plain),  # which together have the bytes of two codes
         CodeQuery("with codes", codes[0], plain, codes=True),
         CodeQuery("ours", codes[0], plain, fingerprint=collection.fingerprint),
         CodeQuery("theirs", codes[0], plain, fingerprint="f" * 64),
@@ -74,7 +78,7 @@ def test_each_of_many_queries_is_answered_as_if_it_were_alone(collection: Collec
         ItemQuery("none", 999, plain),
         ItemQuery("with codes", 1, few, codes=True),
     ]
-    order = np.random.default_rng(0).permutation(len(queries)).tolist()
+    order = np.random.default_rng(seed).permutation(len(queries)).tolist()
     together = Answers(collection)([queries[i] for i in order])
     for i, answer in zip(order, together, strict=True):
         (alone,) = Answers(collection)([queries[i]])
@@ -87,6 +91,7 @@ def test_each_of_many_queries_is_answered_as_if_it_were_alone(collection: Collec
     assert statuses == {
         **dict.fromkeys(("x", "3.png", "4.png", "77.png", "id:1", "id:5"), 422),  # of the filter that is none
         "narrow": 422,
+        "wide": 422,
         "theirs": 409,
         "narrow and theirs": 409,
         "broken": 422,
@@ -149,9 +154,9 @@ def test_a_queue_takes_so_many_and_after_them_others() -> None:
         waiting = [asyncio.ensure_future(gather.ask(i)) for i in (1, 2, 3)]
         await asyncio.sleep(0)
         with pytest.raises(Busy, match="too many test at once"):
-            await gather.ask(4)
+            await asyncio.wait_for(gather.ask(4), 5)
         with pytest.raises(Busy):
-            await gather.ask_all([5, 6])
+            await asyncio.wait_for(gather.ask_all([5, 6]), 5)
         go.set()
         answers = [await first, *[await future for future in waiting]]
         answers += await gather.ask_all([7, 8, 9, 10])  # more than may wait, where nobody waits
@@ -173,3 +178,19 @@ def test_pictures_are_kept_while_there_is_room(tmp_path: Path, monkeypatch: pyte
         for i in (1, 2):
             with pytest.raises(NotFound):
                 made.of_item(i, 64)
+
+
+def test_slow_queries_wait_in_lines_of_their_own(collection: Collection) -> None:
+    """A filter may take a second, and a large image half a minute."""
+    work, plain, filtered = Work(collection, Metrics()), QueryOptions(), QueryOptions(where="id < 9")
+    small, large = png(1), png(1) + bytes(5000)
+    for queries, line in (
+        ([CodeQuery("a", bytes(4), plain)], "queries"),
+        ([ItemQuery("a", 1, plain)], "queries"),
+        ([ImageQuery("a", small, plain)], "queries"),
+        ([ImageQuery("a", small, plain), ImageQuery("b", large, plain)], "image queries"),
+        ([CodeQuery("a", bytes(4), filtered)], "filtered queries"),
+        ([ImageQuery("a", large, filtered)], "filtered queries"),
+    ):
+        assert work.gather_for(queries).name == line
+    work.close()
