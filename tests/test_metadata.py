@@ -168,6 +168,18 @@ def test_metadata_changes_without_decoding(photos: Path, collection: Collection)
     other.close()
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, True), (1, 1.0), (0, False), ("1", 1), (None, 0)])
+def test_values_that_python_holds_for_equal_are_told_apart(
+    photos: Path, collection: Collection, before: Any, after: Any
+) -> None:
+    name = next(iter(sorted(path.name for path in photos.iterdir())))
+    collection.index(photos, metadata={name: {"n": before}})
+    assert collection.index(photos, metadata={name: {"n": before}}).described == 0
+    assert collection.index(photos, metadata={name: {"n": after}}).described == 1
+    (found,) = (item.metadata for item in collection.items() if item.metadata is not None)
+    assert type(found["n"]) is type(after)
+
+
 def test_metadata_beside_a_file_of_images(tmp_path: Path, collection: Collection) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
     (tmp_path / "rows.npy.metadata.jsonl").write_text('{"name": "2", "x": 1}\n')

@@ -299,6 +299,16 @@ def test_other_processes_are_refused_while_one_writes(store: SqliteStore) -> Non
     assert other() == "writing\n"
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_database_that_is_gone_is_not_written_to(store: SqliteStore, replaced: bool) -> None:
+    put(store, content("a", "one"))
+    store.path.rename(store.path.with_name("aside"))
+    if replaced:
+        shutil.copy(store.path.with_name("aside"), store.path)
+    with pytest.raises(HashretError, match="was deleted or replaced since it was opened"), store.exclusive():
+        raise AssertionError("nothing may be written")
+
+
 def test_every_thread_reads_for_itself_and_leaves_no_file_open(store: SqliteStore) -> None:
     descriptors = Path("/proc/self/fd")
     if not descriptors.is_dir():
