@@ -8,6 +8,7 @@ import typer
 
 from hashret.cli.common import CollectionFolder, DataRoot, Quiet, Source, check_writable, progress, say, usage
 from hashret.errors import HashretError
+from hashret.models import DEFAULT_MODEL, MODELS
 
 if TYPE_CHECKING:
     from hashret.data import records
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def train(
     source: Source,
-    model: Annotated[str, typer.Option(help="A member of the family, or a baseline such as itq.")] = "contrastive",
+    model: Annotated[str, typer.Option(help="A member of the family, or a baseline such as itq.")] = DEFAULT_MODEL,
     head: Annotated[str | None, typer.Option(help="How real numbers become bits: default the member's own.")] = None,
     bits: Annotated[int, typer.Option(help="Bits of a code: a multiple of 8 from 8 to 1024.")] = 64,
     budget: Annotated[str | None, typer.Option(help="How long to train, such as 90s, 2m or 1h. [default: 2m]")] = None,
@@ -57,12 +58,16 @@ def train(
     from hashret.collection import locate
     from hashret.data.preprocessing import ImagePreprocessing
     from hashret.data.sources import open_source
-    from hashret.hasher import Hasher
+
+    with usage("model, head, bits or settings"):
+        settings = MODELS.check(model, bits, head, parse_settings(setting or []))
+
+    from hashret.hasher import Hasher  # late: PyTorch takes seconds
     from hashret.model_folder import FILES
     from hashret.training.options import TrainingOptions
 
     with usage("model, head, bits or settings"):
-        hasher = Hasher(model, bits, head, **parse_settings(setting or []))
+        hasher = Hasher(model, bits, head, **settings)
     shape = parse_size(size)
     with usage("--size"):
         if shape is not None:

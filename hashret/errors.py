@@ -1,5 +1,6 @@
 """The exceptions of hashret, and what it says of others."""
 
+from collections.abc import Mapping
 from operator import index
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def choose(table: dict[str, T], name: str, what: str) -> T:
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
     """The entry `name` of a table of parts; raises ValueError that lists the names there are."""
     if name not in table:
         raise ValueError(f"there is no {what} {name!r}; choose one of {', '.join(table)}")

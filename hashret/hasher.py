@@ -1,6 +1,5 @@
 """`Hasher`: preprocessing, a member of the family and a head; image, or vector, in, code out."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hashret.codes import Codes, check_bits, pack
+from hashret.codes import Codes, pack
 from hashret.data.batch import each_of, prepared_in_order
 from hashret.data.contents import Inputs, PreparedImages, sha256
 from hashret.data.images import to_content
 from hashret.data.preprocessing import Preprocessing, stored_preprocessing
 from hashret.data.records import Labelled
 from hashret.data.sources import open_source
-from hashret.errors import HashretError, choose
-from hashret.heads import HEADS, Head
+from hashret.errors import HashretError
+from hashret.heads import Head
 from hashret.heads.stored import POSITIVE, head_shapes, stored_head
 from hashret.model_folder import (
     FORMAT,
@@ -65,11 +64,12 @@ class Hasher:
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, bits: int = 64, head: str | None = None, **settings: Any) -> None:
-        member = choose(MODELS, model, "model")
-        self.model, self.bits, self.head = model, check_bits(bits), member.head if head is None else head
-        choose(HEADS, self.head, "head")
-        self._asked = _check_settings(model, settings)
-        self.settings = MODELS[model].defaults() | self._asked  # a stored model does not change when a default does
+        self._asked = MODELS.check(model, bits, head, settings)
+        member = MODELS[model]
+        with torch.device("meta"):  # raises ValueError for what else is wrong with a value
+            member((1, 8, 8), 8, **self._asked)
+        self.model, self.bits, self.head = model, bits, member.head if head is None else head
+        self.settings = member.defaults() | self._asked  # a stored model does not change when a default does
         self._fitted: tuple[Preprocessing, Member, Head] | None = None
         self._training: dict[str, Any] = {}
 
@@ -289,22 +289,3 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
 
 def _kind(tensor: torch.Tensor) -> Kind:
     return Kind(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-
-
-def _check_settings(model: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings given, of the right kinds: those that the member has."""
-    defaults = MODELS[model].defaults()
-    known = ", ".join(f"{key}={value}" for key, value in defaults.items()) or "none"
-    for name, value in settings.items():
-        if name not in defaults:
-            raise ValueError(f"model {model!r} has no setting {name!r}; it has {known}")
-        kind = type(defaults[name])
-        if kind is float and type(value) is int and abs(value) < 2**53:
-            settings[name] = float(value)
-        elif type(value) is not kind or (kind is float and not math.isfinite(value)):
-            raise ValueError(f"setting {name!r} is a {kind.__name__} such as {defaults[name]!r}, not {value!r}")
-        elif kind is int and abs(value) >= 2**24:  # sizes that PyTorch could not even count the weights of
-            raise ValueError(f"setting {name!r} must be less than 2²⁴, not {value}")
-    with torch.device("meta"):  # whatever else is wrong with a value shows when the member is built
-        MODELS[model]((1, 8, 8), 8, **settings)
-    return settings

@@ -1,5 +1,8 @@
 import math
+import subprocess
+import sys
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -735,6 +738,47 @@ def test_an_autoencoder_learns_from_images_that_are_moved_and_is_measured_on_tho
     assert torch.equal(moving.loss(x)["reconstruction"], expected)
     with pytest.raises(ValueError, match="shift must be from 0 to 7, and 0 for vectors, not 1"):
         build("ae", (5,), network="mlp", likelihood="gaussian", shift=1)  # type: ignore[arg-type]
+
+
+# Names and settings
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_settings_are_read_from_the_file_of_a_member_as_it_has_them(name: str) -> None:
+    """In the same order: they are shown in it."""
+    assert list(MODELS.settings(name).items()) == list(MODELS[name].defaults().items())
+    assert all(type(value) in (bool, int, float, str) for value in MODELS.settings(name).values())
+
+
+def test_settings_are_those_that_the_class_takes_and_passes_on() -> None:
+    assert MODELS.settings("lsh") == {} and MODELS.settings("linear") == {"latent": 0}
+    plain = {"network": "conv", "likelihood": "bernoulli", "latent": 0, "width": 24, "weights": ""}
+    assert MODELS.settings("binary") == plain and MODELS.settings("bihalf") == plain | {"gamma": 1.0}
+    assert MODELS.settings("stacked")["network"] == "mlp"
+    assert MODELS.settings("contrastive") | {"crop": -1.0, "width": 0, "flip": -1.0} == MODELS.settings("contrastive")
+
+
+NAMES_ALONE = """
+import sys
+from hashret.models import DEFAULT_MODEL, MODELS
+assert len(MODELS) > 15 and DEFAULT_MODEL in MODELS and not {"torch", "numpy"} & sys.modules.keys()
+assert {name: MODELS.settings(name) for name in MODELS}["vae"]["beta"] == 1.0
+assert not {"torch", "numpy"} & sys.modules.keys()
+import hashret.heads, hashret.training.options, hashret.model_folder, hashret.runtime.rescue
+MODELS.check("vae", 64, "itq", {"beta": 2})
+from hashret.cli.app import run
+for wrong in ("--model none", "--head none", "--bits 12", "--set none=1", "--set width=wide", "--set beta"):
+    assert run(["train", "photos", *wrong.split()]) == 2
+assert "torch" not in sys.modules
+from hashret.models import Member
+assert issubclass(MODELS["vae"], Member) and "torch" in sys.modules
+"""
+
+
+def test_names_and_settings_are_known_without_pytorch(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", NAMES_ALONE], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("Invalid value for model, head, bits or settings") == 6
 
 
 # Graph

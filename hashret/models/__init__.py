@@ -1,45 +1,47 @@
-"""The autoencoder family. A new member is one file and one line here."""
+"""The autoencoder family. A new member is one file and one line here.
 
-from hashret.models.ae import Autoencoder
-from hashret.models.base import Member
-from hashret.models.bernoulli_vae import BernoulliVariationalAutoencoder
-from hashret.models.bihalf import BihalfAutoencoder
-from hashret.models.binary import BinaryAutoencoder
-from hashret.models.contractive import ContractiveAutoencoder
-from hashret.models.contrastive import ContrastiveAutoencoder
-from hashret.models.cvae import ConditionalVariationalAutoencoder
-from hashret.models.denoising import DenoisingAutoencoder
-from hashret.models.graph import GraphAutoencoder
-from hashret.models.linear import LinearAutoencoder
-from hashret.models.ortho import OrthoHash
-from hashret.models.pixels import AnchorGraph, Itq, Lsh, Pca
-from hashret.models.sparse import SparseAutoencoder
-from hashret.models.stacked import StackedDenoisingAutoencoder
-from hashret.models.twin import TwinBottleneck
-from hashret.models.vae import VariationalAutoencoder
+Importing this package, and reading the names and settings of members (`MODELS.settings(name)`), loads no PyTorch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from hashret.models.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from hashret.models.base import Member
 
 __all__ = ["DEFAULT_MODEL", "MODELS", "Member"]
 
 DEFAULT_MODEL = "contrastive"
 
-MODELS: dict[str, type[Member]] = {
-    "ae": Autoencoder,
-    "linear": LinearAutoencoder,
-    "sparse": SparseAutoencoder,
-    "contractive": ContractiveAutoencoder,
-    "denoising": DenoisingAutoencoder,
-    "stacked": StackedDenoisingAutoencoder,
-    "vae": VariationalAutoencoder,
-    "cvae": ConditionalVariationalAutoencoder,
-    "bernoulli-vae": BernoulliVariationalAutoencoder,
-    "binary": BinaryAutoencoder,
-    "bihalf": BihalfAutoencoder,
-    "twin": TwinBottleneck,
-    "contrastive": ContrastiveAutoencoder,
-    "graph": GraphAutoencoder,
-    "ortho": OrthoHash,
-    "lsh": Lsh,
-    "pca": Pca,
-    "itq": Itq,
-    "anchor-graph": AnchorGraph,
-}
+MODELS = Catalogue(
+    {
+        "ae": "hashret.models.ae:Autoencoder",
+        "linear": "hashret.models.linear:LinearAutoencoder",
+        "sparse": "hashret.models.sparse:SparseAutoencoder",
+        "contractive": "hashret.models.contractive:ContractiveAutoencoder",
+        "denoising": "hashret.models.denoising:DenoisingAutoencoder",
+        "stacked": "hashret.models.stacked:StackedDenoisingAutoencoder",
+        "vae": "hashret.models.vae:VariationalAutoencoder",
+        "cvae": "hashret.models.cvae:ConditionalVariationalAutoencoder",
+        "bernoulli-vae": "hashret.models.bernoulli_vae:BernoulliVariationalAutoencoder",
+        "binary": "hashret.models.binary:BinaryAutoencoder",
+        "bihalf": "hashret.models.bihalf:BihalfAutoencoder",
+        "twin": "hashret.models.twin:TwinBottleneck",
+        "contrastive": "hashret.models.contrastive:ContrastiveAutoencoder",
+        "graph": "hashret.models.graph:GraphAutoencoder",
+        "ortho": "hashret.models.ortho:OrthoHash",
+        "lsh": "hashret.models.pixels:Lsh",
+        "pca": "hashret.models.pixels:Pca",
+        "itq": "hashret.models.pixels:Itq",
+        "anchor-graph": "hashret.models.pixels:AnchorGraph",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Member":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hashret.models.base import Member
+
+    return Member

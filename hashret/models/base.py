@@ -162,9 +162,16 @@ class Member(nn.Module):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The settings a member takes, by name, with their defaults."""
-        signatures = [inspect.signature(c.__init__).parameters.values() for c in cls.__mro__ if issubclass(c, Member)]
-        return {p.name: p.default for s in reversed(signatures) for p in s if p.kind is p.KEYWORD_ONLY}
+        """The settings a member takes, by name, with their defaults: the keyword-only parameters of its class and, if
+        it passes others on, of its base classes."""
+        settings: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, Member) and "__init__" in vars(base):
+                parameters = inspect.signature(base.__init__).parameters.values()
+                if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                    settings = {}
+                settings |= {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return settings
 
 
 def build(member: type[Member], shape: Shape, bits: int, settings: dict[str, Any]) -> Member:

@@ -3,7 +3,6 @@ Component Analysis: Learning from Examples Without Local Minima", Neural Network
 https://doi.org/10.1016/0893-6080(89)90014-2. Ours has biases, so that the images need not be centred."""
 
 from math import prod
-from typing import Any
 
 from torch import nn
 
@@ -24,7 +23,3 @@ class LinearAutoencoder(Member):
         self.likelihood = LIKELIHOODS["gaussian"]
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), self.latent))
         self.decoder = nn.Sequential(nn.Linear(self.latent, prod(shape)), nn.Unflatten(1, shape))
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        return {"latent": 0}

@@ -1,7 +1,6 @@
 """No network at all: the pixels themselves go to the head. The baselines that every learned member must beat."""
 
 from math import prod
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,10 +19,6 @@ class Pixels(Member):
 
     def outputs(self, x: Tensor) -> Tensor:
         return x.flatten(1)
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        return {}
 
 
 class Lsh(Pixels):

@@ -1,11 +1,9 @@
 """Where networks are computed, and what they take."""
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Images = NDArray[np.uint8 | np.float32]  # pixels (n, h, w, c), or vectors (n, d)
+from hashret.runtime import Images
 
 
 def device() -> torch.device:

@@ -19,7 +19,8 @@ from torch import Tensor
 from hashret.errors import HashretError
 from hashret.models.base import Member
 from hashret.parallel import Progress
-from hashret.runtime.inputs import Images, device, to_input
+from hashret.runtime import Images
+from hashret.runtime.inputs import device, to_input
 from hashret.training.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hashret.training.muon import Muon
 from hashret.training.options import TrainingOptions
