@@ -162,11 +162,13 @@ def rerank(
 
 def as_hits(found: Nearest) -> list[Hit]:
     """What was found for a query, as it is public."""
-    scores = [None] * len(found.items) if found.scores is None else found.scores
-    return [
-        Hit(distance, item.id, item.paths[0] if item.paths else None, item.paths, item.label, item.metadata, score)
-        for distance, item, score in zip(found.distances, found.items, scores, strict=True)
+    hits = [
+        Hit(distance, item.id, item.paths[0] if item.paths else None, item.paths, item.label, item.metadata)
+        for distance, item in zip(found.distances, found.items, strict=True)
     ]
+    if found.scores is None:
+        return hits
+    return [hit._replace(score=score) for hit, score in zip(hits, found.scores, strict=True)]
 
 
 def _ids(found: list[Near]) -> list[int]:

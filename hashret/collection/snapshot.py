@@ -79,8 +79,10 @@ class View:
             found = _split(shown.codes.within(codes, max_distance, allowed=allowed))
         else:
             hits = shown.codes.search(codes, k, allowed=allowed)
-            near = [slice(None) if max_distance is None else row <= max_distance for row in hits.distances]
-            found = [Near(hits.distances[i][keep], hits.ids[i][keep]) for i, keep in enumerate(near)]
+            found = [Near(*row) for row in zip(hits.distances, hits.ids, strict=True)]
+            if max_distance is not None:
+                kept = [distances <= max_distance for distances in hits.distances]
+                found = [Near(near.distances[keep], near.ids[keep]) for near, keep in zip(found, kept, strict=True)]
         if not self._index.is_current(shown):
             raise Moved
         return found

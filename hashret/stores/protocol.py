@@ -6,6 +6,7 @@ durable when it ends. A store knows nothing of models, images or indexes.
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -36,7 +37,7 @@ class Settings(dict[str, str]):
     def __missing__(self, key: str) -> str:
         raise damaged(self._location, f"it has no setting {key}")
 
-    @property
+    @cached_property
     def model(self) -> ModelKey:
         """The model that the codes of the items are of."""
         return ModelKey(self["fingerprint"], int(self["bits"]))

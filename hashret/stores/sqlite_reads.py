@@ -109,6 +109,8 @@ class SqliteSnapshot:
             )
             return np.fromiter((row[0] for row in rows), np.int64)
         ids = self._matching(where)
+        if not after and limit is None:
+            return ids
         start = int(np.searchsorted(ids, after, side="right"))
         return ids[start : None if limit is None else start + limit]
 
