@@ -412,7 +412,8 @@ def test_prepared_images_have_the_same_codes_margins_and_errors_as_images(tmp_pa
     assert (hasher.margins(prepared)[0] == hasher.encode(images)).all()
     assert (hasher.margins(prepared)[1] == hasher.margins(images)[1]).all()
     assert hasher.unusual(prepared) == hasher.unusual(images)
-    assert set(hasher.unusual(prepared)) == {True, False}
+    assert hasher.unusual(prepared)[0::5] == [False, False]  # digits
+    assert True in hasher.unusual(prepared)
     assert Hasher("lsh", 16).fit(DIGITS).unusual(prepared) == [False] * 6
     nothing = hasher.prepare([])
     assert hasher.encode(nothing).shape == (0, 2) and hasher.unusual(nothing) == [] == nothing.digests
