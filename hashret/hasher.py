@@ -136,7 +136,7 @@ class Hasher:
         pixels = np.empty((len(prepared), *preprocessing.shape), preprocessing.dtype)
         for row, (image, _) in zip(pixels, prepared, strict=True):
             row[...] = image
-        return PreparedImages(pixels, [digest for _, digest in prepared])
+        return PreparedImages(pixels, [digest for _, digest in prepared], self.fingerprint)
 
     def encode(self, images: Any) -> Codes:
         """Codes, uint8 (n, bits // 8), of a batch of images: a uint8 array (n, h, w) or (n, h, w, c), or a sequence of
@@ -234,6 +234,8 @@ class Hasher:
     def _batches(self, images: Any) -> Iterator[Inputs]:
         """A batch of images as the model sees them, a few at a time."""
         if isinstance(images, PreparedImages):
+            if images.fingerprint != self.fingerprint:
+                raise HashretError("the images were prepared for another model: prepare them again")
             yield images.pixels
             return
         preprocessing = self.preprocessing

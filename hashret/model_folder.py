@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from hashret.data.preprocessing import describe
 from hashret.durable import make_folder, put_in_place
 from hashret.errors import HashretError, one_line
 
@@ -171,6 +170,7 @@ def _holds_only_a_model(folder: Path) -> bool:
 
 def _card(config: Mapping[str, Any]) -> str:
     """The model card that lies beside the weights."""
+    from hashret.data.preprocessing import describe  # late: it loads Pillow
 
     def table(rows: dict[str, Any]) -> str:
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

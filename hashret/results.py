@@ -70,7 +70,12 @@ class Root(str):
 
     def within(self, path: str) -> bool:
         """Whether this is the root of the folder, archive or file at `path`, or of one below it."""
-        return f"{self.location}/".startswith(path.rstrip("/") + "/")
+        folder = path.rstrip("/") + "/"
+        if self == folder and self.endswith("!/"):  # that of a folder called "x!", unless there is an archive "x"
+            return self.is_folder or not Path(self.removesuffix("!/")).is_file()
+        if self in (f"{path}!/", f"{path}#"):
+            return not self.is_folder
+        return self.startswith(folder)
 
 
 BLOBS = Root("blobs/")

@@ -53,10 +53,10 @@ class DictSnapshot:
     def settings(self) -> Settings:
         return Settings(self._tables.settings, "a dictionary")
 
-    def count(self, what: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
-        if what == "changes":
+    def count(self, table: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
+        if table == "changes":
             return sum(generation > after for generation, _, _ in self._tables.changes)
-        return len(getattr(self._tables, what))
+        return len(getattr(self._tables, table))
 
     def ids(self, after: int = 0, limit: int | None = None, where: str | None = None) -> Ids:
         if where is not None:
@@ -255,7 +255,7 @@ class DictStore:
             yield transaction
             if not rollback:
                 transaction.put_setting("generation", str(transaction.generation))
-                self._tables, self._state = transaction._tables, self._state + 1
+                self._tables, self._state = transaction._tables, self._state + advance
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -420,7 +420,7 @@ def test_prepared_images_have_the_same_codes_margins_and_errors_as_images(tmp_pa
     with pytest.raises(HashretError, match="empty file"):
         hasher.prepare([DIGITS[0], b""])
     with pytest.raises(ValueError, match="pixels must be"):
-        hasher.encode(PreparedImages(COLOUR[:2], ["", ""]))
+        hasher.encode(PreparedImages(COLOUR[:2], ["", ""], hasher.fingerprint))
 
 
 @pytest.mark.parametrize(

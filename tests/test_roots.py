@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import sqlite3
 import tarfile
 import zipfile
@@ -38,6 +39,12 @@ def test_a_root_leads_back_to_its_folder_whatever_that_is_called(tmp_path: Path,
 def test_a_root_names_a_folder_that_is_gone(tmp_path: Path, name: str) -> None:
     root = Root.of_folder(str(tmp_path / name))
     assert not root.is_folder and root.location == str(tmp_path / name)
+
+
+def test_a_folder_that_reads_like_an_archive_is_found_when_it_is_gone(tmp_path: Path) -> None:
+    root = open_source(photos(tmp_path / "a!")).root
+    shutil.rmtree(tmp_path / "a!")
+    assert root.within(str(tmp_path / "a!")) and root.within(str(tmp_path)) and not root.within(str(tmp_path / "b"))
 
 
 def test_the_root_of_all_files_is_itself() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from hashret.errors import HashretError
 from hashret.results import Root
-from hashret.stores.protocol import ItemRow
+from hashret.stores.protocol import FailedPath, ItemRow
 from hashret.stores.sqlite import SqliteStore
 
 MODEL = "a" * 64
@@ -268,7 +268,7 @@ def test_a_read_only_store_writes_nothing(store: SqliteStore) -> None:
         put(other, content("b", "two"))
     with pytest.raises(HashretError, match="was opened read-only: open it for writing"), other.exclusive():
         pass
-    assert everything(other) == before == everything(store)
+    assert everything(store) == before
     other.close()
 
 
@@ -277,7 +277,70 @@ def test_snapshots_are_on_connections_that_cannot_write(store: SqliteStore) -> N
     with store.snapshot() as rows, pytest.raises(sqlite3.OperationalError, match="readonly"):
         rows._conn.execute("DELETE FROM items")
     with store.exclusive(), store.snapshot() as rows:  # but by whoever is about to write
-        rows._conn.execute("SELECT 1")
+        assert rows._conn is store._connections.writing.conn
+
+
+def test_writes_leave_the_schema_alone(store: SqliteStore) -> None:
+    """Whoever reads would have to read it again after every one."""
+
+    def versions() -> tuple[int, int]:
+        with connection(store) as conn:
+            tables = conn.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+            return conn.execute("PRAGMA schema_version").fetchone()[0], tables
+
+    before = versions()
+    put(store, content("a", "one"), content("b", "two"))
+    with store.transaction() as transaction:
+        transaction.put_failures([FailedPath(ROOT, "c", 1, 2, "broken")])
+        transaction.put_verdict(1, 2, "same")
+        transaction.put_setting("data_root", "/data")
+    assert versions() == before
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_closing_takes_the_log_in_whoever_has_read(store: SqliteStore, busy: bool) -> None:
+    """Other threads that live on have connections for reading, which cannot; one may even be reading."""
+    put(store, content("a", "one"))
+    has_read, closed = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with store.snapshot() as rows:
+            assert rows.count("items") == 1
+            if busy:
+                has_read.set()
+                assert closed.wait(30)
+        has_read.set()
+        assert closed.wait(30)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert has_read.wait(30)
+    store.close()
+    if not busy:
+        assert not store.path.with_name("items.db-wal").exists()
+    closed.set()
+    reader.join()
+    assert not store.path.with_name("items.db-wal").exists()
+    with connection(store) as conn:
+        assert conn.execute("SELECT count(*) FROM items").fetchone() == (1,)
+
+
+def test_a_snapshot_within_another_is_a_part_of_it(store: SqliteStore) -> None:
+    put(store, content("a", "one"))
+    with store.snapshot() as outer:
+        other = threading.Thread(target=put, args=(store, content("b", "two")))
+        assert outer.count("items") == 1
+        other.start()
+        other.join()
+        with store.snapshot() as inner:
+            assert inner.count("items") == 1 and inner.state == outer.state
+        assert outer.count("items") == 1  # it is not over with the inner one
+    with store.exclusive(), store.transaction() as transaction:
+        transaction.put([content("c", "three")])
+        with store.snapshot() as inner:
+            assert inner.count("items") == 3
+    with store.snapshot() as rows:
+        assert rows.count("items") == 3
 
 
 def test_other_processes_are_refused_while_one_writes(store: SqliteStore) -> None:

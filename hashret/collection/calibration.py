@@ -27,6 +27,7 @@ from hashret.data.images import decode, to_content
 from hashret.errors import HashretError, check_count
 from hashret.parallel import Progress, in_order
 from hashret.results import Calibration
+from hashret.stores.protocol import ModelKey
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -54,12 +55,10 @@ def by_altering(
     hasher = parts.models.current()
     hasher.preprocessing.check_pictures("alter", "give judged pairs, hashret calibrate PAIRS.csv")
     with parts.store.snapshot() as rows:
-        ids, codes = rows.codes()
-        drawn = np.random.default_rng(seed).permutation(ids)[: check_count(images, 1, "images")].tolist()
-        paths, items, data_root = rows.paths(drawn), rows.items(drawn), rows.settings.get("data_root")
+        ids, codes = rows.codes(model=ModelKey(hasher.fingerprint, hasher.bits))
+    drawn = np.random.default_rng(seed).permutation(ids)[: check_count(images, 1, "images")].tolist()
     altered = []
-    contents = parts.originals.read_all(paths, items, data_root)
-    for item in in_order(partial(_altered, hasher, seed), contents, ahead=8):
+    for item in in_order(partial(_altered, hasher, seed), parts.contents(drawn), ahead=8):
         altered += [item] if item[1] else []
         if progress is not None:
             progress(Progress("altering", len(altered), len(drawn), {}))
@@ -97,7 +96,7 @@ def _codes_of(parts: Parts, images: list[Any], hasher: "Hasher") -> Codes:
     """The codes of items, by ids or images, and of other images."""
     known = [int(image) if isinstance(image, int | np.integer) else find_item(parts, image) for image in images]
     with parts.store.snapshot() as rows:
-        ids, codes = rows.codes([i for i in known if i is not None])
+        ids, codes = rows.codes([i for i in known if i is not None], model=ModelKey(hasher.fingerprint, hasher.bits))
     row = dict(zip(ids.tolist(), codes, strict=True))
     rest = [image for image, i in zip(images, known, strict=True) if i not in row]
     prepared = list(in_order(partial(prepare_image, hasher.preprocessing), rest))

@@ -145,7 +145,7 @@ def _bytes_of_database(folder: Path, bits: int) -> float:
         with store.transaction() as transaction:
             transaction.put(rows)
     store.close()  # which moves the log into the file
-    return Path(store.location).stat().st_size / ROWS
+    return store.path.stat().st_size / ROWS
 
 
 def _bytes_of_index(folder: Path, bits: int) -> float:

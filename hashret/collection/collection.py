@@ -1,7 +1,7 @@
 """`Collection`: items, their codes and an index; add images, find similar ones, forget them.
 
-A collection is made of parts that are passed in. Its methods say what they promise; how they keep it is in the modules
-beside this one, as functions over the parts or over a snapshot.
+A collection is made of parts that are passed in. Its methods say what they promise, which makes the file long; how they
+keep it is in the modules beside this one, as functions over the parts or over a snapshot.
 """
 
 import os
@@ -17,7 +17,7 @@ from hashret.collection import calibration, export, ingest, near_duplicates, rei
 from hashret.collection.index_cache import IndexCache
 from hashret.collection.models import Models
 from hashret.collection.originals import Originals, plain_errors
-from hashret.collection.parts import Parts
+from hashret.collection.parts import Parts, no_item
 from hashret.collection.snapshot import Reader
 from hashret.data.contents import Content
 from hashret.data.metadata import open_metadata
@@ -76,7 +76,7 @@ class Collection:
                     settings = {"fingerprint": hasher.fingerprint, "bits": str(hasher.bits), "index": index}
                     SqliteStore.create(folder, settings).close()
                 except BaseException:
-                    shutil.rmtree(model, ignore_errors=True)
+                    shutil.rmtree(folder if in_memory else model, ignore_errors=True)
                     raise
         collection = cls.open(folder)
         if in_memory:
@@ -231,7 +231,7 @@ class Collection:
         with self._parts.store.snapshot() as rows:
             items = rows.items([item_id])
         if item_id not in items:
-            raise near_duplicates.no_item(item_id)
+            raise no_item(item_id)
         return self._parts.originals.absolute(items[item_id])
 
     def codes(self, ids: Sequence[int]) -> Codes:
@@ -241,7 +241,7 @@ class Collection:
         row_of = {int(item_id): row for row, item_id in enumerate(found)}
         missing = [i for i in ids if i not in row_of]
         if missing:
-            raise near_duplicates.no_item(missing[0])
+            raise no_item(missing[0])
         return codes[[row_of[i] for i in ids]]
 
     def content(self, item_id: int) -> Content:
@@ -258,10 +258,7 @@ class Collection:
 
     def contents(self, ids: Iterable[int]) -> Iterator[tuple[int, Content]]:
         """Id and content of those of the items that can still be read where they were indexed from, in any order."""
-        with self._parts.store.snapshot() as rows:
-            wanted = list(ids)
-            paths, items, data_root = rows.paths(wanted), rows.items(wanted), rows.settings.get("data_root")
-        yield from self._parts.originals.read_all(paths, items, data_root)
+        return self._parts.contents(list(ids))
 
     def find(self, image: Any) -> int | None:
         """The id of the item that an image is (a path, a PIL image, bytes or a uint8 array), if it is one.
@@ -358,10 +355,10 @@ class Collection:
                     transaction.put_setting("data_root", str(Path(data_root).absolute()))
             opened = open_source(source, data_root=data_root, exclude=self.path)
             rows = open_metadata(metadata, opened.root)
-            run = ingest.IndexRun(self._parts, opened, ingest.Watchers(progress, committed))
-            report = run.run()
-            if prune:
-                removed = ingest.prune(self._parts, opened.root, run.listing, force=force)
+            listing = ingest.Listing() if prune else None
+            report = ingest.IndexRun(self._parts, opened, ingest.Watchers(progress, committed), listing).run()
+            if listing is not None:
+                removed = ingest.prune(self._parts, opened.root, listing, force=force)
                 report = report._replace(removed=removed)
             described, unmatched = ingest.describe(self._parts, opened.root, rows)
         return report._replace(described=described, unmatched=unmatched)

@@ -72,15 +72,17 @@ class Listing:
         if name.endswith("/"):
             self._unreadable.append(name)
 
-    def lacking(self, names: Iterable[str]) -> Iterator[str | None]:
-        """Each of the names that is gone, and None for each that is not."""
+    def lacking(self, names: Iterable[str]) -> tuple[int, list[str]]:
+        """How many names there are, and those of them that are gone."""
         present = np.sort(np.frombuffer(self._hashes, np.int64))
         unreadable = tuple(self._unreadable)
+        total, gone = 0, list[str]()
         for chunk in batches(names, 10_000):
             hashes = np.fromiter(map(hash, chunk), np.int64, len(chunk))
             listed = present.searchsorted(hashes) < present.searchsorted(hashes, "right")
-            for name, is_listed in zip(chunk, listed.tolist(), strict=True):
-                yield None if is_listed or name.startswith(unreadable) else name
+            total += len(chunk)
+            gone += [chunk[i] for i in np.flatnonzero(~listed) if not chunk[i].startswith(unreadable)]
+        return total, gone
 
 
 class Watchers(NamedTuple):
@@ -100,14 +102,14 @@ class IndexRun:
     parts: Parts
     source: Source
     watchers: Watchers = SILENT
+    listing: Listing | None = None  # that is to hold the names that it comes by
     only: Set[str] | None = None
     retrying: bool = False  # whether what could not be read is read again though it has not changed
-    listing: Listing = field(default_factory=Listing)
-    _counts: Counter[str] = field(default_factory=Counter)
-    _failures: list[tuple[str, str]] = field(default_factory=list)
-    _model: "Hasher | None" = None
-    _broken: HashretError | None = None
-    _shown: float = field(default_factory=time.monotonic)
+    _counts: Counter[str] = field(init=False, default_factory=Counter)
+    _failures: list[tuple[str, str]] = field(init=False, default_factory=list)
+    _model: "Hasher | None" = field(init=False, default=None)
+    _broken: HashretError | None = field(init=False, default=None)
+    _shown: float = field(init=False, default_factory=time.monotonic)
 
     def run(self) -> IndexReport:
         """Store it; what was done. Raises HashretError where the source breaks off, with all before it stored."""
@@ -170,7 +172,7 @@ class IndexRun:
 
     def _listed(self, wanted: Set[str] | None, first_pass: bool) -> Iterator[Record]:
         for record in self.source:
-            if first_pass:
+            if first_pass and self.listing is not None:
                 self.listing.add(record.name)
             if wanted is None or self.source.root + record.name in wanted:
                 yield record
@@ -266,11 +268,10 @@ def prune(parts: Parts, root: Root, listing: Listing, *, force: bool) -> int:
     """Forget the paths under `root` that a listing lacks; how many. Raises HashretError if those are more than half,
     unless `force`."""
     with parts.store.transaction() as transaction:
-        lacking = list(listing.lacking(transaction.names(root)))
-        gone = [name for name in lacking if name is not None]
-        if not force and 2 * len(gone) > len(lacking):
+        total, gone = listing.lacking(transaction.names(root))
+        if not force and 2 * len(gone) > total:
             raise HashretError(
-                f"{len(gone)} of {len(lacking)} paths under {root} would be forgotten: check that the source is whole, "
+                f"{len(gone)} of {total} paths under {root} would be forgotten: check that the source is whole, "
                 f"then add --force"
             )
         transaction.remove(paths=((root, name) for name in gone))

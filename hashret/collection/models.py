@@ -23,7 +23,7 @@ class Models:
     @property
     def last(self) -> "Hasher":
         """The model that was loaded last, which may not be the collection's any more; else the collection's."""
-        return self._loaded or self.current()
+        return self.current() if self._loaded is None else self._loaded
 
     def current(self) -> "Hasher":
         """The collection's model, loaded if it is not yet. Raises HashretError if it is not in the folder."""

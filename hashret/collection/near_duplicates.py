@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from hashret.codes import Codes, hamming
 from hashret.collection import grouping
 from hashret.collection.pairs import VERDICTS
-from hashret.collection.parts import Parts
+from hashret.collection.parts import Parts, no_item
 from hashret.data.contents import Content, sha256
 from hashret.data.images import to_content
-from hashret.errors import HashretError, NotFound, check_count
+from hashret.errors import HashretError, check_count
 from hashret.results import Group, Item
 from hashret.stores.protocol import PathRef, Snapshot
 
@@ -104,10 +104,8 @@ def all_verdicts(parts: Parts) -> list[tuple[int, int, str]]:
 def judged_contents(parts: Parts) -> list[tuple[Content, Content, bool]]:
     """The pairs of contents with a verdict that can still be read, and whether they are the same."""
     verdicts = all_verdicts(parts)
-    ids = {i for a, b, _ in verdicts for i in (a, b)}
-    with parts.store.snapshot() as rows:
-        paths, items, data_root = rows.paths(ids), rows.items(ids), rows.settings.get("data_root")
-    contents = dict(parts.originals.read_all(paths, items, data_root))
+    ids = sorted({i for a, b, _ in verdicts for i in (a, b)})
+    contents = dict(parts.contents(ids))
     readable = [row for row in verdicts if row[0] in contents and row[1] in contents]
     return [(contents[a], contents[b], verdict == "same") for a, b, verdict in readable]
 
@@ -117,10 +115,13 @@ def find_item(parts: Parts, image: Any) -> int | None:
     if isinstance(image, str | os.PathLike) and not os.path.isfile(image):  # noqa: PTH113  # takes any text
         path = os.fspath(image)
         with parts.store.snapshot() as rows:
+            roots = rows.roots()
             for whole in (path, str(Path(path).absolute())):
-                for found in rows.recorded(whole):
-                    if found.root + found.name == whole and found.item_id is not None:
-                        return found.item_id
+                for root in roots:
+                    name = whole.removeprefix(root)
+                    known = rows.known(root, [name]).get(name) if whole.startswith(root) else None
+                    if known is not None and known.item_id is not None:
+                        return known.item_id
         return None
     digest = sha256(to_content(image))
     with parts.store.snapshot() as rows:
@@ -138,8 +139,3 @@ def _item_id(parts: Parts, image: Any) -> int:
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else "the image"
         raise HashretError(f"{name} is not in the collection: hashret index its folder first")
     return found
-
-
-def no_item(item_id: int) -> NotFound:
-    """The error for an id that no item has."""
-    return NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from hashret.data.contents import Content, content_bytes, read_file, sha256
@@ -84,19 +85,20 @@ class Originals:
 
     def records(self, root: Root, data_root: str | None) -> Iterator[Record]:
         """What is under a root now; nothing if it is gone."""
-        if root == BLOBS:
-            for file in sorted((self.folder / BLOBS).glob("*")):
-                status = file.stat()
-                yield Record(file.name, status.st_size, status.st_mtime_ns, None, partial(read_file, file))
-        else:
-            with suppress(HashretError):
-                yield from self.source(root, data_root) or ()
+        return chain.from_iterable(self.record_batches(root, data_root, 1))
 
     def record_batches(self, root: Root, data_root: str | None, size: int) -> Iterator[list[Record]]:
         """The same in lists of `size`; one at a time where each must be read before the next is taken."""
-        source = None if root == BLOBS else self.source(root, data_root)
-        streaming = source is not None and source.streaming
-        return batches(self.records(root, data_root), 1 if streaming else size)
+        if root == BLOBS:
+            yield from batches(self._blobs(), size)
+        elif (source := self.source(root, data_root)) is not None:
+            with suppress(HashretError):
+                yield from batches(source, 1 if source.streaming else size)
+
+    def _blobs(self) -> Iterator[Record]:
+        for file in sorted((self.folder / BLOBS).glob("*")):
+            status = file.stat()
+            yield Record(file.name, status.st_size, status.st_mtime_ns, None, partial(read_file, file))
 
     def source(self, root: Root, data_root: str | None) -> Source | None:
         """The source whose records are recorded under `root`; None if it is gone."""

@@ -71,7 +71,7 @@ def use_index(parts: Parts, spec: str) -> None:
     """Search by another index from now on; see `Collection.use_index`."""
     with parts.store.snapshot() as rows:
         from_spec(rows.settings.model.bits, spec)  # raises ValueError
-    with parts.writing():
+    with parts.store.exclusive():
         with parts.store.snapshot() as rows:
             if rows.settings.index == spec:
                 return
@@ -80,6 +80,7 @@ def use_index(parts: Parts, spec: str) -> None:
             transaction.put_setting("index", spec)
             if cache is not None:
                 transaction.put_setting("cache", cache)
+        parts.index.persist()
 
 
 def _code_all(parts: Parts, hasher: "Hasher", progress: Callable[[Progress], None] | None) -> None:
@@ -90,7 +91,7 @@ def _code_all(parts: Parts, hasher: "Hasher", progress: Callable[[Progress], Non
     done, coded = 0, set[int]()
     for root in roots:
         records = parts.originals.record_batches(root, data_root, BATCH_ITEMS)
-        uncoded = _uncoded(parts, root, records, pending)
+        uncoded = _uncoded(parts, root, records, pending, coded)
         for batch in batches(_pixels(hasher, uncoded, coded), BATCH_ITEMS):
             codes = hasher.encode_pixels(np.stack([pixels for _, pixels in batch]))
             with parts.store.transaction(advance=False) as transaction:
@@ -116,16 +117,17 @@ def _pixels(hasher: "Hasher", uncoded: Iterator[_Uncoded], coded: set[int]) -> I
 
 
 def _uncoded(
-    parts: Parts, root: Root, records: Iterator[list[Record]], pending: NDArray[np.int64]
+    parts: Parts, root: Root, records: Iterator[list[Record]], pending: NDArray[np.int64], coded: set[int]
 ) -> Iterator[_Uncoded]:
-    """The records, read, of items that have no code yet, whose ids are `pending`."""
+    """The records, read, of items that have no code yet, whose ids are `pending`, ascending, and not `coded` since."""
     for batch in records:
         with parts.store.snapshot() as rows:
             known = rows.known(root, [record.name for record in batch])
             ids = np.array([path.item_id for path in known.values() if path.item_id is not None], np.int64)
-            items = rows.items(np.intersect1d(ids, pending).tolist())
+            listed = pending.searchsorted(ids) < pending.searchsorted(ids, "right")
+            items = rows.items({*ids[listed].tolist()} - coded)
         for record in batch:
             path = known.get(record.name)
-            if path is not None and path.item_id in items:
+            if path is not None and path.item_id in items and path.item_id not in coded:
                 sha256 = items[path.item_id].sha256
                 yield _Uncoded(path.item_id, sha256, PendingRecord(record, content=read(record)))

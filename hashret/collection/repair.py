@@ -11,7 +11,7 @@ from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.indexes import index_class
 from hashret.results import BLOBS
-from hashret.stores.sqlite import DATABASE, locked
+from hashret.stores.sqlite import locked
 from hashret.stores.sqlite_repair import Restored, Salvage, nothing_left
 from hashret.stores.sqlite_repair import examine as examine_database
 
@@ -29,12 +29,12 @@ def examine(folder: Path) -> list[Finding]:
     found = examine_database(folder)
     try:
         if found.damage:
-            return [_damaged(text) for text in found.damage]
+            return [_damaged(found.database, text) for text in found.damage]
         items = [Finding("items", f"{text}: hashret doctor --recover drops them") for text in found.inconsistencies]
         settings = found.settings
         return [*items, *_blobs(folder, found.blobs), *_model(folder, settings), *_index(folder, settings)]
     except (LookupError, TypeError, ValueError) as error:  # settings that make no sense
-        return [_damaged(str(error))]
+        return [_damaged(found.database, str(error))]
 
 
 def recover(folder: Path) -> Restored:
@@ -52,9 +52,9 @@ def recover(folder: Path) -> Restored:
     return restored
 
 
-def _damaged(reason: str) -> Finding:
+def _damaged(database: str, reason: str) -> Finding:
     reason = " ".join(reason.split())
-    return Finding("database", f"{DATABASE} is damaged ({reason}): hashret doctor --recover saves what can be read")
+    return Finding("database", f"{database} is damaged ({reason}): hashret doctor --recover saves what can be read")
 
 
 def _blobs(folder: Path, names: list[str]) -> Iterator[Finding]:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_codes
-from hashret.collection.near_duplicates import no_item
-from hashret.collection.parts import Parts
+from hashret.collection.parts import Parts, no_item
 from hashret.collection.snapshot import ModelChanged, Near, View
 from hashret.data.contents import PreparedImages
 from hashret.data.images import as_batch

@@ -36,18 +36,19 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PreparedImages:
-    """A batch of images as a model sees them: `pixels` as its preprocessing gives, one row an image, and the `sha256`
-    of each content, in the same order."""
+    """A batch of images as the model of a fingerprint sees them: `pixels` as its preprocessing gives, one row an image,
+    and the `sha256` of each content, in the same order."""
 
     pixels: Inputs
     digests: list[str]
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.digests)
 
     def __getitem__(self, rows: slice) -> "PreparedImages":
         """Some of the images."""
-        return PreparedImages(self.pixels[rows], self.digests[rows])
+        return PreparedImages(self.pixels[rows], self.digests[rows], self.fingerprint)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -102,9 +102,9 @@ class FailedPath(NamedTuple):
 class Changes(NamedTuple):
     """How the codes of one generation become those of a later one."""
 
-    removed: Ids
-    added: Ids
-    codes: Codes  # of those added
+    removed: Ids  # (r,)
+    added: Ids  # (a,)
+    codes: Codes  # (a, bits // 8), of those added
 
 
 class Ranking(NamedTuple):
@@ -119,13 +119,14 @@ class Snapshot(Protocol):
 
     @property
     def state(self) -> Hashable:
-        """What tells this state from every other: equal states have equal contents."""
+        """What tells this state from every other: equal states give equal answers. It changes with the generation, and
+        with nothing else that one process sees."""
 
     @property
     def settings(self) -> Settings:
         """All settings."""
 
-    def count(self, what: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
+    def count(self, table: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
         """How many there are; of changes those of generations above `after`."""
 
     def ids(self, after: int = 0, limit: int | None = None, where: str | None = None) -> Ids:
@@ -210,7 +211,7 @@ class Transaction(Snapshot, Protocol):
         """Replace the metadata of items."""
 
     def put_codes(self, fingerprint: str, codes: Iterable[tuple[int, bytes]]) -> None:
-        """Add codes of a model that is not the current one yet, by item."""
+        """Add codes, of bits // 8 bytes each, of a model that is not the current one yet, by item."""
 
     def switch(self, model: ModelKey) -> None:
         """Make a model the current one, and drop the codes of all others and what `calibration` says of them."""
@@ -237,7 +238,8 @@ class ItemStore(Protocol):
         """Whether there are no transactions."""
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
-        """A read transaction: everything read in it is of one state."""
+        """A read transaction: everything read in it is of one state. Within another one of the same thread it is a
+        part of that."""
 
     def transaction(self, *, advance: bool = True, rollback: bool = False) -> AbstractContextManager[Transaction]:
         """A write transaction, durable when it ends without an exception, and undone by one.

@@ -106,6 +106,9 @@ class SqliteStore:
     def snapshot(self) -> Iterator[SqliteSnapshot]:
         with sqlite_errors(self.path), self._connections.in_use():
             db = self._connections.reading
+            if db.conn.in_transaction:  # a part of that
+                yield SqliteSnapshot(db, self.path, FilterCache())
+                return
             db.conn.execute("BEGIN")
             try:
                 yield SqliteSnapshot(db, self.path, self._filters)

@@ -26,6 +26,7 @@ class Connections:
         self._read_only = read_only
         self._threads = threading.local()
         self._opened: weakref.WeakSet[_OfThread] = weakref.WeakSet()
+        self._last: Database | None = None  # closed when those that were in use are
         self._lock = threading.Lock()  # for what each thread has open, and whether it uses that
 
     @property
@@ -71,6 +72,9 @@ class Connections:
                 mine.uses -= 1
                 if mine.unwanted and not mine.uses:
                     mine.close()
+                    if self._last is not None and not any(held.unwanted for held in self._opened):
+                        self._last.close()
+                        self._last = None
 
     @contextmanager
     def reading_where_it_writes(self) -> Iterator[None]:
@@ -83,13 +87,22 @@ class Connections:
             mine.writes_next = before
 
     def close(self) -> None:
-        """Close the connections of all threads; those that a thread is just using, when it has done so."""
+        """Close the connections of all threads; those that a thread is just using, when it has done so.
+
+        The last one has to be one for writing: only such a one takes the log into the database.
+        """
         with self._lock:
-            for held in list(self._opened):
-                if held.uses:
-                    held.unwanted = True
-                else:
-                    held.close()
+            threads = list(self._opened)
+            for held in threads:
+                held.unwanted = bool(held.uses)
+            idle = [held for held in threads if not held.unwanted]
+            for held in idle:
+                held.close("reading")
+            writers = [held.connections.pop("writing") for held in idle if "writing" in held.connections]
+            if writers and len(idle) < len(threads):
+                self._last = writers.pop()
+            for writer in writers:
+                writer.close()
 
 
 class _OfThread:
@@ -101,13 +114,21 @@ class _OfThread:
         self.unwanted = False  # to be closed when it is used no more
         self.writes_next = False
 
-    def close(self) -> None:
+    def close(self, *purposes: str) -> None:
+        """Close the connections for these purposes, or all, those for reading first."""
         self.unwanted = False
-        while self.connections:
-            self.connections.popitem()[1].close()
+        for purpose in purposes or ("reading", "writing"):
+            if purpose in self.connections:
+                self.connections.pop(purpose).close()
 
     def __del__(self) -> None:
         self.close()
+
+
+class _Database(Database):
+    """Upserts as SQLite has had them since 3.24: sqlite-utils finds out by making a table in the database."""
+
+    supports_on_conflict = True
 
 
 def connect(uri: str, *, read_only: bool) -> Database:
@@ -119,7 +140,7 @@ def connect(uri: str, *, read_only: bool) -> Database:
         # the log less often.
         conn.execute("PRAGMA cache_size = -65536")  # KiB
         conn.execute("PRAGMA wal_autocheckpoint = 8000")  # pages, of 4 KiB
-    return Database(conn)
+    return _Database(conn)
 
 
 def quoted(path: Path) -> str:

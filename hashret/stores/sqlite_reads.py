@@ -1,7 +1,7 @@
 """`SqliteSnapshot`: the reads of the SQLite store, within one transaction of a connection.
 
 Rows come by the thousand, so they are read as the tuples that sqlite3 gives: sqlite-utils would make a dictionary of
-each.
+each. The file is longer than most, for all reads of the protocol are here.
 """
 
 import json
@@ -97,10 +97,10 @@ class SqliteSnapshot:
     def state(self) -> Hashable:
         return self.settings["generation"]
 
-    def count(self, what: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
-        if what == "changes":
-            return self._db.table(what).count_where("generation > ?", [after])
-        return self._db.table(what).count
+    def count(self, table: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
+        if table == "changes":
+            return self._db.table(table).count_where("generation > ?", [after])
+        return self._db.table(table).count
 
     def ids(self, after: int = 0, limit: int | None = None, where: str | None = None) -> Ids:
         if where is None:
@@ -144,8 +144,8 @@ class SqliteSnapshot:
         self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, most: int | None = None
     ) -> tuple[Ids, Codes]:
         model = model or self.settings.model
-        if most is not None and self.count("items") > most:
-            ids = range(1, self.highest_id + 1, -(-self.count("items") // most))
+        if most is not None and (items := self.count("items")) > most:
+            ids = self.ids()[:: -(-items // most)].tolist()
         if ids is None:
             return self._codes(model, "")
         return self._codes(model, f"AND item_id {_AMONG}", json.dumps(list(ids)))
@@ -185,7 +185,8 @@ class SqliteSnapshot:
 
     def paths(self, ids: Iterable[int]) -> list[PathRef]:
         sql = f"SELECT root, name, item_id, mtime_ns FROM paths WHERE item_id {_AMONG}"
-        return [_path_ref(*row) for row in self._conn.execute(sql, (json.dumps(list(ids)),))]
+        rows = self._conn.execute(sql, (json.dumps(list(ids)),))
+        return [PathRef(Root(from_stored(root)), from_stored(name), *rest) for root, name, *rest in rows]
 
     def recorded(self, path: str) -> list[PathRef]:
         return [found for table in ("paths", "failures") for found in self._recorded(table, path)]
@@ -206,7 +207,7 @@ class SqliteSnapshot:
                     rows += self._conn.execute(f"{sql} AND name >= ? AND name < ?", (to_stored(root), low, high))
             else:
                 continue
-            yield from (_path_ref(root, *row) for row in rows)
+            yield from (PathRef(root, from_stored(name), *rest) for name, *rest in rows)
 
     def roots(self) -> list[Root]:
         return sorted({*self._roots("paths"), *self._roots("failures")})
@@ -291,16 +292,16 @@ class SqliteSnapshot:
             order = f"EXISTS ({under} AND item_id = id) DESC, {order}"
         rows = self._conn.execute(f"SELECT id FROM items ORDER BY {order}", values)
         ids: NDArray[np.int64] = np.fromiter((row[0] for row in rows), np.int64)
-        counts = dict(self._conn.execute("SELECT item_id, count(*) FROM paths GROUP BY item_id HAVING count(*) > 1"))
-        return Ranking(ids, np.fromiter((counts.get(i, 1) for i in ids.tolist()), np.int64, len(ids)))
+        paths = np.ones(len(ids), np.int64)
+        several = "SELECT item_id, count(*) FROM paths GROUP BY item_id HAVING count(*) > 1"
+        counts = np.array(self._conn.execute(several).fetchall(), np.int64).reshape(-1, 2)
+        by_id = ids.argsort()
+        paths[by_id[ids.searchsorted(counts[:, 0], sorter=by_id)]] = counts[:, 1]
+        return Ranking(ids, paths)
 
     def without_code(self, fingerprint: str) -> Ids:
         sql = "SELECT id FROM items WHERE id NOT IN (SELECT item_id FROM codes WHERE fingerprint = ?) ORDER BY id"
         return np.fromiter((row[0] for row in self._conn.execute(sql, (fingerprint,))), np.int64)
-
-
-def _path_ref(root: str | bytes, name: str | bytes, item_id: int | None, mtime_ns: int) -> PathRef:
-    return PathRef(Root(root if isinstance(root, Root) else from_stored(root)), from_stored(name), item_id, mtime_ns)
 
 
 def _from_json(metadata: str | None) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""What is wrong with the database of a collection, and what can be read of one that SQLite or the store refuses."""
+"""What is wrong with the database of a collection, and what can be read of one that SQLite or the store refuses.
+
+It is opened by sqlite3 alone, read-only: sqlite-utils reads the schema first, which may be what is damaged.
+"""
 
 import shutil
 import sqlite3
@@ -23,6 +26,7 @@ Row = tuple[Any, ...]
 class Examination(NamedTuple):
     """What a database holds, whether or not the store would open it."""
 
+    database: str  # the name of the file
     damage: list[str]  # what SQLite says of the file; the rest is empty then
     settings: dict[str, str]
     inconsistencies: list[str]  # rows that lack something, such as "3 items have no path"
@@ -48,11 +52,11 @@ def examine(folder: Path) -> Examination:
             damage = [row[0] for row in conn.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
             settings = dict(conn.execute("SELECT key, value FROM settings"))
             if damage:
-                return Examination(damage, settings, [], [])
+                return Examination(DATABASE, damage, settings, [], [])
             blobs = [row[0] for row in conn.execute("SELECT name FROM paths WHERE root = ?", (str(BLOBS),))]
-            return Examination([], settings, list(_inconsistencies(conn, settings)), blobs)
+            return Examination(DATABASE, [], settings, list(_inconsistencies(conn, settings)), blobs)
         except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:  # values that make no sense too
-            return Examination([str(error)], {}, [], [])
+            return Examination(DATABASE, [str(error)], {}, [], [])
 
 
 def _inconsistencies(conn: sqlite3.Connection, settings: dict[str, str]) -> Iterator[str]:

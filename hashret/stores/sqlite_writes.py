@@ -1,7 +1,8 @@
 """`SqliteTransaction`: the writes of the SQLite store, within one transaction of a connection.
 
 sqlite-utils writes what comes a few rows at a time. Items, paths and codes come by the thousand, in statements of a
-thousand rows each, during which other threads run: `executemany`, which sqlite-utils uses too, stops them at every row.
+thousand rows each: `executemany` would stop all other threads at every row, as sqlite-utils would. Rows are removed and
+described one by one, by their keys.
 """
 
 import json
@@ -114,9 +115,7 @@ class SqliteTransaction(SqliteSnapshot):
         self._conn.executemany("UPDATE items SET metadata = ? WHERE id = ?", rows)
 
     def put_codes(self, fingerprint: str, codes: Iterable[tuple[int, bytes]]) -> None:
-        self._conn.executemany(
-            "INSERT OR REPLACE INTO codes VALUES (?, ?, ?)", [(i, fingerprint, code) for i, code in codes]
-        )
+        self._insert("INSERT OR REPLACE INTO codes VALUES", ((i, fingerprint, code) for i, code in codes))
 
     def switch(self, model: ModelKey) -> None:
         self._db.table("codes").delete_where("fingerprint <> ?", [model.fingerprint])
