@@ -162,10 +162,10 @@ def test_a_member_makes_the_narrowest_and_the_widest_codes(name: str, bits: int)
         labels: Any = [i % 3 for i in range(len(images))] if MODELS[name].labelled else False
         hasher = Hasher(name, bits, **taken(name, network="mlp", width=1)).fit(images, steps=30, labels=labels)
     else:
-        hasher = Hasher(name, bits).fit(images)
+        hasher = Hasher(name, bits).fit(images, seed=2)
     codes = hasher.encode(images[:20])
     assert codes.shape == (20, bits // 8)
-    # In a graph of noise a few anchors are next to every image.
+    # In a graph of noise a few anchors are next to every image: with half of all seeds, one.
     assert len(np.unique(codes, axis=0)) > (1 if name == "anchor-graph" else 7)
 
 
