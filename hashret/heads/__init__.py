@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from hashret.errors import HashretError, choose
 from hashret.heads import anchor_graph, anchor_itq, linear
-from hashret.heads.head import Floats, Head, median, sign
+from hashret.heads.head import Head, median, sign
+from hashret.heads.products import Floats
 
 __all__ = ["HEADS", "Head", "check_head"]
 

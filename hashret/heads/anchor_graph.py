@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.heads.head import Exact, Floats, Head, blocks, projected_by
+from hashret.heads.head import Exact, Head, blocks, projected_by
 from hashret.heads.linear import centred, drawn, mean_of, rotated
-from hashret.heads.products import product
+from hashret.heads.products import Floats, product
 
 TIED = 3  # anchors that an image is tied to
 STEPS = 16  # of the diffusion

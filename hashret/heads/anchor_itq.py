@@ -3,8 +3,9 @@
 import numpy as np
 
 from hashret.heads.anchor_graph import AnchorGraph, fitted_graph, lifted_rotation
-from hashret.heads.head import Floats, Head, blocks, projected_by
+from hashret.heads.head import Head, blocks, projected_by
 from hashret.heads.linear import Linear, centred, drawn, lengths_of, mean_of, principal_components
+from hashret.heads.products import Floats
 
 CLEAR = 0.075  # the least that says of a graph that there are kinds of images
 COUNTED = 0.3  # the least that the coordinates in such a graph count for

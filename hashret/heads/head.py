@@ -11,7 +11,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32 | np.float64]
+from hashret.heads.products import Floats
+
 Exact = NDArray[np.float64]
 
 

@@ -6,8 +6,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.heads.head import Exact, Floats, Head, projected_by
-from hashret.heads.products import product
+from hashret.heads.head import Exact, Head, projected_by
+from hashret.heads.products import Floats, product
 
 WIDEST = 4096  # numbers of which the covariance matrix is taken
 ROTATIONS = 50  # alternations of iterative quantisation
