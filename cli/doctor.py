@@ -20,22 +20,21 @@ def doctor(
 
     Exits 1 if anything is.
     """
-    from hashret.collection import Collection, locate
-    from hashret.collection import repair as recovery
+    from hashret.collection import Collection, locate, repair
     from hashret.results import Root
 
     folder = locate(collection)
-    found = recovery.examine(folder)
+    found = repair.examine(folder)
     if recover and any(finding.part in ("database", "items") for finding in found):
-        saved = recovery.recover(folder)
+        saved = repair.recover(folder)
         say(f"{saved.items:,} items saved, {saved.dropped:,} incomplete; the old database is {saved.backup}")
         for root in saved.roots:
             say(f"to bring back what was lost: hashret index {Root(root).location}")
-        found = recovery.examine(folder)
+        found = repair.examine(folder)
     if recover and any(finding.part == "index" for finding in found):
         with Collection.open(folder) as there:
             there.rebuild_index()
-        found = recovery.examine(folder)
+        found = repair.examine(folder)
     if as_json:
         print(json.dumps([finding._asdict() for finding in found]))
     else:

@@ -39,11 +39,11 @@ def reconstruct(
 ) -> int:
     """Show images of SOURCE over what the model remembers of them, with the squared error."""
     from hashret import plots
-    from hashret.tasks import generation as generating
+    from hashret.tasks import generation
 
     hasher = load(model_dir, collection)
     pixels, _ = read(source, hasher, n, root)
-    remembered = generating.reconstruct(hasher, pixels)
+    remembered = generation.reconstruct(hasher, pixels)
     errors = hasher.errors(pixels)
     plots.pairs(pixels, remembered, out, [f"{error:.2f}" for error in errors], ("image", "remembered"))
     print(f"{errors.mean():.3f}")
@@ -97,23 +97,23 @@ def sample(
     import numpy as np
 
     from hashret import plots
-    from hashret.tasks import generation as generating
+    from hashret.tasks import generation
 
     if sum((between is not None, traverse is not None, manifold)) > 1:
         raise typer.BadParameter("give one of --between, --traverse and --manifold")
     hasher = load(model_dir, collection)
     if between is not None:
         pair = np.stack([pixels_of(path, hasher) for path in between])
-        steps = generating.interpolate(hasher, pair, 10, label=label)
+        steps = generation.interpolate(hasher, pair, 10, label=label)
         plots.grid(np.concatenate([pair[:1], steps, pair[1:]]), 12, out, ["from", *[""] * 10, "to"])
     elif traverse is not None:
         numbers = range(min(hasher.member.latent, max(1, n // 9)))
-        steps = generating.traverse(hasher, pixels_of(traverse, hasher)[None], numbers, label=label)
+        steps = generation.traverse(hasher, pixels_of(traverse, hasher)[None], numbers, label=label)
         plots.grid(steps, 9, out, [f"{i}: {step:+.1f}" for i in numbers for step in np.linspace(-3, 3, 9)])
     elif manifold:
-        plots.grid(generating.manifold(hasher, label=label), 20, out)
+        plots.grid(generation.manifold(hasher, label=label), 20, out)
     else:
-        plots.grid(generating.sample(hasher, n, label=label, seed=seed), min(n, 12), out)
+        plots.grid(generation.sample(hasher, n, label=label, seed=seed), min(n, 12), out)
     say(f"picture: {out}", quiet)
     return 0
 
@@ -130,7 +130,7 @@ def plot(
 ) -> int:
     """Plot latents, bits, distances and loss curves; labels of SOURCE only give colours."""
     from hashret import plots
-    from hashret.tasks import generation as generating
+    from hashret.tasks import generation
 
     hasher = load(model_dir, collection)
     pixels, labels = read(source, hasher, n, root)
@@ -138,7 +138,7 @@ def plot(
         raise HashretError(f"{source} has too few images to plot: give at least three")
     out.mkdir(parents=True, exist_ok=True)
     codes = hasher.encode_pixels(pixels)
-    points, how = flattened(generating.latents(hasher, pixels), tsne)
+    points, how = flattened(generation.latents(hasher, pixels), tsne)
     plots.scatter(points, labels, out / "latents.png", f"latents of {len(pixels):,} images{how}")
     plots.bits(codes, out / "bits.png")
     plots.distances(codes[:3000], labels[:3000], out / "distances.png")

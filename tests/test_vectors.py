@@ -24,8 +24,7 @@ from hashret.hasher import Hasher
 from hashret.models import MODELS
 from hashret.models.augment import augment, views
 from hashret.plots import contact_sheet
-from hashret.tasks import generation as generating
-from hashret.tasks import restoration as restoring
+from hashret.tasks import generation, restoration
 
 Vectors = NDArray[np.float32]
 RNG = np.random.default_rng(0)
@@ -76,16 +75,16 @@ def test_a_vector_has_no_picture(tmp_path: Path) -> None:
         contact_sheet(tmp_path / "v.npy", [Hit(0, 1, str(tmp_path / "v.npy"), [], None, None)], tmp_path / "s.png")
     model = Hasher("denoising", 8, width=1, corruption="gaussian").fit(VECTORS, steps=1)
     asks: list[Callable[[], Any]] = [
-        lambda: generating.reconstruct(model, model.preprocessing.batch(VECTORS[:2])),
-        lambda: generating.sample(model, 2),
-        lambda: generating.manifold(model),
-        lambda: generating.interpolate(model, model.preprocessing.batch(VECTORS[:2])),
+        lambda: generation.reconstruct(model, model.preprocessing.batch(VECTORS[:2])),
+        lambda: generation.sample(model, 2),
+        lambda: generation.manifold(model),
+        lambda: generation.interpolate(model, model.preprocessing.batch(VECTORS[:2])),
     ]
     for ask in asks:
         with pytest.raises(HashretError, match="vectors, which have no pictures"):
             ask()
     with pytest.raises(HashretError, match="vectors, which have no pictures to restore: give one"):
-        restoring.denoise(model, np.zeros((9, 9, 1), np.uint8))
+        restoration.denoise(model, np.zeros((9, 9, 1), np.uint8))
 
 
 # Preprocessing

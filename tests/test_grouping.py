@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
-from hashret.collection import grouping as duplicates
+from hashret.collection import grouping
 from hashret.collection.grouping import connected, groups, stars
 
 Pairs = NDArray[np.int64]
@@ -69,7 +69,7 @@ def best_copies(near: NDArray[np.bool_], rank: NDArray[np.int64]) -> set[frozens
 def batches(request: pytest.FixtureRequest) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(("FIRST", "MOST", "HELD"), request.param, strict=True):
-            patch.setattr(duplicates, name, value)
+            patch.setattr(grouping, name, value)
         yield
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashret.collection import Collection
-from hashret.collection import capacity as estimating
+from hashret.collection import Collection, capacity
 from hashret.collection.capacity import Estimate, estimate
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
@@ -21,7 +20,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "WIDTH": 96,
         "HEIGHT": 64,
     }.items():
-        monkeypatch.setattr(estimating, name, value)
+        monkeypatch.setattr(capacity, name, value)
 
 
 def check(told: Estimate) -> None:

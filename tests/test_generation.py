@@ -14,8 +14,7 @@ from hashret import plots
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS
-from hashret.tasks import generation as generating
-from hashret.tasks import restoration as restoring
+from hashret.tasks import generation, restoration
 
 DIGITS: NDArray[np.uint8] = (load_digits().images * 15.9375).astype(np.uint8)  # (1797, 8, 8)
 NAMES = [str(label) for label in load_digits().target]
@@ -52,13 +51,13 @@ def nearest_label(images: NDArray[np.uint8]) -> list[str]:
 
 
 def test_remembered_images_are_like_the_images(vae: Hasher) -> None:
-    remembered = generating.reconstruct(vae, PIXELS[:300])
+    remembered = generation.reconstruct(vae, PIXELS[:300])
     assert remembered.shape == (300, 8, 8, 1) and remembered.dtype == np.uint8
     errors = vae.errors(PIXELS[:300])
     assert errors == pytest.approx(squared(PIXELS[:300], remembered), abs=0.02)
     assert errors.mean() < 0.6 * squared(PIXELS[:300], PIXELS.mean(0)).mean()
     assert vae.errors(PIXELS[:0]).shape == (0,)
-    assert generating.reconstruct(vae, PIXELS[:0]).shape == (0, 8, 8, 1)
+    assert generation.reconstruct(vae, PIXELS[:0]).shape == (0, 8, 8, 1)
 
 
 def test_an_image_unlike_those_of_the_training_is_unusual(vae: Hasher, tmp_path: Path) -> None:
@@ -72,9 +71,9 @@ def test_an_image_unlike_those_of_the_training_is_unusual(vae: Hasher, tmp_path:
 
 
 def test_new_images_are_like_digits_and_repeat_with_their_seed(vae: Hasher) -> None:
-    drawn = generating.sample(vae, 50)
-    assert drawn.shape == (50, 8, 8, 1) and (drawn == generating.sample(vae, 50)).all()
-    assert (drawn != generating.sample(vae, 50, seed=1)).any()
+    drawn = generation.sample(vae, 50)
+    assert drawn.shape == (50, 8, 8, 1) and (drawn == generation.sample(vae, 50)).all()
+    assert (drawn != generation.sample(vae, 50, seed=1)).any()
     edges = drawn[:, :, [0, -1]].mean() / drawn[:, :, 3:5].mean()  # digits have dark sides
     assert edges < 0.35
     assert len(np.unique(drawn, axis=0)) == 50
@@ -82,17 +81,17 @@ def test_new_images_are_like_digits_and_repeat_with_their_seed(vae: Hasher) -> N
 
 def test_images_of_a_class_are_of_that_class(cvae: Hasher) -> None:
     for label in ("0", "4", "7"):
-        found = nearest_label(generating.sample(cvae, 30, label=label))
+        found = nearest_label(generation.sample(cvae, 30, label=label))
         assert sum(name == label for name in found) > 20
     with pytest.raises(HashretError, match="no label 'cat'; the model knows 0, 1, 2"):
-        generating.sample(cvae, 1, label="cat")
+        generation.sample(cvae, 1, label="cat")
 
 
 def test_the_way_from_one_image_to_another_begins_and_ends_with_them(vae: Hasher) -> None:
     pair = PIXELS[[0, 1]]
-    way = generating.interpolate(vae, pair, 7)
+    way = generation.interpolate(vae, pair, 7)
     assert way.shape == (7, 8, 8, 1)
-    ends = generating.reconstruct(vae, pair)
+    ends = generation.reconstruct(vae, pair)
     assert abs(way[[0, -1]].astype(int) - ends).max() <= 1
     steps = np.abs(np.diff(way.astype(int), axis=0)).reshape(6, -1).sum(1)
     assert (steps > 0).all() and steps.max() < np.abs(way[0].astype(int) - way[-1]).sum()
@@ -101,37 +100,37 @@ def test_the_way_from_one_image_to_another_begins_and_ends_with_them(vae: Hasher
 def test_a_traversal_changes_one_number_at_a_time(vae: Hasher) -> None:
     decoded: list[Tensor] = []
     decoder = vae.member.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0]))
-    images = generating.traverse(vae, PIXELS[:1], [3, 5], 4)
+    images = generation.traverse(vae, PIXELS[:1], [3, 5], 4)
     decoder.remove()
     assert images.shape == (8, 8, 8, 1)
     changing = (decoded[-1] != decoded[-1][:1]).any(0).nonzero()[:, 0].tolist()
     assert changing == [3, 5]
     assert decoded[-1][:4, 3].tolist() == pytest.approx([-3, -1, 1, 3])
     with pytest.raises(HashretError, match="no latent number 32: choose from 0 to 31"):
-        generating.traverse(vae, PIXELS[:1], [32])
+        generation.traverse(vae, PIXELS[:1], [32])
 
 
 def test_a_manifold_has_two_dimensions(vae: Hasher) -> None:
     flat = fit("vae", steps=20, latent=2, head="lsh")
-    images = generating.manifold(flat, 5)
+    images = generation.manifold(flat, 5)
     assert images.shape == (25, 8, 8, 1)
     with pytest.raises(HashretError, match="a manifold has two latent numbers"):
-        generating.manifold(vae)
+        generation.manifold(vae)
 
 
 def test_what_a_model_cannot_do_is_refused() -> None:
     ae, pca = fit("ae", steps=2), Hasher("pca", 16).fit(DIGITS)
     with pytest.raises(HashretError, match="model 'ae' has no prior to draw from: train vae"):
-        generating.sample(ae, 1)
+        generation.sample(ae, 1)
     with pytest.raises(HashretError, match="model 'pca' has no network"):
-        generating.reconstruct(pca, PIXELS[:1])
+        generation.reconstruct(pca, PIXELS[:1])
     for wrong in (ae, fit("denoising", steps=2, corruption="downscaling")):
         with pytest.raises(HashretError, match="trained for it: hashret train SOURCE --model denoising"):
-            restoring.denoise(wrong, PIXELS[0])
+            restoration.denoise(wrong, PIXELS[0])
     with pytest.raises(HashretError, match="set corruption=downscaling"):
-        restoring.upscale(fit("denoising", steps=2), PIXELS[0])
+        restoration.upscale(fit("denoising", steps=2), PIXELS[0])
     with pytest.raises(HashretError, match="model 'vae' knows no labels"):
-        generating.sample(fit("vae", steps=2), 1, label="0")
+        generation.sample(fit("vae", steps=2), 1, label="0")
 
 
 def photo(height: int, width: int, channels: int = 1) -> NDArray[np.uint8]:
@@ -151,7 +150,7 @@ def denoiser() -> Hasher:
 def test_noise_is_taken_from_images_of_any_size(denoiser: Hasher, size: tuple[int, int]) -> None:
     clean = photo(*size)
     noisy = (clean + np.random.default_rng(0).normal(0, 0.2 * 255, clean.shape)).clip(0, 255).astype(np.uint8)
-    better = restoring.denoise(denoiser, noisy)
+    better = restoration.denoise(denoiser, noisy)
     assert better.shape == clean.shape and better.dtype == np.uint8
     if min(size) >= 16:
         error, before = ((image.astype(float) - clean).std() for image in (better, noisy))
@@ -165,14 +164,14 @@ def test_tiles_leave_no_seam() -> None:
     hasher.member.reconstruct = lambda x: x  # type: ignore[method-assign]
     for size in ((16, 16), (17, 40), (100, 61), (9, 30)):
         image = photo(*size)
-        assert (restoring.denoise(hasher, image) == image).all()
+        assert (restoration.denoise(hasher, image) == image).all()
 
 
 def test_an_upscaled_image_has_twice_the_sides_and_the_channels_of_the_model() -> None:
     tiles = np.stack([photo(16, 16, 3)] * 40)
     hasher = Hasher("denoising", 8, corruption="downscaling", network="mlp", width=1).fit(tiles, steps=1)
-    assert restoring.upscale(hasher, photo(20, 13, 3)).shape == (40, 26, 3)
-    assert restoring.upscale(hasher, photo(20, 13)).shape == (40, 26, 3)
+    assert restoration.upscale(hasher, photo(20, 13, 3)).shape == (40, 26, 3)
+    assert restoration.upscale(hasher, photo(20, 13)).shape == (40, 26, 3)
 
 
 # Pictures
@@ -194,7 +193,7 @@ def test_pictures_of_images(tmp_path: Path, n: int) -> None:
 @pytest.mark.parametrize("labels", [None, [None] * 300, NAMES[:300], ["x", None, "y"] * 100], ids=str)
 def test_pictures_of_codes(tmp_path: Path, vae: Hasher, labels: list[str | None] | None) -> None:
     codes = vae.encode_pixels(PIXELS[:300])
-    plots.scatter(generating.latents(vae, PIXELS[:300])[:, :2], labels, tmp_path / "latents.png", "latents")
+    plots.scatter(generation.latents(vae, PIXELS[:300])[:, :2], labels, tmp_path / "latents.png", "latents")
     plots.distances(codes, labels, tmp_path / "distances.png")
     plots.bits(codes, tmp_path / "bits.png")
     plots.bits(codes * 0, tmp_path / "constant.png")
