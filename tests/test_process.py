@@ -328,9 +328,10 @@ def test_the_version_is_that_of_pyproject() -> None:
 
 
 def test_a_checkout_that_is_not_installed_has_a_version_too(tmp_path: Path) -> None:
-    """`python -I -S` sees no installed package."""
+    """`python -I -S` sees no installed package; what an installation leaves in the checkout is not beside the link."""
+    (tmp_path / "hashret").symlink_to(ROOT / "hashret")
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import hashret\n"
         "assert 'importlib.metadata' not in sys.modules\n"
         "from hashret import __version__\n"
