@@ -192,12 +192,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         codes = clustered(asked.items)
-        with Collection.create(folder / "c", hasher) as there, closing(SqliteStore(folder / "c")) as store:
+        with Collection.create(folder / "c", hasher) as collection, closing(SqliteStore(folder / "c")) as store:
             ours, bare = asked.items / fill(store, codes), asked.items / fill_bare(folder / "bare.db", codes)
             rows["items.db, items a second"] = ours, bare, "bare inserts"
             rows["items.db, rows a second, four an item"] = 4 * ours, 4 * bare, "bare inserts"
             began = time.perf_counter()
-            there.rebuild_index()
+            collection.rebuild_index()
             rows["index built and saved, s"] = time.perf_counter() - began, None, ""
         rows["items.db, bytes an item"] = (folder / "c/items.db").stat().st_size / asked.items, None, ""
         query = codes[7] ^ np.uint8(1)
@@ -207,7 +207,7 @@ def main() -> None:
         inside, whole, mib, _ = min(cold(folder / "c", to_hex(query[None])[0]) for _ in range(3))
         rows["first answer of a new process, s"] = inside, whole, "with Python's own start"
         rows["and its memory, MiB"] = mib, None, ""
-        with Collection.open(folder / "c") as there, closing(SqliteStore(folder / "c")) as store:
+        with Collection.open(folder / "c") as collection, closing(SqliteStore(folder / "c")) as store:
             code, seconds = to_hex(query[None])[0], asked.seconds
             alone = float(read_beside(folder / "c", code, seconds / 2).communicate()[0])
             commit_alone, wait_alone, count = longest_commit(store, codes, asked.items, seconds / 2)
@@ -216,18 +216,18 @@ def main() -> None:
             rows["longest answer beside a writer, ms"] = 1000 * float(process.communicate()[0]), 1000 * alone, "alone"
             rows["longest commit beside a reader, ms"] = 1000 * commit, 1000 * commit_alone, "alone"
             rows["longest wait to be let in, ms"] = 1000 * wait, 1000 * wait_alone, "alone"
-            there.use_index("faiss:BFlat")
+            collection.use_index("faiss:BFlat")
             flat = float(read_beside(folder / "c", code, seconds / 2).communicate()[0])
             process = read_beside(folder / "c", code, seconds)
-            there.use_index("bitflip")
+            collection.use_index("bitflip")
             rows["longest answer beside a switch, ms"] = 1000 * float(process.communicate()[0]), 1000 * flat, "alone"
         photos = files(folder / "photos", asked.files)
-        with Collection.create(folder / "d", hasher) as there:
+        with Collection.create(folder / "d", hasher) as collection:
             began = time.perf_counter()
-            assert there.index(photos).added == asked.files
+            assert collection.index(photos).added == asked.files
             rows["indexing files, a second"] = asked.files / (time.perf_counter() - began), None, ""
             began = time.perf_counter()
-            assert there.index(photos).unchanged == asked.files
+            assert collection.index(photos).unchanged == asked.files
             again = time.perf_counter() - began
             began = time.perf_counter()
             assert walk(photos) == asked.files

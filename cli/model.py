@@ -43,9 +43,9 @@ def reconstruct(
 
     hasher = load(model_dir, collection)
     pixels, _ = read(source, hasher, n, root)
-    remembered = generation.reconstruct(hasher, pixels)
+    reconstructions = generation.reconstruct(hasher, pixels)
     errors = hasher.errors(pixels)
-    plots.pairs(pixels, remembered, out, [f"{error:.2f}" for error in errors], ("image", "remembered"))
+    plots.pairs(pixels, reconstructions, out, [f"{error:.2f}" for error in errors], ("image", "remembered"))
     print(f"{errors.mean():.3f}")
     say(f"is the mean squared error, summed per image, of {len(errors)} images; picture: {out}", quiet)
     return 0

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from pictures import Pixels, pixel_arrays, save, smooth
 from PIL import Image
 
 from hashret.data import images
@@ -22,26 +22,6 @@ from hashret.data.contents import MAX_BYTES, content_bytes, sha256
 from hashret.data.images import decode, has_colour, to_content
 from hashret.data.preprocessing import ImagePreprocessing
 from hashret.errors import HashretError
-
-Pixels = NDArray[np.uint8]
-sides = st.integers(1, 40)
-shapes = st.one_of(st.tuples(sides, sides), st.tuples(sides, sides, st.sampled_from([1, 3, 4])))
-pixel_arrays = shapes.flatmap(lambda shape: arrays(np.uint8, shape))
-
-
-def smooth(height: int, width: int, channels: int = 3) -> Pixels:
-    """A photo-like picture: soft, different at every corner, coloured."""
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    planes = [255 * x, 255 * y, 127 + 127 * np.sin(7 * x + 3 * y)]
-    return np.stack(planes[:channels], axis=-1).astype(np.uint8)
-
-
-def save(image: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -1,4 +1,3 @@
-import io
 from typing import Any
 
 import numpy as np
@@ -7,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from pictures import Pixels, pixel_arrays, save, sides, smooth
 from PIL import Image
 
 from hashret.data.contents import content_bytes
@@ -16,27 +16,8 @@ from hashret.data.sources import open_source
 from hashret.data.vectors import VectorPreprocessing
 from hashret.errors import HashretError
 
-Pixels = NDArray[np.uint8]
-sides = st.integers(1, 40)
-shapes = st.one_of(st.tuples(sides, sides), st.tuples(sides, sides, st.sampled_from([1, 3, 4])))
-pixel_arrays = shapes.flatmap(lambda shape: arrays(np.uint8, shape))
 sizes = st.integers(1, 48)
 preprocessings = st.builds(ImagePreprocessing, sizes, sizes, st.sampled_from([1, 3]))
-
-
-def smooth(height: int, width: int, channels: int = 3) -> Pixels:
-    """A photo-like picture: soft, different at every corner, coloured."""
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    planes = [255 * x, 255 * y, 127 + 127 * np.sin(7 * x + 3 * y)]
-    return np.stack(planes[:channels], axis=-1).astype(np.uint8)
-
-
-def save(image: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 # Images

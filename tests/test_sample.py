@@ -1,4 +1,3 @@
-import io
 import tarfile
 import threading
 import time
@@ -13,8 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from PIL import Image
+from pictures import JPEG_OF_TEXT, PASSED_OVER, TREE, picture, save, write
 
 from hashret.data import sample as sampling
 from hashret.data.contents import Content
@@ -24,40 +22,6 @@ from hashret.data.sample import Sample, sample
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.results import Root
-
-Pixels = NDArray[np.uint8]
-JPEG_OF_TEXT = b"Dear diary, this is no photo."
-
-
-def picture(seed: int, height: int = 20, width: int = 30, channels: int = 3) -> Pixels:
-    coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, channels), np.uint8)
-    image = Image.fromarray(coarse[..., 0] if channels == 1 else coarse).resize((width, height))
-    return np.asarray(image).reshape(height, width, channels)
-
-
-def save(pixels: Pixels, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, kind)
-    return file.getvalue()
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
-
-
-TREE = {
-    "b.png": save(picture(1)),
-    "a/z.JPG": save(picture(2), "JPEG"),
-    "a/deep/er/x.gif": save(picture(3), "GIF"),
-    "a.jpeg": save(picture(4), "JPEG"),
-    "a-b/broken.jpg": JPEG_OF_TEXT,
-    "Zoë/ünï.webp": save(picture(5), "WEBP"),
-}
-PASSED_OVER = {"notes.txt": b"no image", "a/jpg": b"", "a/.hidden.png": save(picture(6)), "a/x.jpg.part": b""}
 
 
 def pack(path: Path, folder: Path) -> Path:

@@ -71,10 +71,10 @@ def read(path: Path) -> tuple[ModelKey, Iterator[ItemRow]]:
     kind = format_of(path)
     with _plain_errors(path):
         items = _READERS[kind](path)
-        told = next(items)
-        if told.get("hashret") != VERSION:
+        record = next(items)
+        if record.get("hashret") != VERSION:
             raise ValueError("it was not written by hashret export, or by a newer one")
-        header = ModelKey(str(told["fingerprint"]), check_bits(told["bits"]))
+        header = ModelKey(str(record["fingerprint"]), check_bits(record["bits"]))
     return header, _contents(path, header, items)
 
 
@@ -218,8 +218,8 @@ def _write_parquet(path: Path, header: ModelKey, items: Iterator[_Item]) -> int:
     pa, parquet = _pyarrow()
     kinds = {"id": pa.int64(), "sha256": pa.string(), "code": pa.binary(), "width": pa.int64(), "height": pa.int64()}
     kinds |= {"bytes": pa.int64(), "added": pa.string(), "metadata": pa.string(), "paths": pa.string()}
-    told = {"hashret": json.dumps({"hashret": VERSION, **header._asdict()})}
-    schema = pa.schema(list(kinds.items()), metadata=told)
+    metadata = {"hashret": json.dumps({"hashret": VERSION, **header._asdict()})}
+    schema = pa.schema(list(kinds.items()), metadata=metadata)
     count = 0
     with parquet.ParquetWriter(path, schema) as writer:
         for some in batches(items, ROW_GROUP):
