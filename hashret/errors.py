@@ -24,6 +24,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def format_count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun: "1 item", "1,597 items"; `plural` is for nouns that do not end in "s" then."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
     """The entry `name` of a table of parts; raises ValueError that lists the names there are."""
     if name not in table:
