@@ -3,13 +3,27 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test test-lowest test-newest coverage soak lint bench clean
 
 demo: $(READY)
 	$(BIN)/hashret demo
 
 test: lint
 	$(BIN)/pytest
+
+# The oldest versions that pyproject.toml allows, and the newest that exist, each in an environment of its own.
+test-lowest: INSTALL := --resolution lowest-direct
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/pip install -q --disable-pip-version-check uv
+	.venv-$*/bin/uv pip install -q --python .venv-$*/bin/python $(INSTALL) -e '.[dev]'
+	.venv-$*/bin/pytest
+
+coverage: $(READY)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 soak: $(READY)
 	HASHRET_SOAK=1 $(BIN)/pytest
@@ -18,6 +32,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 
 bench: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
@@ -34,4 +50,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis hashret-demo
+	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis hashret-demo
