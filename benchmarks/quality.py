@@ -42,8 +42,8 @@ from hashret.evaluation.measures import count_neighbours, recall_at
 from hashret.evaluation.protocols import (
     CHOICES,
     PROTOCOLS,
-    Images,
     Protocol,
+    ProtocolImages,
     choose_protocol,
     read_images,
     score,
@@ -123,7 +123,7 @@ class Place:
 
     def __init__(self, folder: Path | None, root: Path | None, scratch: Path) -> None:
         self.folder, self.root, self._scratch = folder, root, scratch
-        self._images: dict[tuple[str, ImagePreprocessing], Images] = {}
+        self._images: dict[tuple[str, ImagePreprocessing], ProtocolImages] = {}
         self.learned: dict[Row, Hasher] = {}  # the last network of the default, by the row that it was learned for
 
     def protocol(self, data: str) -> Protocol:
@@ -150,7 +150,7 @@ class Place:
             np.savez(self._scratch / f"{name}.npz", **arrays)
         return [str(self._scratch / f"{name}.npz") for name in parts]
 
-    def images(self, data: str, preprocessing: ImagePreprocessing) -> Images:
+    def images(self, data: str, preprocessing: ImagePreprocessing) -> ProtocolImages:
         key = data, preprocessing
         if key not in self._images:
             self._images = {key: read_images(self.protocol(data), preprocessing, data_root=self.root)}

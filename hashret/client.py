@@ -10,7 +10,7 @@ from hashret.codes import Codes, check_codes, from_hex, to_hex
 from hashret.data.contents import content_bytes
 from hashret.data.images import as_batch, to_content
 from hashret.errors import HashretError, NotFound, TooLarge
-from hashret.results import MOST_HITS, MOST_K, MOST_QUERIES, TARGET, Calibration, Group, Hit, Item, QueryOptions
+from hashret.results import MAX_HITS, MAX_K, MAX_QUERIES, TARGET, Calibration, Group, Hit, Item, QueryOptions
 
 _ERRORS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
@@ -195,14 +195,14 @@ def _files(images: Any) -> list[tuple[str, tuple[str, bytes]]]:
 
 def _requests(items: Sequence[Any], k: int | None = 1) -> Iterator[Any]:
     """Items as many at a time as one request may have, which depends on the hits of each."""
-    most = max(1, min(MOST_QUERIES, MOST_HITS // (k or MOST_K)))
+    most = max(1, min(MAX_QUERIES, MAX_HITS // (k or MAX_K)))
     for start in range(0, len(items), most):
         yield items[start : start + most]
 
 
 def _hits(answer: dict[str, Any], k: int | None) -> list[Hit]:
-    if k is None and len(answer["hits"]) == MOST_K:
+    if k is None and len(answer["hits"]) == MAX_K:
         raise HashretError(
-            f"there may be more than the {MOST_K:,} hits that a service gives: give k, or a smaller distance"
+            f"there may be more than the {MAX_K:,} hits that a service gives: give k, or a smaller distance"
         )
     return [Hit(**{name: hit[name] for name in Hit._fields if name in hit}) for hit in answer["hits"]]

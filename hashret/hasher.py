@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, pack
-from hashret.data.batch import each_of, prepared_in_order
+from hashret.data.batch import iter_images, map_images
 from hashret.data.contents import Inputs, PreparedImages, sha256
 from hashret.data.images import to_content
 from hashret.data.preprocessing import Preprocessing, stored_preprocessing
-from hashret.data.records import Labelled
+from hashret.data.records import LabelledSource
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
 from hashret.heads import Head
@@ -110,7 +110,7 @@ class Hasher:
         check_request(request, labels is not False, judged)
         opened = open_source(source, data_root=data_root)
         if not isinstance(labels, bool):
-            opened = Labelled(opened, labels)
+            opened = LabelledSource(opened, labels)
         material = read_material(request, opened, options, judged, progress)
         learned = train_member(request, material, options, None if init is None else init.member, progress)
         head = fit_head(request, learned, material.images, options.seed)
@@ -132,7 +132,7 @@ class Hasher:
             content = to_content(image)
             return preprocessing(content).pixels, sha256(content)
 
-        prepared = list(prepared_in_order(prepare, images))
+        prepared = list(map_images(prepare, images))
         pixels = np.empty((len(prepared), *preprocessing.shape), preprocessing.dtype)
         for row, (image, _) in zip(pixels, prepared, strict=True):
             row[...] = image
@@ -184,7 +184,9 @@ class Hasher:
         trained on. It knows only images of their kind; of others its codes say little. Without a network, none."""
         largest = self._training.get("largest_error")
         if largest is None:
-            return [False] * (len(images) if isinstance(images, PreparedImages) else sum(1 for _ in each_of(images)))
+            return [False] * (
+                len(images) if isinstance(images, PreparedImages) else sum(1 for _ in iter_images(images))
+            )
         parts = [self.errors(pixels) > largest for pixels in self._batches(images)]
         return [bool(worse) for part in parts for worse in part]
 
@@ -239,7 +241,7 @@ class Hasher:
             yield images.pixels
             return
         preprocessing = self.preprocessing
-        prepared = prepared_in_order(lambda image: preprocessing(to_content(image)).pixels, images)
+        prepared = map_images(lambda image: preprocessing(to_content(image)).pixels, images)
         yield from map(np.stack, batches(prepared, PASS))
 
     def _parts(self) -> tuple[Preprocessing, Member, Head]:

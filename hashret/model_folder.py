@@ -22,7 +22,7 @@ from hashret.errors import HashretError, one_line
 FORMAT = 1  # of the model folder and of what its codes mean
 FILES = {"config.json", "model.safetensors", "README.md"}
 MAX_CONFIG = 2**24  # bytes; a long training has a curve of a few thousand
-MAX_NUMBERS = 2**32  # of a tensor
+MAX_DIM = 2**32  # of a tensor
 FIELDS = {
     "format": int,
     "model": str,
@@ -133,7 +133,7 @@ class StoredTensors:
         """The tensors whose names begin with `prefix`, by the rest of their names."""
         names = [name for name in self.kinds if name.startswith(prefix)]
         for name in names:
-            if math.prod(self.kinds[name].shape) > MAX_NUMBERS:
+            if math.prod(self.kinds[name].shape) > MAX_DIM:
                 raise ValueError(f"{name} is {self.kinds[name]}, which is too large")
         return below(prefix, {name: self._stored.get_tensor(name) for name in names})
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INK, QUIET, ACCENT, OTHER = "#1c2430", "#6b7684", "#2f6fdb", "#e07a3f"
 KINDS = ("#5aa39a", "#b287b8", "#c2a13a", "#8a97a6", "#c97b84")  # of several things that matter less
 Path_ = str | os.PathLike[str]
-Images = NDArray[np.uint8]  # (n, height, width, 1 | 3)
+ImageBatch = NDArray[np.uint8]  # (n, height, width, 1 | 3)
 
 
 def contact_sheet(query: Path_, hits: "Sequence[Hit]", path: Path_) -> None:
@@ -50,7 +50,7 @@ def contact_sheet(query: Path_, hits: "Sequence[Hit]", path: Path_) -> None:
     _save(figure, path)
 
 
-def grid(images: Images, columns: int, path: Path_, titles: Sequence[str] | None = None, title: str = "") -> None:
+def grid(images: ImageBatch, columns: int, path: Path_, titles: Sequence[str] | None = None, title: str = "") -> None:
     """Write a picture of images in rows of `columns`, each under its title, if there are any."""
     rows = -(-len(images) // columns)
     height = 0.9 if titles is None else 1.15
@@ -67,7 +67,7 @@ def grid(images: Images, columns: int, path: Path_, titles: Sequence[str] | None
     _save(figure, path)
 
 
-def pairs(above: Images, below: Images, path: Path_, titles: Sequence[str], names: tuple[str, str]) -> None:
+def pairs(above: ImageBatch, below: ImageBatch, path: Path_, titles: Sequence[str], names: tuple[str, str]) -> None:
     """Write a picture of images over what became of them, ten pairs a row; `titles` stand under the pairs."""
     columns = min(10, len(above))
     bands = -(-len(above) // columns)

@@ -14,9 +14,9 @@ from hashret.errors import HashretError, check_count
 TARGET = 0.95  # the precision that a radius is chosen for, if no other is asked for
 
 # What a service takes and gives in one request, which its clients keep to.
-MOST_QUERIES = 256  # images or codes
-MOST_K = 1000  # hits of a query
-MOST_HITS = 25_600  # of all queries together
+MAX_QUERIES = 256  # images or codes
+MAX_K = 1000  # hits of a query
+MAX_HITS = 25_600  # of all queries together
 
 _KEY = re.compile(r'[^"\\\x00-\x1f]{1,200}')
 

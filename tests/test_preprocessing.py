@@ -172,8 +172,8 @@ def test_a_source_of_other_contents_is_refused(name: str, rows: Any, reason: str
 
 
 def test_only_vectors_have_no_pictures() -> None:
-    KINDS["images"][0].check_pictures("decode")
+    KINDS["images"][0].require_images("decode")
     with pytest.raises(HashretError, match="knows vectors, which have no pictures to decode: give one that learned"):
-        KINDS["vectors"][0].check_pictures("decode")
+        KINDS["vectors"][0].require_images("decode")
     with pytest.raises(HashretError, match="no pictures to alter: give pairs$"):
-        KINDS["vectors"][0].check_pictures("alter", "give pairs")
+        KINDS["vectors"][0].require_images("alter", "give pairs")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hashret.data.contents import Content, read_file
-from hashret.data.records import Labelled, Record, Source, is_image, label_of, read
+from hashret.data.records import LabelledSource, Record, Source, is_image, label_of, read
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
 
@@ -58,7 +58,7 @@ def test_labels_replace_those_of_a_source(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     source = open_source(tmp_path)
-    labelled = Labelled(source, [7, None, "x"])
+    labelled = LabelledSource(source, [7, None, "x"])
     assert labelled.root == source.root and labelled.length == 3 and labelled.describe() == "images"
     for _ in range(2):
         assert [record.label for record in labelled] == ["7", None, "x"]
@@ -66,11 +66,11 @@ def test_labels_replace_those_of_a_source(tmp_path: Path) -> None:
     assert [record.read() for record in labelled] == [record.read() for record in source]
     for labels, found in (([1, 2], "more than the 2"), ([1, 2, 3, 4], "only 3 of the 4")):
         with pytest.raises(ValueError, match=f"there are {found} images that labels were given for"):
-            list(Labelled(source, labels))
+            list(LabelledSource(source, labels))
 
 
 def test_labels_of_vectors_leave_them_vectors() -> None:
-    labelled = Labelled(open_source(np.zeros((3, 1000))), "abc")
+    labelled = LabelledSource(open_source(np.zeros((3, 1000))), "abc")
     assert (labelled.arrays, labelled.streaming, labelled.numbers) == (True, False, 1000)
     assert labelled.describe() == "vectors of 1,000 numbers"
 

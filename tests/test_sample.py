@@ -17,7 +17,7 @@ from pictures import JPEG_OF_TEXT, PASSED_OVER, TREE, picture, save, write
 from hashret.data import sample as sampling
 from hashret.data.contents import Content
 from hashret.data.preprocessing import ImagePreprocessing
-from hashret.data.records import Labelled, Record, Source
+from hashret.data.records import LabelledSource, Record, Source
 from hashret.data.sample import Sample, sample
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
@@ -175,7 +175,7 @@ def test_a_sample_is_drawn_evenly_and_again_the_same() -> None:
 def test_labels_are_those_of_the_images_that_stayed(of_vectors: bool) -> None:
     numbers = np.arange(200, dtype=np.uint8)
     rows = numbers[:, None].astype(np.float32) if of_vectors else numbers.repeat(64).reshape(200, 8, 8)
-    drawn = sample(Labelled(open_source(rows), range(200)), limit=10, seed=1)
+    drawn = sample(LabelledSource(open_source(rows), range(200)), limit=10, seed=1)
     assert drawn.labels == [str(int(image.flat[0])) for image in drawn.images] and len(set(drawn.labels)) == 10
 
 

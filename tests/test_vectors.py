@@ -15,7 +15,7 @@ from hashret.collection import Collection, Hit
 from hashret.data.contents import content_bytes, sha256
 from hashret.data.images import decode, to_content
 from hashret.data.preprocessing import ImagePreprocessing, describe, stored_preprocessing
-from hashret.data.records import Labelled
+from hashret.data.records import LabelledSource
 from hashret.data.sample import sample
 from hashret.data.sources import open_source
 from hashret.data.vectors import VectorPreprocessing
@@ -157,7 +157,7 @@ def test_what_a_model_takes_is_said() -> None:
 def test_a_sample_has_vectors_that_are_finite() -> None:
     broken = VECTORS.copy()
     broken[7, 3], broken[9] = np.nan, np.inf
-    taken = sample(Labelled(open_source(broken), KINDS.tolist()))
+    taken = sample(LabelledSource(open_source(broken), KINDS.tolist()))
     kept = np.delete(np.arange(500), [7, 9])
     assert (taken.images == VECTORS[kept]).all() and taken.labels == [str(kind) for kind in KINDS[kept]]
     assert [name for name, _ in taken.failures] == ["7", "9"] and taken.seen == 500

@@ -53,7 +53,7 @@ def by_altering(
     Raises HashretError if none of them can be decoded, or for vectors.
     """
     hasher = parts.models.current()
-    hasher.preprocessing.check_pictures("alter", "give judged pairs, hashret calibrate PAIRS.csv")
+    hasher.preprocessing.require_images("alter", "give judged pairs, hashret calibrate PAIRS.csv")
     with parts.store.snapshot() as rows:
         ids, codes = rows.codes(model=ModelKey(hasher.fingerprint, hasher.bits))
     drawn = np.random.default_rng(seed).permutation(ids)[: check_count(images, 1, "images")].tolist()

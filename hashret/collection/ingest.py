@@ -22,9 +22,9 @@ import numpy as np
 from hashret.collection.parts import Parts
 from hashret.data.contents import Content, Inputs, Prepared, sha256
 from hashret.data.images import as_batch, to_content
-from hashret.data.metadata import Row, check_metadata
+from hashret.data.metadata import MetadataRow, check_metadata
 from hashret.data.preprocessing import Preprocessing
-from hashret.data.records import Record, Source, bare, read
+from hashret.data.records import Record, Source, read, without_traceback
 from hashret.errors import HashretError
 from hashret.parallel import Progress, batches, in_order
 from hashret.results import BLOBS, Indexed, IndexReport, Root
@@ -278,7 +278,7 @@ def prune(parts: Parts, root: Root, listing: Listing, *, force: bool) -> int:
     return len(gone)
 
 
-def describe(parts: Parts, root: Root, rows: Iterable[Row]) -> tuple[int, int]:
+def describe(parts: Parts, root: Root, rows: Iterable[MetadataRow]) -> tuple[int, int]:
     """Give images under `root` the metadata of rows by name; how many items changed, and how many rows name none."""
     described, unmatched, done = 0, 0, set[int]()
     for batch in batches(rows, BATCH_ITEMS):
@@ -361,7 +361,7 @@ def decode(chunk: list[PendingRecord], preprocessing: Preprocessing) -> list[Pen
                 pending.pixels, pending.width, pending.height = preprocessing(pending.content)
                 pending.content = None
             except HashretError as error:
-                pending.content = bare(error)
+                pending.content = without_traceback(error)
     return chunk
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from hashret.data.arrays import reading
+from hashret.data.arrays import translate_errors
 from hashret.data.contents import MAX_BYTES, too_large
 from hashret.data.records import Record, Source, absolute, is_image, label_of
 from hashret.errors import HashretError, one_line
@@ -25,7 +25,7 @@ class Zip(Source):
 
     def __init__(self, path: Path) -> None:
         self.root = Root.of_archive(absolute(path))
-        with reading(path):
+        with translate_errors(path):
             self._mtime_ns = path.stat().st_mtime_ns
             self._zip = zipfile.ZipFile(path)
             _check_apart(self._zip.infolist())
@@ -95,12 +95,12 @@ class Tar(Source):
         self.root = Root.of_archive(absolute(path))
         self._path = path
         self._current: tarfile.TarInfo | None = None
-        with reading(path), tarfile.open(path, tarinfo=_Header):
+        with translate_errors(path), tarfile.open(path, tarinfo=_Header):
             self._mtime_ns = path.stat().st_mtime_ns
 
     def __iter__(self) -> Iterator[Record]:
         self.ignored = reached = 0
-        with reading(self._path), contextlib.closing(tarfile.open(self._path, tarinfo=_Header)) as archive:
+        with translate_errors(self._path), contextlib.closing(tarfile.open(self._path, tarinfo=_Header)) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
                 if archive.offset <= reached:  # by an extended header's negative size

@@ -22,11 +22,11 @@ from hashret.data.contents import MAX_BYTES, Inputs, read_npy_header, to_float32
 from hashret.data.images import MAX_PIXELS
 from hashret.errors import HashretError, one_line
 
-MAX_NUMBERS = 2**16  # in a vector
+MAX_DIM = 2**16  # in a vector
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 
 
-class ImageArray(NamedTuple):
+class LazyArray(NamedTuple):
     """`length` images in blocks, uint8 (n, h, w) or (n, h, w, 1 | 3 | 4), read anew at every call, and their labels;
     or vectors, float32 (n, d), and that they have d `numbers`."""
 
@@ -45,7 +45,7 @@ def _stream(
     """Blocks of about a megabyte of an array of that shape, whose bytes are all that `open_rows()` has to give."""
     row = math.prod(shape[1:]) * dtype.itemsize
     step = max(1, 2**20 // row)
-    with reading(path), open_rows() as file:
+    with translate_errors(path), open_rows() as file:
         for start in range(0, shape[0], step):
             rows = min(step, shape[0] - start)
             data = file.read(rows * row)
@@ -58,7 +58,7 @@ def _stream(
             raise HashretError(f"{path} is broken: it says that it has {shape[0]} images, and more follows them")
 
 
-def open_idx(path: Path) -> ImageArray:
+def open_idx(path: Path) -> LazyArray:
     """Images in the IDX format of MNIST, with the labels of the file beside it; raises HashretError."""
 
     def open_rows() -> IO[bytes]:
@@ -66,12 +66,12 @@ def open_idx(path: Path) -> ImageArray:
         file.read(4 + 4 * len(shape))
         return file
 
-    with reading(path), open_plain_or_gzip(path) as file:
+    with translate_errors(path), open_plain_or_gzip(path) as file:
         shape = _read_idx_header(path, file)
         check_shape(shape, _BYTES, str(path))
         if not isinstance(file, gzip.GzipFile):
             _check_length(path, file, shape, _BYTES)
-    return ImageArray(shape[0], partial(_stream, path, open_rows, shape), _read_idx_labels(path, shape[0]))
+    return LazyArray(shape[0], partial(_stream, path, open_rows, shape), _read_idx_labels(path, shape[0]))
 
 
 def _read_idx_header(path: Path, file: IO[bytes]) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ def _read_idx_labels(path: Path, length: int) -> list[str] | None:
     found = next((path.with_name(n) for n in (name, plain, plain + ".gz") if path.with_name(n).is_file()), path)
     if found == path:
         return None
-    with reading(found), open_plain_or_gzip(found) as file:
+    with translate_errors(found), open_plain_or_gzip(found) as file:
         shape = _read_idx_header(found, file)
         labels = file.read(length + 1)
     if shape != (length,) or len(labels) != length:
@@ -102,7 +102,7 @@ def _read_idx_labels(path: Path, length: int) -> list[str] | None:
 _DIGITS = [str(value) for value in range(256)]
 
 
-def open_npy(path: Path) -> ImageArray:
+def open_npy(path: Path) -> LazyArray:
     """Images or vectors in a .npy file; raises HashretError."""
 
     def open_rows() -> IO[bytes]:
@@ -110,13 +110,13 @@ def open_npy(path: Path) -> ImageArray:
         read_npy_header(file)
         return file
 
-    with reading(path), path.open("rb") as file:
+    with translate_errors(path), path.open("rb") as file:
         shape, dtype = _read_rows_header(file, str(path))
         _check_length(path, file, shape, dtype)
-    return ImageArray(shape[0], partial(_stream, path, open_rows, shape, dtype), None, numbers_of(shape, dtype))
+    return LazyArray(shape[0], partial(_stream, path, open_rows, shape, dtype), None, vector_dim(shape, dtype))
 
 
-def open_npz(path: Path) -> ImageArray:
+def open_npz(path: Path) -> LazyArray:
     """Images, or else vectors, and labels in a .npz file, found by name; raises HashretError."""
 
     def open_rows() -> IO[bytes]:
@@ -124,14 +124,14 @@ def open_npz(path: Path) -> ImageArray:
         read_npy_header(file)
         return file
 
-    with reading(path):
+    with translate_errors(path):
         archive = zipfile.ZipFile(path)
         shapes, vectors = {}, []
         for name in archive.namelist():
             with archive.open(name) as file:
                 shape, _, dtype = read_npy_header(file)
             shapes[name.removesuffix(".npy")] = shape
-            if numbers_of(shape, dtype) is not None:
+            if vector_dim(shape, dtype) is not None:
                 vectors.append(name.removesuffix(".npy"))
         many = [name for name, shape in shapes.items() if len(shape) in (3, 4)] or vectors
         likely = [name for name in ("images", "vectors", "x", "x_train", "data") if name in many] or many
@@ -151,7 +151,7 @@ def open_npz(path: Path) -> ImageArray:
             if values.size != shape[0] or values.dtype.kind not in "iuU":
                 raise HashretError(f"{path}: '{named}' must have a whole number or a text for each image of '{rows}'")
             labels = [str(value) for value in values.ravel()]
-    return ImageArray(shape[0], partial(_stream, path, open_rows, shape, dtype), labels, numbers_of(shape, dtype))
+    return LazyArray(shape[0], partial(_stream, path, open_rows, shape, dtype), labels, vector_dim(shape, dtype))
 
 
 def _read_rows_header(file: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -162,11 +162,11 @@ def _read_rows_header(file: IO[bytes], what: str) -> tuple[tuple[int, ...], np.d
     return shape, dtype
 
 
-def rows_of(array: NDArray[Any]) -> ImageArray:
+def open_array(array: NDArray[Any]) -> LazyArray:
     """The rows of an array in memory; raises ValueError unless it is one of images or vectors."""
     check_shape(array.shape, array.dtype, "an array of images", ValueError)
     rows = to_float32(array) if array.dtype.kind == "f" else array
-    return ImageArray(len(rows), lambda: iter([rows]), None, numbers_of(array.shape, array.dtype))
+    return LazyArray(len(rows), lambda: iter([rows]), None, vector_dim(array.shape, array.dtype))
 
 
 def _check_length(path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -174,7 +174,7 @@ def _check_length(path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np
         raise HashretError(f"{path} is broken: it says that its shape is {shape}, and has another size")
 
 
-def numbers_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int | None:
+def vector_dim(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int | None:
     """How many numbers each row has, if that shape and dtype are those of many vectors: floats (n, d)."""
     return shape[1] if dtype.kind == "f" and len(shape) == 2 else None
 
@@ -183,19 +183,19 @@ def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], what: str, kind: t
     """Raises `kind`, naming `what`, unless that shape and dtype are those of many images or vectors."""
     # Rows of up to four pixels are one colour image given by mistake, not many narrow ones.
     images = (len(shape) == 3 and shape[2] > 4) or (len(shape) == 4 and shape[3] in (1, 3, 4))
-    vectors = numbers_of(shape, dtype) is not None
+    vectors = vector_dim(shape, dtype) is not None
     if not (vectors or (images and dtype == np.uint8)) or 0 in shape[1:]:
         raise kind(
             f"{what} must be uint8 of shape (n, h, w) or (n, h, w, 1 | 3 | 4), or vectors, floats of shape (n, d), not "
             f"{dtype} of {shape}"
         )
-    if vectors and shape[1] > MAX_NUMBERS:
-        raise kind(f"{what} has vectors of {shape[1]} numbers: more than the {MAX_NUMBERS} that are read")
+    if vectors and shape[1] > MAX_DIM:
+        raise kind(f"{what} has vectors of {shape[1]} numbers: more than the {MAX_DIM} that are read")
     if not vectors and shape[1] * shape[2] > MAX_PIXELS:
         raise kind(f"{what} has images of {shape[1]} × {shape[2]} pixels: more than the {MAX_PIXELS} that are read")
 
 
-def open_data_set(text: str, data_root: Path) -> ImageArray:
+def open_data_set(text: str, data_root: Path) -> LazyArray:
     """One of `DATA_SETS`, or its `:train` or `:test` part; raises HashretError where it cannot be had."""
     name, colon, part = text.partition(":")
     if colon and part not in ("train", "test"):
@@ -207,7 +207,7 @@ def open_data_set(text: str, data_root: Path) -> ImageArray:
         pairs = [_load_torchvision(name, part, data_root) for part in parts]
     blocks = [images for images, _ in pairs]
     labels = [label for _, labels in pairs for label in labels]
-    return ImageArray(len(labels), lambda: iter(blocks), labels)
+    return LazyArray(len(labels), lambda: iter(blocks), labels)
 
 
 def _load_digits(part: str) -> tuple[NDArray[np.uint8], list[str]]:
@@ -250,7 +250,7 @@ def _load_torchvision(name: str, part: str, data_root: Path) -> tuple[NDArray[np
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def translate_errors(path: Path) -> Iterator[None]:
     """Whatever a damaged or vanished file raises comes out as a HashretError that names it."""
     try:
         yield

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hashret.data.arrays import numbers_of
+from hashret.data.arrays import vector_dim
 from hashret.data.images import as_batch
 from hashret.parallel import in_order
 
@@ -15,11 +15,11 @@ R = TypeVar("R")
 SMALL_FILE, SMALL_ARRAY = 2**12, 2**14  # bytes of images that are decoded one after the other
 
 
-def each_of(images: Any) -> Iterable[Any]:
+def iter_images(images: Any) -> Iterable[Any]:
     """The images of a batch: an array (n, h, w) or (n, h, w, c), a path, or a sequence of images; or vectors, an array
     of floats (n, d). Raises ValueError for anything else."""
     images = as_batch(images)
-    if isinstance(images, np.ndarray) and numbers_of(images.shape, images.dtype) is None and images.ndim not in (3, 4):
+    if isinstance(images, np.ndarray) and vector_dim(images.shape, images.dtype) is None and images.ndim not in (3, 4):
         raise ValueError(
             f"an array of images has shape (n, h, w) or (n, h, w, c), not {images.shape}, and one of vectors has "
             f"floats (n, d)"
@@ -29,9 +29,9 @@ def each_of(images: Any) -> Iterable[Any]:
     return images
 
 
-def prepared_in_order(prepare: Callable[[Any], R], images: Any) -> Iterator[R]:
+def map_images(prepare: Callable[[Any], R], images: Any) -> Iterator[R]:
     """`prepare` of each of a batch of images, in their order, in parallel where that is faster."""
-    for small, group in groupby(each_of(images), _is_small):
+    for small, group in groupby(iter_images(images), _is_small):
         if small:  # threads would take longer to take turns than to decode
             yield from map(prepare, group)
         else:

@@ -17,10 +17,10 @@ from hashret.errors import HashretError, one_line
 from hashret.results import Root, is_key
 
 Metadata = dict[str, Any]
-Row = tuple[str, Metadata]  # an image's name in its source, and what is known of it
+MetadataRow = tuple[str, Metadata]  # an image's name in its source, and what is known of it
 
 MAX_BYTES = 50_000  # of one item's metadata, as JSON
-NAMES = ("path", "file_name", "name")
+NAME_COLUMNS = ("path", "file_name", "name")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
@@ -42,7 +42,7 @@ def check_metadata(metadata: Any) -> Metadata:
     return dict(metadata)
 
 
-def open_metadata(given: Mapping[str, Any] | str | os.PathLike[str] | None, root: Root) -> Iterable[Row]:
+def open_metadata(given: Mapping[str, Any] | str | os.PathLike[str] | None, root: Root) -> Iterable[MetadataRow]:
     """The rows, checked and to be gone through any number of times, for a source whose names begin with `root`.
 
     They are those given, or those of a file, or else of `metadata.csv` or `metadata.jsonl` in the source, if it is a
@@ -72,16 +72,16 @@ class MetadataFile:
         if path.suffix.lower() == ".csv":
             self._read, self._parse = _csv_rows, _from_csv
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[MetadataRow]:
         before = 0  # lines that are good
         try:
             with self._path.open(encoding="utf-8-sig", newline="") as file:
                 for before, raw in self._read(file):  # noqa: B007  # for the errors below
                     row = self._parse(raw)
-                    column = next((name for name in NAMES if name in row), NAMES[0])
+                    column = next((name for name in NAME_COLUMNS if name in row), NAME_COLUMNS[0])
                     name = row.pop(column, None)
                     if not isinstance(name, str) or not name:
-                        raise ValueError(f"it names no image: that is what a column {', '.join(NAMES)} is for")
+                        raise ValueError(f"it names no image: that is what a column {', '.join(NAME_COLUMNS)} is for")
                     yield _relative(name, self._root), check_metadata(row)
         except OSError as error:
             raise HashretError(f"{self._path} cannot be read: {error.strerror}") from error
@@ -106,7 +106,7 @@ def _json_lines(file: IO[str]) -> Iterator[tuple[int, str]]:
 def _from_csv(row: dict[Any, Any]) -> Metadata:
     if None in row or None in row.values():
         raise ValueError("it has more cells, or fewer, than the first line")
-    return {key: cell if key in NAMES else _value(cell) for key, cell in row.items() if cell != ""}
+    return {key: cell if key in NAME_COLUMNS else _value(cell) for key, cell in row.items() if cell != ""}
 
 
 def _from_json(line: str) -> Metadata:

@@ -53,7 +53,7 @@ class Preprocessing(Protocol):
     def check_source(self, source: Source, advice: str = ...) -> None:
         """Raise HashretError, with the advice at its end, if the contents of a source are none that the model takes."""
 
-    def check_pictures(self, purpose: str, advice: str = ...) -> None:
+    def require_images(self, purpose: str, advice: str = ...) -> None:
         """Raise HashretError, with the advice at its end, if what a model sees has no picture to `purpose` (a verb)."""
 
     def to_dict(self) -> dict[str, int]:
@@ -126,7 +126,7 @@ class ImagePreprocessing:
         """Raise HashretError if the contents of a source are vectors."""
         check_contents(source, source.numbers is None, self.describe(), advice)
 
-    def check_pictures(self, purpose: str, advice: str = "") -> None:
+    def require_images(self, purpose: str, advice: str = "") -> None:
         """Images have pictures: this raises nothing."""
 
     def to_dict(self) -> dict[str, int]:

@@ -55,7 +55,7 @@ class Source(ABC):
         return "images" if self.numbers is None else f"vectors of {self.numbers:,} numbers"
 
 
-class Labelled(Source):
+class LabelledSource(Source):
     """A source whose records have these labels, in its order, instead of their own."""
 
     def __init__(self, source: Source, labels: Sequence[object]) -> None:
@@ -82,10 +82,10 @@ def read(record: Record) -> Content | HashretError:
     try:
         return record.read()
     except HashretError as error:
-        return bare(error)
+        return without_traceback(error)
 
 
-def bare(error: HashretError) -> HashretError:
+def without_traceback(error: HashretError) -> HashretError:
     """The same error without the calls that led to it, which would keep whole files that they were given in memory."""
     error.__context__ = None
     return error.with_traceback(None)

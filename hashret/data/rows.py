@@ -6,19 +6,19 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from hashret.data.arrays import ImageArray
+from hashret.data.arrays import LazyArray
 from hashret.data.records import Record, Source
 from hashret.results import Root
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # as int64 has it
 
 
-class Rows(Source):
+class ArrayRows(Source):
     """The rows of an array, which are views into its blocks: names are row numbers."""
 
     arrays = True
 
-    def __init__(self, root: Root, array: ImageArray, mtime_ns: int) -> None:
+    def __init__(self, root: Root, array: LazyArray, mtime_ns: int) -> None:
         self.root = root
         self.length, self.numbers = array.length, array.numbers
         self._array = array

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from hashret.data.archives import Tar, Zip
 from hashret.data.arrays import (
     DATA_SETS,
+    open_array,
     open_data_set,
     open_idx,
     open_npy,
     open_npz,
     open_plain_or_gzip,
-    reading,
-    rows_of,
+    translate_errors,
 )
 from hashret.data.folders import Folder
 from hashret.data.images import SUFFIXES
 from hashret.data.records import Source, absolute
-from hashret.data.rows import Rows
+from hashret.data.rows import ArrayRows
 from hashret.errors import HashretError
 from hashret.results import Root
 
@@ -50,7 +50,7 @@ def open_source(
         return source
     if isinstance(source, np.ndarray):
         # An array has no date by which an unchanged one could be known: with this one, its contents are compared.
-        return Rows(Root.of_rows("array"), rows_of(source), time.time_ns())
+        return ArrayRows(Root.of_rows("array"), open_array(source), time.time_ns())
     text = os.fspath(source)
     path = Path(text)
     if not text.strip():
@@ -67,7 +67,7 @@ def open_source(
         raise HashretError(f"{text} is neither a file nor a folder: give {_KINDS}")
     if text.partition(":")[0] in DATA_SETS:
         root = Path(data_root) if data_root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hashret"
-        return Rows(Root.of_rows(text), open_data_set(text, root.expanduser()), 0)
+        return ArrayRows(Root.of_rows(text), open_data_set(text, root.expanduser()), 0)
     raise HashretError(f"there is no {text!r}: give {_KINDS}")
 
 
@@ -85,10 +85,10 @@ def _open_file(path: Path) -> Source:
         return Zip(path)
     if path.suffix.lower() in SUFFIXES:
         raise HashretError(f"{path} is a single image: give the folder it lies in")
-    with reading(path), open_plain_or_gzip(path) as file:
+    with translate_errors(path), open_plain_or_gzip(path) as file:
         is_idx = file.read(2) == b"\0\0"
     openers = {".npz": open_npz, ".npy": open_npy}
     if path.suffix.lower() not in openers and not is_idx:
         raise HashretError(f"{path} is no source of images: give {_KINDS}")
     opened = openers.get(path.suffix.lower(), open_idx)(path)
-    return Rows(Root.of_rows(absolute(path)), opened, path.stat().st_mtime_ns)
+    return ArrayRows(Root.of_rows(absolute(path)), opened, path.stat().st_mtime_ns)

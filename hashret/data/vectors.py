@@ -80,7 +80,7 @@ class VectorPreprocessing:
         """Raise HashretError unless the contents of a source are vectors of so many numbers."""
         check_contents(source, source.numbers == self.numbers, self.describe(), advice)
 
-    def check_pictures(self, purpose: str, advice: str = "give one that learned from images") -> None:
+    def require_images(self, purpose: str, advice: str = "give one that learned from images") -> None:
         """Raise HashretError: a vector has no picture."""
         raise HashretError(f"this model knows vectors, which have no pictures to {purpose}: {advice}")
 

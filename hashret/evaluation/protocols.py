@@ -105,7 +105,7 @@ def choose_protocol(name: str, train: str | None = None, test: str | None = None
     return PROTOCOLS[name]._replace(sources=given or PROTOCOLS[name].sources)
 
 
-class Images(NamedTuple):
+class ProtocolImages(NamedTuple):
     """The images of a protocol's sources that can be read, as a model sees them, in a row.
 
     `lengths` are their numbers in each source, `roots` the sources' full names, `unreadable` counts those left out.
@@ -135,7 +135,7 @@ def read_images(
     *,
     data_root: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> Images:
+) -> ProtocolImages:
     """The images of a protocol as the model sees them; raises HashretError for a source without any."""
     blocks: list[NDArray[np.uint8]] = []
     labels: list[str | None] = []
@@ -155,7 +155,7 @@ def read_images(
         lengths.append(len(labels) - begin)
         if not lengths[-1]:
             raise HashretError(f"{source.root.location} has no images that can be read")
-    return Images(np.concatenate(blocks), labels, [source.root for source in opened], lengths, unreadable)
+    return ProtocolImages(np.concatenate(blocks), labels, [source.root for source in opened], lengths, unreadable)
 
 
 def _prepared(source: Source, preprocessing: Preprocessing) -> Iterator[tuple[str | None, Inputs | None]]:
@@ -181,7 +181,7 @@ def training_images(protocol: Protocol, data_root: str | os.PathLike[str] | None
     return np.stack([images[row] for row in protocol.rows([len(part) for part in parts])[0]])
 
 
-def score(protocol: Protocol, images: Images, codes: Codes) -> Evaluation:
+def score(protocol: Protocol, images: ProtocolImages, codes: Codes) -> Evaluation:
     """What the codes, (n), of a protocol's images are worth; raises HashretError where labels say nothing."""
     known = {label: number for number, label in enumerate(sorted({label for label in images.labels if label}))}
     if len(known) < 2:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hashret.runtime import Images
+from hashret.data.contents import Inputs
 
 
 def device() -> torch.device:
@@ -11,7 +11,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def to_input(images: Images, where: torch.device) -> Tensor:
+def to_input(images: Inputs, where: torch.device) -> Tensor:
     """Network input, float32 (n, c, h, w) in [0, 1], from uint8 images (n, h, w, c), whose channels stay the last in
     memory, where convolutions are faster; vectors (n, d) as they are."""
     if images.ndim == 2:

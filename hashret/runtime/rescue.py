@@ -7,8 +7,9 @@ An image with an output nearer to its threshold than `DOUBT` training standard d
 import numpy as np
 from numpy.typing import NDArray
 
+from hashret.data.contents import Inputs
 from hashret.heads import Head
-from hashret.runtime import Images, Runtime, passes
+from hashret.runtime import Runtime, passes
 
 DOUBT = 1e-4
 # In float64 a bit is 1 above the threshold and this much more: an output placed on the threshold itself, where even
@@ -16,7 +17,7 @@ DOUBT = 1e-4
 SNAP = 1e-9
 
 
-def bits_of(runtime: Runtime, head: Head, pixels: Images, alone: bool = False) -> NDArray[np.bool_]:
+def bits_of(runtime: Runtime, head: Head, pixels: Inputs, alone: bool = False) -> NDArray[np.bool_]:
     """The bits, (n, bits), of images. With `alone` the calling thread does all the work."""
     bits = np.empty((len(pixels), len(head.threshold)), np.bool_)
     doubtful = np.empty(len(pixels), np.bool_)
@@ -30,7 +31,7 @@ def bits_of(runtime: Runtime, head: Head, pixels: Images, alone: bool = False) -
     return bits
 
 
-def margins_of(runtime: Runtime, head: Head, pixels: Images) -> NDArray[np.float32]:
+def margins_of(runtime: Runtime, head: Head, pixels: Inputs) -> NDArray[np.float32]:
     """The margins, (n, bits), of images, computed in float64."""
     margins = np.empty((len(pixels), len(head.threshold)), np.float32)
     for rows in passes(pixels):
@@ -38,7 +39,7 @@ def margins_of(runtime: Runtime, head: Head, pixels: Images) -> NDArray[np.float
     return margins
 
 
-def rounding(runtime: Runtime, head: Head, pixels: Images) -> NDArray[np.float64]:
+def rounding(runtime: Runtime, head: Head, pixels: Inputs) -> NDArray[np.float64]:
     """By how much, (bits), the margins of these images, of one pass, differ at most between float32 and float64."""
     exact = head.margins(runtime.exact(pixels))
     largest: NDArray[np.float64] = np.abs(head.margins(runtime.outputs(pixels)) - exact).max(0)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hashret.runtime import Images, passes
+from hashret.data.contents import Inputs
+from hashret.runtime import passes
 from hashret.runtime.folding import folded
 from hashret.runtime.inputs import to_input
 from hashret.runtime.precision import full_float32
@@ -29,17 +30,17 @@ class TorchRuntime:
         self._weightless = first is None  # what is computed without weights is not worth sharing among threads
         self._lock = threading.Lock()
 
-    def outputs(self, pixels: Images, alone: bool = False) -> NDArray[np.float32]:
+    def outputs(self, pixels: Inputs, alone: bool = False) -> NDArray[np.float32]:
         with full_float32(self.device, alone or self._weightless):
             outputs = self._fast.outputs(to_input(pixels, self.device))
         return outputs.cpu().numpy()
 
-    def exact(self, pixels: Images, alone: bool = False) -> NDArray[np.float64]:
+    def exact(self, pixels: Inputs, alone: bool = False) -> NDArray[np.float64]:
         with full_float32(self.device, alone):
             outputs = self._exact.outputs(to_input(pixels, self.device).double())
         return outputs.cpu().numpy()
 
-    def errors(self, pixels: Images) -> NDArray[np.float32]:
+    def errors(self, pixels: Inputs) -> NDArray[np.float32]:
         """The squared reconstruction error of each image, (n,), summed over its values in [0, 1], or a vector's."""
         errors = np.empty(len(pixels), np.float32)
         with torch.inference_mode():

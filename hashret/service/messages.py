@@ -8,12 +8,12 @@ from starlette.responses import Response
 
 from hashret.codes import MAX_BITS
 from hashret.errors import one_line
-from hashret.results import MOST_K, MOST_QUERIES, QueryOptions
+from hashret.results import MAX_K, MAX_QUERIES, QueryOptions
 from hashret.service.problems import Problem
 
 Code = Annotated[str, Field(pattern="^([0-9a-fA-F]{2})+$", max_length=256, description="In hex.")]
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
-K = Annotated[int, Field(ge=1, le=MOST_K, description="How many: default 10, or 1,000 with max_distance.")]
+K = Annotated[int, Field(ge=1, le=MAX_K, description="How many: default 10, or 1,000 with max_distance.")]
 MaxDistance = Annotated[int, Field(ge=0, le=MAX_BITS, description="Only within this Hamming distance.")]
 Where = Annotated[
     str, Field(max_length=10_000, description="Only items for which this SQLite expression holds: label = 'cat'.")
@@ -37,7 +37,7 @@ class Options(_Model):
     @property
     def most(self) -> int:
         """How many hits a query may have."""
-        return self.k or (10 if self.max_distance is None else MOST_K)
+        return self.k or (10 if self.max_distance is None else MAX_K)
 
     def query_options(self) -> QueryOptions:
         return QueryOptions(self.most, self.max_distance, where=self.where)
@@ -62,7 +62,7 @@ class ByCode(Options):
 class ByCodes(Options):
     """Queries by codes."""
 
-    code: Annotated[list[Code], Field(min_length=1, max_length=MOST_QUERIES)]
+    code: Annotated[list[Code], Field(min_length=1, max_length=MAX_QUERIES)]
     fingerprint: Fingerprint | None = None
 
 

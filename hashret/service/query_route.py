@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from hashret.errors import HashretError
-from hashret.results import MOST_HITS, QueryOptions
+from hashret.results import MAX_HITS, QueryOptions
 from hashret.service import messages
 from hashret.service.guard import Message, Receive, Send
 from hashret.service.messages import parse_json, validate
@@ -69,9 +69,9 @@ async def _ask(work: Work, queries: Sequence[Query], many: bool) -> bytes:
     gather = work.gather_for(queries)
     if not many:
         return await gather.ask(queries[0])
-    if (queries[0].options.k or 0) * len(queries) > MOST_HITS:
-        most = MOST_HITS // len(queries)
-        raise Problem(422, f"k: at most {most} for so many queries, which is {MOST_HITS:,} in all", "ValueError")
+    if (queries[0].options.k or 0) * len(queries) > MAX_HITS:
+        most = MAX_HITS // len(queries)
+        raise Problem(422, f"k: at most {most} for so many queries, which is {MAX_HITS:,} in all", "ValueError")
     return b"[" + b",".join(await gather.ask_all(queries)) + b"]"
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from hashret.codes import MAX_BITS, to_hex
-from hashret.results import MOST_K, Group
+from hashret.results import MAX_K, Group
 from hashret.service import messages
 from hashret.service.messages import parse_json, to_json, validate
 from hashret.service.problems import Problem, documented
@@ -112,8 +112,8 @@ async def dupes(
 def _group_document(group: Group) -> dict[str, Any]:
     return {
         "size": len(group.items),
-        "items": [item._asdict() for item in group.items[:MOST_K]],
-        "distances": group.distances[:MOST_K],
+        "items": [item._asdict() for item in group.items[:MAX_K]],
+        "distances": group.distances[:MAX_K],
     }
 
 

@@ -6,7 +6,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from hashret.results import MOST_QUERIES
+from hashret.results import MAX_QUERIES
 from hashret.service.problems import Problem
 
 BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
@@ -33,7 +33,7 @@ async def read_upload(request: Request) -> Upload:
     if kind != "multipart/form-data":
         raise Problem(415, "send an image as image/*, images as multipart/form-data, or codes and ids as JSON")
     try:
-        form = await request.form(max_files=MOST_QUERIES, max_fields=MOST_QUERIES + 16, max_part_size=2**16)
+        form = await request.form(max_files=MAX_QUERIES, max_fields=MAX_QUERIES + 16, max_part_size=2**16)
     except HTTPException as error:
         raise Problem(422 if "Too many" in str(error.detail) else 400, str(error.detail), "ValueError") from None
     upload = Upload([], {}, [])
@@ -71,7 +71,7 @@ async def _take(upload: Upload, name: str, value: UploadFile | str) -> None:
 
 def documented_body(fields: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
     """The OpenAPI of a body of images, by a form with these fields besides, or a single one as it is."""
-    files = {"type": "array", "items": BINARY["schema"], "minItems": 1, "maxItems": MOST_QUERIES}
+    files = {"type": "array", "items": BINARY["schema"], "minItems": 1, "maxItems": MAX_QUERIES}
     form = {"type": "object", "required": ["file"], "properties": {"file": files, **fields}}
     content = {"multipart/form-data": {"schema": form}, "image/*": BINARY, "application/octet-stream": BINARY}
     return {"required": True, "content": content | (more or {})}

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from hashret.collection import Collection, near_duplicates
 from hashret.errors import HashretError
 from hashret.process import frozen_objects
-from hashret.results import MOST_QUERIES, Group, Item
+from hashret.results import MAX_QUERIES, Group, Item
 from hashret.service.faults import check_filter, fault_of_images, result_of_each
 from hashret.service.gather import Gather
 from hashret.service.metrics import Metrics
@@ -38,11 +38,11 @@ class Work:
         self.trouble: str | None = None  # what keeps it from getting ready
         self._info: tuple[int, dict[str, Any]] = (-1, {})
         answers = Answers(collection)
-        self.queries = Gather("queries", answers, metrics, most=MOST_QUERIES, waiting=4096)
+        self.queries = Gather("queries", answers, metrics, most=MAX_QUERIES, waiting=4096)
         # A filter may take a second, and an image half a minute, which no other query shall wait for.
-        self.filtered_queries = Gather("filtered queries", answers, metrics, most=MOST_QUERIES, waiting=256)
-        self.image_queries = Gather("image queries", answers, metrics, most=MOST_QUERIES, waiting=1024)
-        self.images = Gather("images", self._encode, metrics, most=MOST_QUERIES, waiting=1024)
+        self.filtered_queries = Gather("filtered queries", answers, metrics, most=MAX_QUERIES, waiting=256)
+        self.image_queries = Gather("image queries", answers, metrics, most=MAX_QUERIES, waiting=1024)
+        self.images = Gather("images", self._encode, metrics, most=MAX_QUERIES, waiting=1024)
         self.additions = Gather("additions", self._add, metrics, most=16, waiting=64)
         self.groupings = Gather[Callable[[], list[Group]], list[Group]]("groupings", _call, metrics, waiting=8)
         self.changes = Gather[Callable[[], Any], Any]("changes", _call, metrics, waiting=64)

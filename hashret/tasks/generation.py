@@ -83,7 +83,7 @@ def manifold(hasher: Hasher, steps: int = 20, *, label: str | None = None) -> Pi
 
 def _network(hasher: Hasher) -> Member:
     member = hasher.member
-    hasher.preprocessing.check_pictures("decode")
+    hasher.preprocessing.require_images("decode")
     if not member.trainable:
         raise HashretError(f"model {hasher.model!r} has no network to decode with: train another one, such as vae")
     return member

@@ -33,7 +33,7 @@ def upscale(hasher: Hasher, image: Pixels) -> Pixels:
 
 def _checked(hasher: Hasher, image: Pixels, upscaling: bool) -> Tensor:
     """The image as a batch of one, in the channels of the model, which must be of the right kind."""
-    hasher.preprocessing.check_pictures("restore")
+    hasher.preprocessing.require_images("restore")
     corruption = hasher.settings.get("corruption")
     if not isinstance(hasher.member, DenoisingAutoencoder) or (corruption == "downscaling") != upscaling:
         what = "corruption=downscaling" if upscaling else "corruption=gaussian"

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hashret.data.contents import Inputs
 from hashret.errors import HashretError
 from hashret.models.base import Member
 from hashret.parallel import Progress
-from hashret.runtime import Images
 from hashret.runtime.inputs import device, to_input
 from hashret.training.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hashret.training.muon import Muon
@@ -47,8 +47,8 @@ class Training(NamedTuple):
 class Pairs(NamedTuple):
     """Images that were judged two by two, and whether they are the same."""
 
-    a: Images  # (p, h, w, c)
-    b: Images
+    a: Inputs  # (p, h, w, c)
+    b: Inputs
     same: NDArray[np.bool_]  # (p,)
 
 
@@ -74,7 +74,7 @@ def split(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
 def train(
     member: Member,
-    images: Images,
+    images: Inputs,
     options: TrainingOptions,
     *,
     labels: Labels | None = None,
