@@ -21,7 +21,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from hashret.codes import hamming
-from hashret.collection.grouping import connected, groups, stars
+from hashret.collection.grouping import cluster_members, single_linkage, star_clustering
 from hashret.indexes import set_threads
 
 Array = np.ndarray[Any, Any]
@@ -38,8 +38,8 @@ def check_small(codes: Array, radius: int) -> None:
             centres[near[i] & free] = i
             free &= ~near[i]
     for found, truth in (
-        (connected(codes, radius), chains),
-        (stars(codes, radius, np.arange(len(codes))), centres),
+        (single_linkage(codes, radius), chains),
+        (star_clustering(codes, radius, np.arange(len(codes))), centres),
     ):
         pairs = len(np.unique(np.stack([found, truth]), axis=1).T)
         if not pairs == len(np.unique(found)) == len(np.unique(truth)):
@@ -70,7 +70,7 @@ def main() -> None:
     check_small(workload(asked.workload, SMALL, 0, asked.bits, asked.noise)[0], asked.radius)
     codes, _ = workload(asked.workload, asked.items, 0, asked.bits, asked.noise)
 
-    connected(codes[:20_000], asked.radius)  # kernels compiled or loaded before anything is timed
+    single_linkage(codes[:20_000], asked.radius)  # kernels compiled or loaded before anything is timed
 
     sample = np.random.default_rng(1).choice(asked.items, min(asked.sample, asked.items), replace=False)
     seconds, neighbours = naive(codes, sample, asked.radius)
@@ -79,12 +79,12 @@ def main() -> None:
     rank = np.arange(asked.items)
     lines = []
     for name, find in (
-        ("connected", lambda: connected(codes, asked.radius)),
-        ("star", lambda: stars(codes, asked.radius, rank)),
+        ("connected", lambda: single_linkage(codes, asked.radius)),
+        ("star", lambda: star_clustering(codes, asked.radius, rank)),
     ):
         start = time.perf_counter()
         numbers = find()
-        found = groups(numbers, rank)
+        found = cluster_members(numbers, rank)
         taken = time.perf_counter() - start
         if name == "connected" and not all(
             (numbers[rows] == numbers[row]).all() for row, rows in zip(sample, neighbours, strict=True)

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret import Hasher
-from hashret.collection.search import candidates, rerank
-from hashret.collection.snapshot import Near
+from hashret.collection.search import candidate_count, rerank
+from hashret.collection.snapshot import Neighbours
 from hashret.data.sample import sample
 from hashret.data.sources import open_source
 from hashret.indexes import BitFlipIndex
@@ -57,8 +57,8 @@ def by_hashret(model: str, bits: int, vectors: Vectors, queries: Vectors, asked:
     index = BitFlipIndex(bits)
     index.add(codes, ids)
     asked_for, margins = hasher.margins(queries)
-    hits = index.search(asked_for, candidates(K) or K)
-    near = [Near(*row) for row in zip(hits.distances, hits.ids, strict=True)]
+    hits = index.search(asked_for, candidate_count(K) or K)
+    near = [Neighbours(*row) for row in zip(hits.distances, hits.ids, strict=True)]
     ranked, _ = rerank(near, asked_for, margins, ids, codes, K)
     return hits.ids[:, :K], np.stack([row for _, row in ranked])
 

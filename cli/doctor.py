@@ -24,17 +24,17 @@ def doctor(
     from hashret.results import Root
 
     folder = locate(collection)
-    found = repair.examine(folder)
+    found = repair.check(folder)
     if recover and any(finding.part in ("database", "items") for finding in found):
         saved = repair.recover(folder)
         say(f"{saved.items:,} items saved, {saved.dropped:,} incomplete; the old database is {saved.backup}")
         for root in saved.roots:
             say(f"to bring back what was lost: hashret index {Root(root).location}")
-        found = repair.examine(folder)
+        found = repair.check(folder)
     if recover and any(finding.part == "index" for finding in found):
         with Collection.open(folder) as there:
             there.rebuild_index()
-        found = repair.examine(folder)
+        found = repair.check(folder)
     if as_json:
         print(json.dumps([finding._asdict() for finding in found]))
     else:

@@ -78,11 +78,11 @@ class DictSnapshot:
         return found
 
     def codes(
-        self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, most: int | None = None
+        self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, max_items: int | None = None
     ) -> tuple[Ids, Codes]:
         fingerprint, bits = model or self.settings.model
         found = sorted(i for f, i in self._tables.codes if f == fingerprint and (ids is None or i in ids))
-        found = found if most is None else found[:: -(-max(1, len(found)) // most)]
+        found = found if max_items is None else found[:: -(-max(1, len(found)) // max_items)]
         rows = [self._tables.codes[fingerprint, i] for i in found]
         if any(len(row) != bits // 8 for row in rows):
             raise HashretError(f"a dictionary is damaged (codes are not of {bits} bits): make it anew")
@@ -99,7 +99,7 @@ class DictSnapshot:
             if path[0] in wanted
         ]
 
-    def recorded(self, path: str) -> list[PathRef]:
+    def paths_at(self, path: str) -> list[PathRef]:
         refs = self.paths(self._tables.items)
         refs += [PathRef(Root(f.root), f.name, None, f.mtime_ns) for f in self._tables.failures.values()]
         folder = path.rstrip("/") + "/"
@@ -108,7 +108,7 @@ class DictSnapshot:
     def roots(self) -> list[Root]:
         return sorted({Root(root) for root, _ in [*self._tables.paths, *self._tables.failures]})
 
-    def known(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
+    def known_paths(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
         known = {}
         for name in names:
             path, failure = self._tables.paths.get((root, name)), self._tables.failures.get((root, name))
@@ -133,7 +133,7 @@ class DictSnapshot:
         ids, codes = self.codes(sorted(added))
         return Changes(np.array(sorted({i for op, i in later if op == "remove"} - added), np.int64), ids, codes)
 
-    def rows(self) -> Iterator[ItemRow]:
+    def item_rows(self) -> Iterator[ItemRow]:
         for (root, name), (i, label, size, mtime_ns) in sorted(
             self._tables.paths.items(), key=lambda entry: (entry[1][0], entry[0])
         ):
@@ -209,14 +209,14 @@ class DictTransaction(DictSnapshot):
             self._tables.failures.pop((root, name), None)
         return self._drop_orphans()
 
-    def describe(self, metadata: Mapping[int, Metadata]) -> None:
+    def put_metadata(self, metadata: Mapping[int, Metadata]) -> None:
         for i, row in metadata.items():
             self._tables.items[i] = self._tables.items[i]._replace(metadata=row)
 
     def put_codes(self, fingerprint: str, codes: Iterable[tuple[int, bytes]]) -> None:
         self._tables.codes |= {(fingerprint, i): code for i, code in codes}
 
-    def switch(self, model: ModelKey) -> None:
+    def switch_model(self, model: ModelKey) -> None:
         self._tables.codes = {(f, i): code for (f, i), code in self._tables.codes.items() if f == model.fingerprint}
         self._tables.settings |= {"fingerprint": model.fingerprint, "bits": str(model.bits)}
         self._tables.settings.pop("calibration", None)

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from hashret.codes import Codes, hamming
-from hashret.collection.calibration import KINDS, SIDE, alter, from_copies, from_pairs
+from hashret.collection.calibration import SIDE, TRANSFORMS, augment, from_augmented, from_pairs
 from hashret.errors import HashretError
 from hashret.results import Calibration
 
@@ -46,7 +46,7 @@ def test_copies_are_looked_for_among_all_items(drawn: int) -> None:
     altered = {kind: near(codes[rows], 0.1) for kind in ("cropped", "turned")}
     pool = np.sort(RNG.permutation(60)[:drawn])
     own = np.array([np.flatnonzero(pool == row)[0] if row in pool else -1 for row in rows])
-    found = from_copies(codes[rows], altered, own, codes[pool], 60)
+    found = from_augmented(codes[rows], altered, own, codes[pool], 60)
     for radius in range(BITS + 1):
         right, wrong = 0, 0.0
         for queries in altered.values():
@@ -62,7 +62,7 @@ def test_copies_are_looked_for_among_all_items(drawn: int) -> None:
 
 def test_the_only_item_has_no_others() -> None:
     code = random_codes(1)
-    found = from_copies(code, {"cropped": code}, np.array([0]), code, 1)
+    found = from_augmented(code, {"cropped": code}, np.array([0]), code, 1)
     assert (found.precision() == 1).all() and found.radius() == 0
 
 
@@ -97,17 +97,17 @@ def test_text_keeps_everything() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 300, 3), (8, 8, 1), (2, 3, 3), (90, 120, 3), (1500, 20, 1)])
 def test_any_image_can_be_altered(shape: tuple[int, int, int]) -> None:
     pixels = RNG.integers(0, 256, shape, np.uint8)
-    made = alter(pixels, np.random.default_rng(1))
-    assert len(made) == len(KINDS) and all(
+    made = augment(pixels, np.random.default_rng(1))
+    assert len(made) == len(TRANSFORMS) and all(
         one.dtype == np.uint8 and one.size and max(one.shape) <= SIDE for one in made
     )
-    again = alter(pixels, np.random.default_rng(1))
+    again = augment(pixels, np.random.default_rng(1))
     assert all(np.array_equal(one, other) for one, other in zip(made, again, strict=True))
 
 
 def test_copies_are_what_they_are_called() -> None:
     pixels = np.asarray(Image.linear_gradient("L").resize((200, 100)))[..., None] // 2 + 50
-    cropped, resized, jpeg, brighter, turned = alter(pixels, np.random.default_rng(0))
+    cropped, resized, jpeg, brighter, turned = augment(pixels, np.random.default_rng(0))
     assert cropped.shape == (90, 180) and resized.shape == (75, 150) and jpeg.shape == brighter.shape == (100, 200)
     assert 90 < turned.shape[0] + 2 * 5 <= 101 and turned.min() >= pixels.min() - 1  # no black corner is left
     assert 0 < np.abs(jpeg.astype(int) - pixels[..., 0]).max() < 20

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
 from hashret.collection import grouping
-from hashret.collection.grouping import connected, groups, stars
+from hashret.collection.grouping import cluster_members, single_linkage, star_clustering
 
 Pairs = NDArray[np.int64]
 
@@ -77,7 +77,7 @@ def batches(request: pytest.FixtureRequest) -> Any:
 @settings(deadline=None)
 def test_chains_are_those_of_brute_force(case: dict[str, Any]) -> None:
     verdicts = {verdict: case[verdict] for verdict in ("same", "different")}
-    found = connected(case["codes"], case["radius"], **verdicts)
+    found = single_linkage(case["codes"], case["radius"], **verdicts)
     assert partition(found) == chains(linked(case["codes"], case["radius"], **verdicts))
 
 
@@ -85,15 +85,15 @@ def test_chains_are_those_of_brute_force(case: dict[str, Any]) -> None:
 @settings(deadline=None)
 def test_stars_are_those_of_brute_force(case: dict[str, Any]) -> None:
     verdicts = {verdict: case[verdict] for verdict in ("same", "different")}
-    found = stars(case["codes"], case["radius"], case["rank"], **verdicts)
+    found = star_clustering(case["codes"], case["radius"], case["rank"], **verdicts)
     assert partition(found) == best_copies(linked(case["codes"], case["radius"], **verdicts), case["rank"])
 
 
 @given(cases())
 @settings(deadline=None)
 def test_groups_are_of_several_and_begin_with_the_best(case: dict[str, Any]) -> None:
-    numbers = stars(case["codes"], case["radius"], case["rank"])
-    found = groups(numbers, case["rank"])
+    numbers = star_clustering(case["codes"], case["radius"], case["rank"])
+    found = cluster_members(numbers, case["rank"])
     assert {frozenset(rows.tolist()) for rows in found} == {rows for rows in partition(numbers) if len(rows) > 1}
     for rows in found:
         assert case["rank"][rows].tolist() == sorted(case["rank"][rows])
@@ -106,8 +106,8 @@ def test_a_hundred_thousand_equal_codes_are_one_group() -> None:
     pair = np.array([[0, 99_999]])
     rank = np.arange(len(codes))
     for alone, joined in (
-        (connected(codes, 3), connected(codes, 3, same=pair)),
-        (stars(codes, 3, rank), stars(codes, 3, rank, same=pair)),
+        (single_linkage(codes, 3), single_linkage(codes, 3, same=pair)),
+        (star_clustering(codes, 3, rank), star_clustering(codes, 3, rank, same=pair)),
     ):
         assert sorted(np.unique(alone, return_counts=True)[1].tolist()) == [1, 99_999]
         assert np.unique(joined).size == 1
@@ -116,17 +116,24 @@ def test_a_hundred_thousand_equal_codes_are_one_group() -> None:
 def test_a_verdict_is_of_two_items_and_not_of_their_codes() -> None:
     codes = np.zeros((4, 2), np.uint8)
     different = np.array([[0, 1]])
-    assert partition(connected(codes, 0, different=different)) == {frozenset(range(4))}  # through 2 and 3
-    assert partition(connected(codes[:2], 0, different=different)) == {frozenset([0]), frozenset([1])}
-    assert partition(stars(codes, 0, np.arange(4), different=different)) == {frozenset([0, 2, 3]), frozenset([1])}
+    assert partition(single_linkage(codes, 0, different=different)) == {frozenset(range(4))}  # through 2 and 3
+    assert partition(single_linkage(codes[:2], 0, different=different)) == {frozenset([0]), frozenset([1])}
+    assert partition(star_clustering(codes, 0, np.arange(4), different=different)) == {
+        frozenset([0, 2, 3]),
+        frozenset([1]),
+    }
 
 
 def test_nothing_has_no_groups() -> None:
     none = np.empty((0, 4), np.uint8)
-    assert groups(connected(none, 3), np.arange(0)) == groups(stars(none, 3, np.arange(0)), np.arange(0)) == []
+    assert (
+        cluster_members(single_linkage(none, 3), np.arange(0))
+        == cluster_members(star_clustering(none, 3, np.arange(0)), np.arange(0))
+        == []
+    )
 
 
 @pytest.mark.parametrize("radius", [-1, 1.5])
 def test_impossible_distances_are_refused(radius: Any) -> None:
     with pytest.raises(ValueError, match="max_distance must be an integer of at least 0"):
-        connected(np.zeros((2, 4), np.uint8), radius)
+        single_linkage(np.zeros((2, 4), np.uint8), radius)

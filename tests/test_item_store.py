@@ -100,7 +100,7 @@ def test_an_item_is_a_content_with_any_number_of_paths(store: ItemStore) -> None
         assert codes(rows) == {1: first.code, 2: row("", "y").code}
         assert rows.find([first.sha256, "nothing"]) == {first.sha256: 1}
         assert rows.roots() == ["/more/", "/photos/"] and all(isinstance(root, Root) for root in rows.roots())
-        assert rows.known(ROOT, ["a/x.png", "z.png"]) == {"a/x.png": KnownPath(1, 1, 7, False)}
+        assert rows.known_paths(ROOT, ["a/x.png", "z.png"]) == {"a/x.png": KnownPath(1, 1, 7, False)}
         assert [rows.count(what) for what in ("items", "paths", "failures", "changes")] == [2, 4, 0, 2]
         found = sorted(rows.paths([1]))
         assert [(ref.root, ref.name, ref.item_id, ref.mtime_ns) for ref in found] == [
@@ -133,7 +133,7 @@ def test_a_content_that_is_known_no_more_is_not_stored(store: ItemStore) -> None
     put(store, row("a", "two"))
     assert put(store, row("b", "one", known=True), row("c", "two", known=True)) == [None, 2]
     with store.snapshot() as rows:
-        assert rows.known(ROOT, ["b", "c"]).keys() == {"c"}
+        assert rows.known_paths(ROOT, ["b", "c"]).keys() == {"c"}
     assert put(store, row("b", "one")) == [3]
 
 
@@ -156,7 +156,7 @@ def test_metadata_is_that_of_the_first_time_until_it_is_replaced(store: ItemStor
             rows.items([1])[1].metadata == {"taken": "Zürich", "n": [1, None]} and rows.items([2])[2].metadata is None
         )
     with store.exclusive(), store.transaction() as transaction:
-        transaction.describe({1: {"price": 0.5}, 2: {}})
+        transaction.put_metadata({1: {"price": 0.5}, 2: {}})
     with store.snapshot() as rows:
         assert {i: item.metadata for i, item in rows.items([1, 2]).items()} == {1: {"price": 0.5}, 2: {}}
 
@@ -181,34 +181,34 @@ def test_names_may_be_anything(store: ItemStore) -> None:
         for i, name in enumerate(ODD, 1):
             item = rows.items([i])[i]
             assert root + name in item.paths and item.label == name[:5]
-            assert rows.known(root, [name])[name].item_id == i
-            assert [ref.item_id for ref in rows.recorded(root + name)] == [i]
+            assert rows.known_paths(root, [name])[name].item_id == i
+            assert [ref.item_id for ref in rows.paths_at(root + name)] == [i]
         assert set(rows.roots()) == {root, ROOT} and set(rows.names(root)) == set(ODD)
     fail(store, *((name, 1, 2, "broken") for name in ODD[:3]), root=root)
     with store.snapshot() as rows:
-        assert all(path.failed for path in rows.known(root, ODD[:3]).values())
+        assert all(path.failed for path in rows.known_paths(root, ODD[:3]).values())
         assert sorted(rows.names(root)) == sorted(ODD)  # each once
         assert {failure.path for _, failure in rows.failures()} == {root + name for name in ODD[:3]}
     remove(store, names=tuple(ODD[1:]), root=root)
     with store.snapshot() as rows:
         assert set(codes(rows)) == {1} and rows.items([1])[1].paths == sorted(["/photos/plain", root + ODD[0]])
-        assert list(rows.known(root, ODD)) == [ODD[0]]
+        assert list(rows.known_paths(root, ODD)) == [ODD[0]]
 
 
 def test_failures_are_kept_until_the_path_is_good(store: ItemStore) -> None:
     put(store, row("a", "a"))
     fail(store, ("a", 5, 6, "broken"), ("b", 8, 9, "no image"))
     with store.snapshot() as rows:
-        assert rows.known(ROOT, ["a", "b"]) == {"a": KnownPath(1, 5, 6, True), "b": KnownPath(None, 8, 9, True)}
+        assert rows.known_paths(ROOT, ["a", "b"]) == {"a": KnownPath(1, 5, 6, True), "b": KnownPath(None, 8, 9, True)}
         assert codes(rows) == {1: row("a", "a").code}  # what was there stays
         found = [(root, failure.path, failure.reason) for root, failure in rows.failures()]
         assert found == [(ROOT, "/photos/a", "broken"), (ROOT, "/photos/b", "no image")]
     fail(store, ("b", 8, 10, "still no image"))
     with store.snapshot() as rows:
-        assert rows.known(ROOT, ["b"])["b"].mtime_ns == 10 and rows.count("failures") == 2
+        assert rows.known_paths(ROOT, ["b"])["b"].mtime_ns == 10 and rows.count("failures") == 2
     assert put(store, row("b", "b")) == [2]
     with store.snapshot() as rows:
-        assert rows.known(ROOT, ["b"]) == {"b": KnownPath(2, 1, 7, False)} and rows.count("failures") == 1
+        assert rows.known_paths(ROOT, ["b"]) == {"b": KnownPath(2, 1, 7, False)} and rows.count("failures") == 1
     remove(store, names=("a",))
     with store.snapshot() as rows:
         assert rows.count("failures") == 0 and set(codes(rows)) == {2}
@@ -234,17 +234,17 @@ def test_what_is_recorded_at_or_below_a_path(store: ItemStore) -> None:
     fail(store, ("a/broken.png", 1, 2, "broken"))
     with store.snapshot() as rows:
 
-        def recorded(path: str) -> set[str]:
-            return {ref.root + ref.name for ref in rows.recorded(path)}
+        def paths_at(path: str) -> set[str]:
+            return {ref.root + ref.name for ref in rows.paths_at(path)}
 
         below_a = {"/photos/a/x.png", "/photos/a/b/y.png", "/photos/a/z.png", "/photos/a/broken.png"}
-        assert recorded("/photos/a") == recorded("/photos/a/") == below_a
-        assert recorded("/photos/a/x.png") == {"/photos/a/x.png"} and recorded("/photos/a/x") == set()
-        assert recorded("/photos/c.zip") == {"/photos/c.zip!/i.png"} == recorded("/photos/c.zip!/i.png")
-        assert recorded("/photos/d.npy") == {"/photos/d.npy#0"} == recorded("/photos/d.npy#0")
-        assert recorded("blobs/x") == {"blobs/x"} and recorded("/elsewhere") == set()
-        assert len(recorded("/photos")) == 7 and len(recorded("/")) == 7
-        assert [ref.item_id for ref in rows.recorded("/photos/a/broken.png")] == [None]
+        assert paths_at("/photos/a") == paths_at("/photos/a/") == below_a
+        assert paths_at("/photos/a/x.png") == {"/photos/a/x.png"} and paths_at("/photos/a/x") == set()
+        assert paths_at("/photos/c.zip") == {"/photos/c.zip!/i.png"} == paths_at("/photos/c.zip!/i.png")
+        assert paths_at("/photos/d.npy") == {"/photos/d.npy#0"} == paths_at("/photos/d.npy#0")
+        assert paths_at("blobs/x") == {"blobs/x"} and paths_at("/elsewhere") == set()
+        assert len(paths_at("/photos")) == 7 and len(paths_at("/")) == 7
+        assert [ref.item_id for ref in rows.paths_at("/photos/a/broken.png")] == [None]
 
 
 def test_removing_items_removes_all_that_is_of_them(store: ItemStore) -> None:
@@ -257,7 +257,7 @@ def test_removing_items_removes_all_that_is_of_them(store: ItemStore) -> None:
     with store.snapshot() as rows:
         assert codes(rows) == {2: row("", "two").code, 3: row("", "three").code}
         assert codes(rows, ModelKey(OTHER, 16)) == {2: b"34", 3: b"56"}
-        assert rows.known(ROOT, ["a", "b", "c"]) == {"c": KnownPath(2, 3, 7, False)}
+        assert rows.known_paths(ROOT, ["a", "b", "c"]) == {"c": KnownPath(2, 3, 7, False)}
         assert rows.verdicts("same").shape == (0, 2) and rows.verdicts("different").tolist() == [[2, 3]]
 
 
@@ -286,9 +286,9 @@ def test_codes_may_be_of_some_items(store: ItemStore) -> None:
         assert ids.tolist() == [3, 7] and found.tobytes() == row("", "2").code + row("", "6").code  # type: ignore[operator]
         ids, found = rows.codes([])
         assert ids.shape == (0,) and found.shape == (0, 2)
-        ids, found = rows.codes(most=10)
+        ids, found = rows.codes(max_items=10)
         assert ids.tolist() == [*range(1, 101, 10)] and found.shape == (10, 2)
-        assert rows.codes(most=100)[0].tolist() == [*range(1, 101)]
+        assert rows.codes(max_items=100)[0].tolist() == [*range(1, 101)]
         with pytest.raises(HashretError, match="damaged .*not of 64 bits"):
             rows.codes(model=ModelKey(MODEL, 64))
         ids, found = rows.codes(model=ModelKey(OTHER, 64))
@@ -462,7 +462,7 @@ def test_switching_models_is_one_step(store: ItemStore) -> None:
     with store.snapshot() as rows:
         assert set(codes(rows)) == {1, 2}  # the old ones are there until the switch
     with store.exclusive(), store.transaction() as transaction:
-        transaction.switch(other)
+        transaction.switch_model(other)
         generation = transaction.generation
     with store.snapshot() as rows:
         assert rows.settings.model == other and "calibration" not in rows.settings
@@ -497,8 +497,8 @@ def test_rows_make_the_same_items_again(store: ItemStore, tmp_path: Path) -> Non
     (tmp_path / "again").mkdir()
     again = STORES["sqlite"](tmp_path / "again", SETTINGS)
     with store.snapshot() as rows:
-        assert [found.id for found in rows.rows()] == [1, 1, 3, 4]
-        put(again, *rows.rows())
+        assert [found.id for found in rows.item_rows()] == [1, 1, 3, 4]
+        put(again, *rows.item_rows())
         with again.snapshot() as copied:
             assert copied.items([1, 2, 3, 4]) == rows.items([1, 2, 3, 4]) and codes(copied) == codes(rows)
     again.close()
@@ -514,7 +514,7 @@ def test_a_collection_lives_in_any_store(store: ItemStore, tmp_path: Path) -> No
     folder = tmp_path / "collection"
     folder.mkdir()
     with store.exclusive(), store.transaction() as transaction:
-        transaction.switch(ModelKey(hasher.fingerprint, 16))
+        transaction.switch_model(ModelKey(hasher.fingerprint, 16))
     hasher.save(folder / "models" / hasher.fingerprint)
     collection = Collection(
         store, IndexCache(folder / "index", store), Originals(folder), Models(folder / "models", store)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hashret.cli.app import run
 from hashret.collection import Collection
-from hashret.collection.repair import Finding, examine, recover
+from hashret.collection.repair import Finding, check, recover
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.stores.sqlite_pages import cells
@@ -76,7 +76,7 @@ def check_found(folder: Path) -> int:
 
 def test_nothing_is_wrong_with_a_sound_collection(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*") if "-shm" not in path.name)
-    assert examine(folder) == []
+    assert check(folder) == []
     assert run(["doctor", "-c", str(folder)]) == 0
     assert run(["doctor", "-c", str(folder), "--recover", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -98,10 +98,10 @@ def test_whatever_page_is_lost_the_rest_is_saved(tmp_path: Path, made: Path, sou
             file.seek(page * 4096)
             file.write(bytes(4096) if junk == "zeros" else chance.randbytes(4096))
         damaged = (folder / "items.db").read_bytes()
-        if examine(folder):  # or the page was free
+        if check(folder):  # or the page was free
             told = recover(folder)
             assert told.backup.read_bytes() == damaged and told.roots == [f"{source}#"]
-            assert examine(folder) == []
+            assert check(folder) == []
             assert check_found(folder) == told.items >= 397 - told.dropped
             saved.append(told.items)
         with Collection.open(folder) as there:
@@ -181,10 +181,10 @@ def test_rows_are_found_without_what_leads_to_them(tmp_path: Path, size: int, lo
 )
 def test_an_item_that_lacks_something_is_dropped(folder: Path, damage: str, text: str) -> None:
     execute(folder, damage)
-    found = examine(folder)
+    found = check(folder)
     assert found[0].part == "items" and found[0].text.startswith(text)
     assert recover(folder)[:2] == (396, 1)
-    assert examine(folder) == [] and check_found(folder) == 396
+    assert check(folder) == [] and check_found(folder) == 396
     with Collection.open(folder) as there:
         assert there.add(images()[6:7]) == [401]  # never an id that was given before
 
@@ -194,7 +194,7 @@ def test_settings_that_are_lost_follow_from_the_rest(folder: Path, key: str) -> 
     execute(folder, f"DELETE FROM settings WHERE key = '{key}'")
     execute(folder, "DELETE FROM paths WHERE item_id = 7")
     recover(folder)
-    assert examine(folder) == [] and check_found(folder) == 396
+    assert check(folder) == [] and check_found(folder) == 396
 
 
 def flip(file: Path) -> None:
@@ -218,12 +218,12 @@ def test_each_part_is_looked_at(
     folder: Path, damage: Callable[[Path], None], part: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(folder)
-    (found,) = examine(folder)
+    (found,) = check(folder)
     assert found.part == part and re.search(text, found.text)
     assert run(["doctor", "-c", str(folder), "--json"]) == 1
     assert [Finding(**finding) for finding in json.loads(capsys.readouterr().out)] == [found]
     assert run(["doctor", "-c", str(folder), "--recover"]) == (0 if part == "index" else 1)
-    assert len(examine(folder)) == (part != "index")
+    assert len(check(folder)) == (part != "index")
 
 
 def test_there_has_to_be_something(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashret.codes import hamming, pack
-from hashret.collection.search import candidates, rerank
-from hashret.collection.snapshot import Near
+from hashret.collection.search import candidate_count, rerank
+from hashret.collection.snapshot import Neighbours
 
 
 @settings(deadline=None)
@@ -21,7 +21,7 @@ def test_the_order_is_that_of_weighted_distances(seed: int, bits: int, k: int | 
     near = []
     for i in range(5):
         rows = rng.permutation(40)[: rng.integers(0, 41)]
-        near.append(Near(distances[i, rows].astype(np.int32), ids[rows]))
+        near.append(Neighbours(distances[i, rows].astype(np.int32), ids[rows]))
     found, scores = rerank(near, queries, margins, ids, pack(stored), k)
     for i, (row_distances, row_ids) in enumerate(near):
         weights = [abs(float(margin)) for margin in margins[i]]
@@ -42,15 +42,17 @@ def test_scores_are_the_same_alone_and_among_others() -> None:
     ids, codes = np.arange(1000), rng.integers(0, 256, (1000, 8), np.uint8)
     margins = rng.normal(size=(50, 64)).astype(np.float32)
     queries = pack(margins > 0)
-    near = [Near(row.astype(np.int32), ids) for row in hamming(queries, codes)]
+    near = [Neighbours(row.astype(np.int32), ids) for row in hamming(queries, codes)]
     _, together = rerank(near, queries, margins, ids, codes, 100)
     for i in range(50):
         some = np.sort(rng.permutation(1000)[:7])
         (distances, _), few = near[i], ids[some]
-        _, (alone,) = rerank([Near(distances[some], few)], queries[i : i + 1], margins[i : i + 1], few, codes[some], 7)
+        _, (alone,) = rerank(
+            [Neighbours(distances[some], few)], queries[i : i + 1], margins[i : i + 1], few, codes[some], 7
+        )
         whole = rerank([near[i]], queries[i : i + 1], margins[i : i + 1], ids, codes, None)[1][0]
         assert whole[:100] == together[i] and set(alone) <= set(whole)
 
 
 def test_more_are_looked_at_than_asked_for() -> None:
-    assert [candidates(k) for k in (1, 10, 11, 1000, None)] == [100, 100, 110, 10_000, None]
+    assert [candidate_count(k) for k in (1, 10, 11, 1000, None)] == [100, 100, 110, 10_000, None]

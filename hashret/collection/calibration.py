@@ -32,7 +32,7 @@ from hashret.stores.protocol import ModelKey
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
 
-KINDS = ("cropped", "resized", "jpeg", "brighter", "turned")
+TRANSFORMS = ("cropped", "resized", "jpeg", "brighter", "turned")
 SIDE = 512  # pixels of an altered copy, at most
 POOL = 50_000  # codes, drawn from all, that altered copies are compared with
 
@@ -45,7 +45,7 @@ def by_pairs(parts: Parts, pairs: Iterable[tuple[Any, Any, bool]], source: str) 
     return _keep(parts, hasher, from_pairs(source, a, b, np.array([same for _, _, same in judged], np.bool_)))
 
 
-def by_altering(
+def by_augmentation(
     parts: Parts, images: int, seed: int, progress: Callable[[Progress], None] | None = None
 ) -> Calibration:
     """Measure the radii on altered copies of so many items, drawn with `seed`, and keep that.
@@ -58,7 +58,7 @@ def by_altering(
         ids, codes = rows.codes(model=ModelKey(hasher.fingerprint, hasher.bits))
     drawn = np.random.default_rng(seed).permutation(ids)[: check_count(images, 1, "images")].tolist()
     altered = []
-    for item in in_order(partial(_altered, hasher, seed), parts.contents(drawn), ahead=8):
+    for item in in_order(partial(_augmented, hasher, seed), parts.contents(drawn), ahead=8):
         altered += [item] if item[1] else []
         if progress is not None:
             progress(Progress("altering", len(altered), len(drawn), {}))
@@ -69,18 +69,18 @@ def by_altering(
     pool = np.sort(np.random.default_rng(seed).permutation(len(ids))[:POOL])
     rows_of = np.searchsorted(ids, [item_id for item_id, _ in altered])
     own = np.where(np.isin(rows_of, pool), np.searchsorted(pool, rows_of), -1)
-    by_kind = {kind: coded[i :: len(KINDS)] for i, kind in enumerate(KINDS)}
-    return _keep(parts, hasher, from_copies(codes[rows_of], by_kind, own, codes[pool], len(ids)))
+    by_kind = {kind: coded[i :: len(TRANSFORMS)] for i, kind in enumerate(TRANSFORMS)}
+    return _keep(parts, hasher, from_augmented(codes[rows_of], by_kind, own, codes[pool], len(ids)))
 
 
-def _altered(hasher: "Hasher", seed: int, item: tuple[int, Content]) -> tuple[int, list[Inputs]]:
+def _augmented(hasher: "Hasher", seed: int, item: tuple[int, Content]) -> tuple[int, list[Inputs]]:
     """The id of an item, and its altered copies as the model sees them; none if it cannot be decoded."""
     item_id, content = item
     try:
         pixels = decode(content, (SIDE // 2, SIDE // 2)).pixels  # a JPEG comes at twice that, if it is so large
     except HashretError:
         return item_id, []
-    copies = alter(pixels, np.random.default_rng((seed, item_id)))
+    copies = augment(pixels, np.random.default_rng((seed, item_id)))
     return item_id, [hasher.preprocessing(to_content(copy)).pixels for copy in copies]
 
 
@@ -118,7 +118,7 @@ def from_pairs(source: str, a: Codes, b: Codes, same: NDArray[np.bool_]) -> Cali
     return Calibration(source, {"judged the same": counts[0]}, [float(count) for count in counts[1]], None)
 
 
-def from_copies(
+def from_augmented(
     originals: Codes, altered: dict[str, Codes], rows: NDArray[np.int64], pool: Codes, items: int
 ) -> Calibration:
     """What altered copies say: the codes of originals (n, bits // 8), and of a copy of each by kind.
@@ -139,7 +139,7 @@ def from_copies(
     return Calibration("altered copies", copies, others.tolist(), items)
 
 
-def alter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+def augment(pixels: NDArray[np.uint8], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
     """Copies of an image, uint8 (h, w, 1 | 3), as people come to have them, one of each of `KINDS`.
 
     All have at most `SIDE` pixels a side. A crop keeps 90 % of each side, a resizing 75 %; JPEG has quality 40; light

@@ -181,9 +181,9 @@ class Collection:
         options = QueryOptions(k, max_distance, rank, where)
         return [search.as_hits(found) for found in self.nearest_images(images, options)]
 
-    def nearest_images(self, images: Any, options: QueryOptions) -> list[search.Nearest]:
+    def nearest_images(self, images: Any, options: QueryOptions) -> list[search.QueryResult]:
         """What `query_batch` gives, as `nearest` does."""
-        found: list[search.Nearest] = []
+        found: list[search.QueryResult] = []
         for chunk in search.chunks(images):
             found += search.by_images(self._parts, chunk, options)
         return found
@@ -195,7 +195,7 @@ class Collection:
         options = QueryOptions(k, max_distance, where=where)
         return [search.as_hits(found) for found in self.nearest(codes, options)]
 
-    def nearest(self, codes: Codes, options: QueryOptions) -> list[search.Nearest]:
+    def nearest(self, codes: Codes, options: QueryOptions) -> list[search.QueryResult]:
         """What `query_codes` gives, as distances and items, which are the same objects until the collection changes:
         for callers that keep the text of an item."""
         return search.by_codes(self._parts, codes, options)
@@ -315,7 +315,7 @@ class Collection:
         """
         if pairs is not None:
             return calibration.by_pairs(self._parts, pairs, source)
-        return calibration.by_altering(self._parts, images, seed, progress)
+        return calibration.by_augmentation(self._parts, images, seed, progress)
 
     def calibration(self) -> Calibration:
         """What `calibrate` found for the present model; raises NotFound if it was not asked to."""
@@ -432,7 +432,7 @@ class Collection:
         out = Path(path)
         kind = export.format_of(out, kind)
         with self._parts.store.snapshot() as rows:
-            return export.write(out, kind, rows.settings.model, rows.rows())
+            return export.write(out, kind, rows.settings.model, rows.item_rows())
 
     def import_items(self, path: str | os.PathLike[str]) -> int:
         """Take in what `export` wrote, of the same model, in one commit; how many items are new.

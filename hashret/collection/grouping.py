@@ -22,7 +22,7 @@ FIRST, MOST = 64, 1 << 14  # codes looked up at once, at first and at most
 HELD = 1 << 23  # pairs in memory at once, as far as that can be foreseen
 
 
-def connected(codes: Codes, max_distance: int, *, same: Rows = NO_PAIRS, different: Rows = NO_PAIRS) -> Rows:
+def single_linkage(codes: Codes, max_distance: int, *, same: Rows = NO_PAIRS, different: Rows = NO_PAIRS) -> Rows:
     """The number of each item's group, (n,), for codes uint8 (n, bits // 8): items are in one group if a chain of items
     leads from one to the other, each at most `max_distance` bits from the next.
 
@@ -44,7 +44,9 @@ def connected(codes: Codes, max_distance: int, *, same: Rows = NO_PAIRS, differe
     return _merged(number, pending)[nodes.of]
 
 
-def stars(codes: Codes, max_distance: int, rank: Rows, *, same: Rows = NO_PAIRS, different: Rows = NO_PAIRS) -> Rows:
+def star_clustering(
+    codes: Codes, max_distance: int, rank: Rows, *, same: Rows = NO_PAIRS, different: Rows = NO_PAIRS
+) -> Rows:
     """The number of each item's group, (n,), where every item is within `max_distance` bits of the best of its group.
 
     `rank` (n,) says which is better: the lower. The best item that is left takes all that are left within the distance,
@@ -68,7 +70,7 @@ def stars(codes: Codes, max_distance: int, rank: Rows, *, same: Rows = NO_PAIRS,
     return centre[nodes.of]
 
 
-def groups(numbers: Rows, rank: Rows) -> list[Rows]:
+def cluster_members(numbers: Rows, rank: Rows) -> list[Rows]:
     """The rows of each group of several, the one of the lowest rank first, from the numbers of their groups (n,)."""
     _, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
     rows = np.flatnonzero(counts[inverse] > 1)

@@ -24,7 +24,7 @@ from hashret.stores.protocol import ItemStore, ModelKey, Settings, Snapshot
 FEW_CHANGES = 1000  # since a cache was written, after which it is not written anew
 
 
-class Shown(NamedTuple):
+class IndexSnapshot(NamedTuple):
     """An index by some specification, and of which model and state of the store it is."""
 
     spec: str
@@ -41,9 +41,9 @@ class IndexCache:
         self._folder = folder
         self._store = store
         self._lock = threading.RLock()
-        self._shown: Shown | None = None
+        self._shown: IndexSnapshot | None = None
 
-    def at(self, rows: Snapshot) -> Shown | None:
+    def at(self, rows: Snapshot) -> IndexSnapshot | None:
         """The index as of a snapshot, loaded, brought up to date or built; None if it is past that already.
 
         An answer of it counts only if `is_current` says so afterwards.
@@ -66,7 +66,7 @@ class IndexCache:
         shown = self._shown
         return Searched(0, 0) if shown is None else shown.codes.searched
 
-    def is_current(self, shown: Shown) -> bool:
+    def is_current(self, shown: IndexSnapshot) -> bool:
         """Whether the index is still as it was: if not, a search of it may have seen a later state."""
         return self._shown is shown
 
@@ -76,7 +76,7 @@ class IndexCache:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._shown = None
 
-    def _load(self, settings: Settings) -> Shown | None:
+    def _load(self, settings: Settings) -> IndexSnapshot | None:
         record = _record(settings)
         if record is None:
             return None
@@ -90,7 +90,7 @@ class IndexCache:
             return None
         if codes.bits != settings.model.bits:
             return None
-        return Shown(settings.index, settings.model, record.generation, None, codes)
+        return IndexSnapshot(settings.index, settings.model, record.generation, None, codes)
 
     def persist(self) -> None:
         """Write the cache, if there is none, or not the one that was written, or if it is far behind.
@@ -127,16 +127,16 @@ class IndexCache:
         except HashretError:
             return None
 
-    def _build(self, rows: Snapshot, spec: str, model: ModelKey) -> Shown:
+    def _build(self, rows: Snapshot, spec: str, model: ModelKey) -> IndexSnapshot:
         ids, codes = rows.codes(model=model)
         index = from_spec(model.bits, spec)
         try:
             index.add(codes, ids)
         except ValueError as error:  # an id that comes twice
             raise damaged(self._store.location, one_line(error)) from error
-        return Shown(spec, model, rows.settings.generation, rows.state, index)
+        return IndexSnapshot(spec, model, rows.settings.generation, rows.state, index)
 
-    def _save(self, shown: Shown) -> str:
+    def _save(self, shown: IndexSnapshot) -> str:
         """Write a cache; its record, as JSON."""
         suffix = re.sub("[^a-zA-Z0-9]", "-", shown.spec)
         file = self._folder / f"{shown.model.fingerprint[:16]}-{shown.generation:012d}.{suffix}"
@@ -173,7 +173,7 @@ def _far_behind(rows: Snapshot, generation: int) -> bool:
     return changes > FEW_CHANGES and changes > rows.count("items") // 20
 
 
-def _moved_on(shown: Shown, rows: Snapshot) -> Shown | None:
+def _moved_on(shown: IndexSnapshot, rows: Snapshot) -> IndexSnapshot | None:
     """An index brought to the state of a snapshot; None if it has to be built instead."""
     if shown.generation == rows.settings.generation:  # of another state, the changes are not known
         return shown._replace(state=rows.state) if shown.state is None else None

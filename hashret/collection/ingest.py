@@ -159,7 +159,7 @@ class IndexRun:
             known: dict[str, KnownPath] = {}
             if look_up:
                 with self.parts.store.snapshot() as rows:
-                    known = rows.known(root, [record.name for record in records])
+                    known = rows.known_paths(root, [record.name for record in records])
             changed = list[PendingRecord]()
             for record in records:
                 before = known.get(record.name)
@@ -283,7 +283,7 @@ def describe(parts: Parts, root: Root, rows: Iterable[MetadataRow]) -> tuple[int
     described, unmatched, done = 0, 0, set[int]()
     for batch in batches(rows, BATCH_ITEMS):
         with parts.store.snapshot() as snapshot:
-            known = snapshot.known(root, [name for name, _ in batch])
+            known = snapshot.known_paths(root, [name for name, _ in batch])
             fresh: dict[int, Metadata] = {}
             for name, metadata in batch:
                 item_id = known[name].item_id if name in known else None
@@ -297,7 +297,7 @@ def describe(parts: Parts, root: Root, rows: Iterable[MetadataRow]) -> tuple[int
         changed = {i: row for i, row in fresh.items() if json.dumps(items[i].metadata) != json.dumps(row)}
         if changed:
             with parts.store.transaction() as transaction:
-                transaction.describe(changed)
+                transaction.put_metadata(changed)
         described += len(changed)
     return described, unmatched
 

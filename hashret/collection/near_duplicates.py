@@ -42,10 +42,10 @@ def _groups(rows: Snapshot, max_distance: int, by: str, keep: str) -> list[Group
     rank[np.searchsorted(ids, ranking.ids)] = np.arange(len(ids))
     judged = {verdict: np.searchsorted(ids, rows.verdicts(verdict)) for verdict in VERDICTS}
     if by == "star":
-        numbers = grouping.stars(codes, max_distance, rank, **judged)
+        numbers = grouping.star_clustering(codes, max_distance, rank, **judged)
     else:
-        numbers = grouping.connected(codes, max_distance, **judged)
-    found = [_by_distance(members, codes) for members in grouping.groups(numbers, rank)]
+        numbers = grouping.single_linkage(codes, max_distance, **judged)
+    found = [_by_distance(members, codes) for members in grouping.cluster_members(numbers, rank)]
     grouped = np.concatenate([np.empty(0, np.int64), *(members for members, _ in found)])
     with_several_paths = np.searchsorted(ids, ranking.ids[ranking.paths > 1])
     alone = np.setdiff1d(with_several_paths, grouped)
@@ -63,7 +63,7 @@ def _groups(rows: Snapshot, max_distance: int, by: str, keep: str) -> list[Group
 
 def warm_up(codes: Codes) -> None:
     """Compile and load what `find_groups` would at its first call, for codes as wide as these, uint8 (n, bits // 8)."""
-    grouping.connected(codes, 0)
+    grouping.single_linkage(codes, 0)
 
 
 def _by_distance(members: NDArray[np.int64], codes: Codes) -> tuple[NDArray[np.int64], list[int]]:
@@ -119,7 +119,7 @@ def find_item(parts: Parts, image: Any) -> int | None:
             for whole in (path, str(Path(path).absolute())):
                 for root in roots:
                     name = whole.removeprefix(root)
-                    known = rows.known(root, [name]).get(name) if whole.startswith(root) else None
+                    known = rows.known_paths(root, [name]).get(name) if whole.startswith(root) else None
                     if known is not None and known.item_id is not None:
                         return known.item_id
         return None

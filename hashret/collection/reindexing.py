@@ -61,7 +61,7 @@ def reindex(
         cache = parts.index.build_ahead(rows, rows.settings.index, model, generation)
     with parts.store.transaction() as transaction:
         transaction.remove(missing)
-        transaction.switch(model)
+        transaction.switch_model(model)
         if cache is not None:
             transaction.put_setting("cache", cache)
     return len(missing)
@@ -122,7 +122,7 @@ def _uncoded(
     """The records, read, of items that have no code yet, whose ids are `pending`, ascending, and not `coded` since."""
     for batch in records:
         with parts.store.snapshot() as rows:
-            known = rows.known(root, [record.name for record in batch])
+            known = rows.known_paths(root, [record.name for record in batch])
             ids = np.array([path.item_id for path in known.values() if path.item_id is not None], np.int64)
             listed = pending.searchsorted(ids) < pending.searchsorted(ids, "right")
             items = rows.items({*ids[listed].tolist()} - coded)

@@ -35,6 +35,6 @@ def remove(parts: Parts, items: Iterable[int | str | os.PathLike[str]], *, dry_r
 
 def _recorded(parts: Parts, rows: Snapshot, path: str) -> list[PathRef]:
     """What is recorded at or below a path as a user would write it."""
-    found = rows.recorded(parts.originals.recorded_as(path))
+    found = rows.paths_at(parts.originals.recorded_as(path))
     names_data_set = path.partition("#")[0].partition(":")[0] in (*DATA_SETS, "array")
-    return found or (rows.recorded(path) if names_data_set else [])
+    return found or (rows.paths_at(path) if names_data_set else [])

@@ -12,8 +12,7 @@ from hashret.hasher import Hasher
 from hashret.indexes import index_class
 from hashret.results import BLOBS
 from hashret.stores.sqlite import locked
-from hashret.stores.sqlite_repair import Restored, Salvage, nothing_left
-from hashret.stores.sqlite_repair import examine as examine_database
+from hashret.stores.sqlite_repair import RecoveredRows, RecoveryReport, check_database, nothing_left
 
 
 class Finding(NamedTuple):
@@ -23,10 +22,10 @@ class Finding(NamedTuple):
     text: str
 
 
-def examine(folder: Path) -> list[Finding]:
+def check(folder: Path) -> list[Finding]:
     """Everything that is wrong with the collection in `folder`; every row, every content kept in it and every model is
     read. Raises HashretError if there is no collection."""
-    found = examine_database(folder)
+    found = check_database(folder)
     try:
         if found.damage:
             return [_damaged(found.database, text) for text in found.damage]
@@ -37,14 +36,14 @@ def examine(folder: Path) -> list[Finding]:
         return [_damaged(found.database, str(error))]
 
 
-def recover(folder: Path) -> Restored:
+def recover(folder: Path) -> RecoveryReport:
     """Make a new database of all that can still be read in a damaged one, which is kept beside it.
 
     An item is whole with its row, a path and its code; the images of others are found again by indexing their sources.
     Raises HashretError if no model is left, or nothing can be read.
     """
     with locked(folder):
-        salvage = Salvage(folder)
+        salvage = RecoveredRows(folder)
         if not salvage.items:
             raise nothing_left(folder)
         restored = salvage.restore(_settings(folder, salvage))
@@ -91,7 +90,7 @@ def _index(folder: Path, settings: dict[str, str]) -> Iterator[Finding]:
                 yield Finding("index", f"{error}; nothing is lost: --recover does that")
 
 
-def _settings(folder: Path, salvage: Salvage) -> dict[str, str]:
+def _settings(folder: Path, salvage: RecoveredRows) -> dict[str, str]:
     """The settings that were, and for those that are lost what follows from the rest."""
     settings = salvage.settings
     models = {model.name for model in (folder / "models").glob("*") if (model / "config.json").is_file()}

@@ -20,15 +20,15 @@ T = TypeVar("T")
 Q = TypeVar("Q")
 
 
-class Moved(Exception):
+class SnapshotOutdated(Exception):
     """The index has gone on to a later state than the snapshot's."""
 
 
-class ModelChanged(Moved):
+class ModelChanged(SnapshotOutdated):
     """The codes that were asked for are of another model than the collection's."""
 
 
-class Near(NamedTuple):
+class Neighbours(NamedTuple):
     """Distances and ids of what was found for one query, by (distance, id)."""
 
     distances: NDArray[np.int32]
@@ -68,23 +68,25 @@ class View:
 
     def search(
         self, codes: Codes, k: int | None, max_distance: int | None, allowed: NDArray[np.int64] | None
-    ) -> list[Near]:
+    ) -> list[Neighbours]:
         """What is near to each code: the nearest k, all within a distance, or both. Raises Moved where the index has
         gone on meanwhile."""
         shown = self._index.at(self.rows)
         if shown is None:
-            raise Moved
+            raise SnapshotOutdated
         if k is None:
             assert max_distance is not None
             found = _split(shown.codes.within(codes, max_distance, allowed=allowed))
         else:
             hits = shown.codes.search(codes, k, allowed=allowed)
-            found = [Near(*row) for row in zip(hits.distances, hits.ids, strict=True)]
+            found = [Neighbours(*row) for row in zip(hits.distances, hits.ids, strict=True)]
             if max_distance is not None:
                 kept = [distances <= max_distance for distances in hits.distances]
-                found = [Near(near.distances[keep], near.ids[keep]) for near, keep in zip(found, kept, strict=True)]
+                found = [
+                    Neighbours(near.distances[keep], near.ids[keep]) for near, keep in zip(found, kept, strict=True)
+                ]
         if not self._index.is_current(shown):
-            raise Moved
+            raise SnapshotOutdated
         return found
 
     def items(self, ids: list[int]) -> dict[int, Item]:
@@ -122,12 +124,12 @@ class Reader:
                     return answer(view, prepared)
             except ModelChanged:
                 prepared = prepare(True)
-            except Moved:
+            except SnapshotOutdated:
                 continue
         raise HashretError(f"{self._store.location} changed {ATTEMPTS} times while it was asked: ask again")
 
 
-def _split(hits: RangeHits) -> list[Near]:
+def _split(hits: RangeHits) -> list[Neighbours]:
     """The hits of each query."""
     parts = (np.split(array, hits.limits[1:-1]) for array in (hits.distances, hits.ids))
-    return [Near(distances, ids) for distances, ids in zip(*parts, strict=True)]
+    return [Neighbours(distances, ids) for distances, ids in zip(*parts, strict=True)]

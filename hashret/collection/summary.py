@@ -17,7 +17,7 @@ def summary(parts: Parts) -> dict[str, Any]:
     with parts.store.snapshot() as rows:
         settings, items = rows.settings, rows.count("items")
         config = read_config(parts.models.folder / settings.model.fingerprint)
-        _, codes = rows.codes(most=HEALTH_CODES)
+        _, codes = rows.codes(max_items=HEALTH_CODES)
         return {
             "path": str(folder),
             "items": items,

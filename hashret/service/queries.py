@@ -12,7 +12,7 @@ import numpy as np
 
 from hashret.codes import Codes, to_hex
 from hashret.collection import Collection
-from hashret.collection.search import Nearest, as_hits
+from hashret.collection.search import QueryResult, as_hits
 from hashret.errors import HashretError
 from hashret.results import Hit, Item, QueryOptions
 from hashret.service.faults import check_filter, fault_of_images, result_of_each
@@ -45,7 +45,7 @@ class ImageQuery(NamedTuple):
         return to_hex(collection.hasher.encode([self.image]))[0]
 
     @staticmethod
-    def nearest(collection: Collection, queries: "Sequence[ImageQuery]") -> list[Nearest]:
+    def nearest(collection: Collection, queries: "Sequence[ImageQuery]") -> list[QueryResult]:
         """What is found for queries of one key."""
         return collection.nearest_images([query.image for query in queries], queries[0].options)
 
@@ -76,7 +76,7 @@ class CodeQuery(NamedTuple):
         return self.code_bytes.hex()
 
     @staticmethod
-    def nearest(collection: Collection, queries: "Sequence[CodeQuery]") -> list[Nearest]:
+    def nearest(collection: Collection, queries: "Sequence[CodeQuery]") -> list[QueryResult]:
         with _one_model(collection, queries[0].fingerprint):
             return collection.nearest(_codes_of(queries), queries[0].options)
 
@@ -143,7 +143,7 @@ class Answers:
         nearest = first.nearest(self._collection, queries)
         return [self._plain_document(query, found) for query, found in zip(queries, nearest, strict=True)]
 
-    def _plain_document(self, query: Query, found: Nearest) -> bytes:
+    def _plain_document(self, query: Query, found: QueryResult) -> bytes:
         """The answer to a query by distance and without codes."""
         hits = [
             f'{{"rank":{rank},"distance":{distance},{self._text(item)}'

@@ -139,7 +139,7 @@ class Snapshot(Protocol):
         """The items with these ids, by id; those that do not exist are left out."""
 
     def codes(
-        self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, most: int | None = None
+        self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, max_items: int | None = None
     ) -> tuple[Ids, Codes]:
         """Ids (n,), ascending, and codes, uint8 (n, bits // 8), of all items or of those among `ids`.
 
@@ -153,13 +153,13 @@ class Snapshot(Protocol):
     def paths(self, ids: Iterable[int]) -> list[PathRef]:
         """The paths of items."""
 
-    def recorded(self, path: str) -> list[PathRef]:
+    def paths_at(self, path: str) -> list[PathRef]:
         """What is recorded at a whole path, or below it if that is a folder, an archive or a file of many images."""
 
     def roots(self) -> list[Root]:
         """Everything that any path or failure is recorded under."""
 
-    def known(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
+    def known_paths(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
         """What is known of the paths with these names, by name; those of which nothing is known are left out."""
 
     def names(self, root: str) -> Iterator[str]:
@@ -171,7 +171,7 @@ class Snapshot(Protocol):
     def changes(self, since: int) -> Changes | None:
         """How the codes of generation `since` become those of this state; None if that is no longer recorded."""
 
-    def rows(self) -> Iterator[ItemRow]:
+    def item_rows(self) -> Iterator[ItemRow]:
         """Everything that `Transaction.put` needs to make the items again, path for path, by id."""
 
     def verdicts(self, verdict: str) -> Ids:
@@ -207,13 +207,13 @@ class Transaction(Snapshot, Protocol):
         """Remove items with all their paths, and paths and failures by (root, name), and with their last paths further
         items; the contents that went. What does not exist is passed over."""
 
-    def describe(self, metadata: Mapping[int, Metadata]) -> None:
+    def put_metadata(self, metadata: Mapping[int, Metadata]) -> None:
         """Replace the metadata of items."""
 
     def put_codes(self, fingerprint: str, codes: Iterable[tuple[int, bytes]]) -> None:
         """Add codes, of bits // 8 bytes each, of a model that is not the current one yet, by item."""
 
-    def switch(self, model: ModelKey) -> None:
+    def switch_model(self, model: ModelKey) -> None:
         """Make a model the current one, and drop the codes of all others and what `calibration` says of them."""
 
     def put_verdict(self, a: int, b: int, verdict: str) -> None:

@@ -141,11 +141,11 @@ class SqliteSnapshot:
 
     @_checks_values
     def codes(
-        self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, most: int | None = None
+        self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, max_items: int | None = None
     ) -> tuple[Ids, Codes]:
         model = model or self.settings.model
-        if most is not None and (items := self.count("items")) > most:
-            ids = self.ids()[:: -(-items // most)].tolist()
+        if max_items is not None and (items := self.count("items")) > max_items:
+            ids = self.ids()[:: -(-items // max_items)].tolist()
         if ids is None:
             return self._codes(model, "")
         return self._codes(model, f"AND item_id {_AMONG}", json.dumps(list(ids)))
@@ -188,7 +188,7 @@ class SqliteSnapshot:
         rows = self._conn.execute(sql, (json.dumps(list(ids)),))
         return [PathRef(Root(from_stored(root)), from_stored(name), *rest) for root, name, *rest in rows]
 
-    def recorded(self, path: str) -> list[PathRef]:
+    def paths_at(self, path: str) -> list[PathRef]:
         return [found for table in ("paths", "failures") for found in self._recorded(table, path)]
 
     def _recorded(self, table: str, path: str) -> Iterator[PathRef]:
@@ -216,7 +216,7 @@ class SqliteSnapshot:
         rows = self._conn.execute(_FIRST_KEYS.format(key="root", table=table))
         return [Root(from_stored(row[0])) for row in rows]
 
-    def known(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
+    def known_paths(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
         known = {
             name: KnownPath(item_id, size, mtime_ns, False)
             for name, item_id, size, mtime_ns in self._named("name, item_id, size, mtime_ns", "paths", root, names)
@@ -257,7 +257,7 @@ class SqliteSnapshot:
         removed = self._conn.execute(f"{gone} AND item_id NOT IN ({added}) ORDER BY item_id", (since, since))
         return Changes(np.fromiter((row[0] for row in removed), np.int64), ids, codes)
 
-    def rows(self) -> Iterator[ItemRow]:
+    def item_rows(self) -> Iterator[ItemRow]:
         sql = (
             "SELECT root, name, label, size, mtime_ns, sha256, bytes, width, height, code, metadata, added, id"
             " FROM items JOIN codes ON codes.item_id = id AND fingerprint = ? JOIN paths ON paths.item_id = id"

@@ -23,7 +23,7 @@ from hashret.stores.sqlite_schema import COLUMNS
 Row = tuple[Any, ...]
 
 
-class Examination(NamedTuple):
+class DatabaseReport(NamedTuple):
     """What a database holds, whether or not the store would open it."""
 
     database: str  # the name of the file
@@ -33,7 +33,7 @@ class Examination(NamedTuple):
     blobs: list[str]  # the names of contents that the collection holds itself
 
 
-class Restored(NamedTuple):
+class RecoveryReport(NamedTuple):
     """How many items there are again, how many more left traces that are no whole item, where the damaged database is
     kept, and everything that paths are recorded under."""
 
@@ -43,7 +43,7 @@ class Restored(NamedTuple):
     roots: list[str]
 
 
-def examine(folder: Path) -> Examination:
+def check_database(folder: Path) -> DatabaseReport:
     """Read every row of the database in `folder`. Raises HashretError if there is none."""
     if not SqliteStore.exists(folder):
         raise HashretError(f"there is no collection at {folder}: make one with hashret index SOURCE")
@@ -52,11 +52,11 @@ def examine(folder: Path) -> Examination:
             damage = [row[0] for row in conn.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
             settings = dict(conn.execute("SELECT key, value FROM settings"))
             if damage:
-                return Examination(DATABASE, damage, settings, [], [])
+                return DatabaseReport(DATABASE, damage, settings, [], [])
             blobs = [row[0] for row in conn.execute("SELECT name FROM paths WHERE root = ?", (str(BLOBS),))]
-            return Examination(DATABASE, [], settings, list(_inconsistencies(conn, settings)), blobs)
+            return DatabaseReport(DATABASE, [], settings, list(_inconsistencies(conn, settings)), blobs)
         except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:  # values that make no sense too
-            return Examination(DATABASE, [str(error)], {}, [], [])
+            return DatabaseReport(DATABASE, [str(error)], {}, [], [])
 
 
 def _inconsistencies(conn: sqlite3.Connection, settings: dict[str, str]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _connect(database: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
 
 
-class Salvage:
+class RecoveredRows:
     """The rows that can still be read of the database in `folder`: of a damaged table those that lie in sound pages."""
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +107,7 @@ class Salvage:
         recorded = (row[0] for row in self._tables["changes"] if type(row[0]) is int)
         return max([int(text) if text.isdecimal() else 0, *recorded])
 
-    def restore(self, settings: dict[str, str]) -> Restored:
+    def restore(self, settings: dict[str, str]) -> RecoveryReport:
         """Put a new database of the items that are whole, with row, path and code, in place of the damaged one.
 
         Raises HashretError if there are none.
@@ -133,7 +133,7 @@ class Salvage:
             shutil.rmtree(made, ignore_errors=True)
         traces = {row[0] for row in self._tables["items"]} | {row[2] for row in self._tables["paths"]}
         roots = sorted({str(row[0]) for row in rows["paths"]} - {BLOBS})
-        return Restored(len(whole), len(traces - whole), backup, roots)
+        return RecoveryReport(len(whole), len(traces - whole), backup, roots)
 
     def _whole(self, model: ModelKey) -> tuple[set[int], dict[str, list[Row]]]:
         """The ids of the items of which everything is there, and the rows that are of them alone."""

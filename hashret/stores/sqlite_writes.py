@@ -110,14 +110,14 @@ class SqliteTransaction(SqliteSnapshot):
             )
         return gone
 
-    def describe(self, metadata: Mapping[int, Metadata]) -> None:
+    def put_metadata(self, metadata: Mapping[int, Metadata]) -> None:
         rows = [(_json(row), i) for i, row in metadata.items()]
         self._conn.executemany("UPDATE items SET metadata = ? WHERE id = ?", rows)
 
     def put_codes(self, fingerprint: str, codes: Iterable[tuple[int, bytes]]) -> None:
         self._insert("INSERT OR REPLACE INTO codes VALUES", ((i, fingerprint, code) for i, code in codes))
 
-    def switch(self, model: ModelKey) -> None:
+    def switch_model(self, model: ModelKey) -> None:
         self._db.table("codes").delete_where("fingerprint <> ?", [model.fingerprint])
         self.put_setting("fingerprint", model.fingerprint)
         self.put_setting("bits", str(model.bits))
