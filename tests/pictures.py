@@ -1,4 +1,4 @@
-"""Pictures, the files that hold them, and a folder of such files, as several tests have them."""
+"""Images, image files and a folder of image files that several test files share."""
 
 import io
 from pathlib import Path
@@ -18,18 +18,18 @@ pixel_arrays = shapes.flatmap(lambda shape: arrays(np.uint8, shape))
 
 
 def smooth(height: int, width: int, channels: int = 3) -> Pixels:
-    """A photo-like picture: soft, different at every corner, coloured."""
+    """Return a smooth colour image whose corners all differ."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     planes = [255 * x, 255 * y, 127 + 127 * np.sin(7 * x + 3 * y)]
     return np.stack(planes[:channels], axis=-1).astype(np.uint8)
 
 
-def save(image: Image.Image | Pixels, kind: str = "PNG", **options: Any) -> bytes:
-    """The bytes of a file of an image."""
+def save(image: Image.Image | Pixels, format_name: str = "PNG", **options: Any) -> bytes:
+    """Return the bytes of an image file in this format."""
     file = io.BytesIO()
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    image.save(file, kind, **options)
+    image.save(file, format_name, **options)
     return file.getvalue()
 
 

@@ -18,13 +18,15 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (300, 12, 9), np.uint8)
 LABELS = np.arange(300) % 10
 
 
-def idx(array: NDArray[Any], shape: tuple[int, ...] | None = None, kind: int = 8) -> bytes:
+def idx(array: NDArray[Any], shape: tuple[int, ...] | None = None, type_code: int = 8) -> bytes:
     shape = array.shape if shape is None else shape
-    return bytes([0, 0, kind, len(shape)]) + b"".join(n.to_bytes(4) for n in shape) + array.astype(np.uint8).tobytes()
+    return (
+        bytes([0, 0, type_code, len(shape)]) + b"".join(n.to_bytes(4) for n in shape) + array.astype(np.uint8).tobytes()
+    )
 
 
 def rows(source: Source) -> NDArray[np.uint8]:
-    """All contents of a source of arrays, which must be consistent records."""
+    """Return all contents of a source of arrays, after checking its records."""
     records = list(source)
     assert [record.name for record in records] == [str(i) for i in range(len(records))]
     assert source.length == len(records) and not source.streaming and source.arrays and source.ignored == 0
@@ -44,12 +46,12 @@ def write(path: Path, data: bytes) -> Path:
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("shape", [(300, 12, 9), (100, 12, 9, 3), (300, 12, 9, 1)])
-def test_idx_gives_its_rows(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+def test_idx_yields_its_rows(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
     path = write(tmp_path / f"some-images{suffix}", idx(IMAGES.reshape(shape)))
     source = open_source(path)
     assert source.root == f"{path}#"
     assert (rows(source) == IMAGES.reshape(shape)).all()
-    assert (rows(source) == IMAGES.reshape(shape)).all()  # and again
+    assert (rows(source) == IMAGES.reshape(shape)).all()  # in a second pass
     assert {record.mtime_ns for record in source} == {path.stat().st_mtime_ns}
     assert labels(source) == [None] * shape[0]
 
@@ -63,7 +65,7 @@ def test_idx_labels_are_found_beside_the_images(tmp_path: Path, images: str, suf
     assert labels(open_source(path)) == [str(label) for label in LABELS]
 
 
-def test_idx_that_spans_many_blocks_is_read_whole(tmp_path: Path) -> None:
+def test_idx_of_many_blocks_is_read_completely(tmp_path: Path) -> None:
     big = np.random.default_rng(1).integers(0, 256, (5000, 28, 28), np.uint8)
     path = write(tmp_path / "images.gz", idx(big))
     assert (rows(open_source(path)) == big).all()
@@ -78,21 +80,21 @@ def test_idx_that_spans_many_blocks_is_read_whole(tmp_path: Path) -> None:
         (idx(IMAGES)[:-1], "broken"),
         (idx(IMAGES)[:10], "broken"),
         (idx(IMAGES, (2**32 - 1,) * 3), "broken|more than"),
-        (idx(IMAGES, (1, 20_000, 20_000)), "more than the 100000000"),
+        (idx(IMAGES, (1, 20_000, 20_000)), "more than the limit of 100000000"),
         (idx(IMAGES, (300, 0, 9)), "must be uint8 of shape"),
         (idx(LABELS), "must be uint8 of shape"),
         (idx(IMAGES, (300, 36, 3)), "must be uint8 of shape"),
-        (idx(IMAGES, kind=13), "no IDX file of bytes: it begins with 00 00 0d 03"),
-        (b"\0\0", "no IDX file of bytes"),
+        (idx(IMAGES, type_code=13), "not an IDX file of bytes: it begins with 00 00 0d 03"),
+        (b"\0\0", "not an IDX file of bytes"),
     ],
 )
-def test_idx_whose_header_lies_is_refused(tmp_path: Path, suffix: str, data: bytes, reason: str) -> None:
+def test_idx_with_a_false_header_is_refused(tmp_path: Path, suffix: str, data: bytes, reason: str) -> None:
     path = write(tmp_path / f"images{suffix}", data)
     with pytest.raises(HashretError, match=f"{path.name}.*({reason})"):
         rows(open_source(path))
 
 
-def test_gzip_that_is_cut_or_damaged_is_refused(tmp_path: Path) -> None:
+def test_truncated_or_damaged_gzip_is_refused(tmp_path: Path) -> None:
     whole = gzip.compress(idx(IMAGES))
     path = tmp_path / "images.gz"
     for data in (whole[:-1], whole[:-9], whole[:5000], whole[:-6] + b"\0\0" + whole[-4:]):
@@ -101,16 +103,16 @@ def test_gzip_that_is_cut_or_damaged_is_refused(tmp_path: Path) -> None:
             rows(open_source(path))
 
 
-def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_a_wrong_number_of_labels_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "images", idx(IMAGES))
     for data in (idx(LABELS[:-1]), idx(LABELS)[:-1], idx(IMAGES)):
         write(tmp_path / "labels", data)
-        with pytest.raises(HashretError, match="labels has not one label for each of the 300 images of images"):
+        with pytest.raises(HashretError, match="labels must have one label for each of the 300 images of images"):
             open_source(path)
 
 
 @pytest.mark.parametrize("shape", [(300, 12, 9), (100, 12, 9, 3), (300, 12, 9, 1), (0, 12, 9)])
-def test_npy_gives_its_rows(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_npy_yields_its_rows(tmp_path: Path, shape: tuple[int, ...]) -> None:
     array = IMAGES.reshape(shape) if shape[0] else np.zeros(shape, np.uint8)
     np.save(tmp_path / "a.npy", array)
     source = open_source(tmp_path / "a.npy")
@@ -127,8 +129,8 @@ def test_floats_of_two_dimensions_are_vectors(tmp_path: Path, dtype: str) -> Non
     np.savez(tmp_path / "a.npz", vectors=vectors, other=vectors[:, :3], labels=np.arange(3000))
     for source in (open_source(tmp_path / "a.npy"), open_source(tmp_path / "a.npz"), open_source(vectors)):
         assert source.numbers == 130 and source.length == 3000
-        found = rows(source)
-        assert found.dtype == np.float32 and (found == vectors.astype(np.float32)).all()
+        contents = rows(source)
+        assert contents.dtype == np.float32 and (contents == vectors.astype(np.float32)).all()
     assert labels(open_source(tmp_path / "a.npz"))[2999] == "2999"
     np.savez(tmp_path / "b.npz", images=IMAGES, vectors=vectors[:300])
     assert open_source(tmp_path / "b.npz").numbers is None  # images first
@@ -140,7 +142,7 @@ def test_floats_of_two_dimensions_are_vectors(tmp_path: Path, dtype: str) -> Non
         (tmp_path / "a.npy").write_bytes(data)
         with pytest.raises(HashretError, match="broken"):
             open_source(tmp_path / "a.npy")
-    with pytest.raises(ValueError, match="vectors of 65537 numbers: more than the 65536 that are read"):
+    with pytest.raises(ValueError, match="vectors of 65537 numbers: more than the limit of 65536"):
         open_source(np.zeros((2, 65_537), dtype))
     for empty in (vectors[:, :0], vectors[0], vectors[:, :128].reshape(3000, 8, 16)):
         with pytest.raises(ValueError, match="or vectors, floats of shape"):
@@ -168,7 +170,7 @@ def test_an_array_file_without_images_is_refused(tmp_path: Path, array: NDArray[
         open_source(tmp_path / "a.npz")
 
 
-def test_npy_of_another_length_than_it_says_is_refused(tmp_path: Path) -> None:
+def test_npy_with_a_false_length_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", IMAGES)
     whole = (tmp_path / "a.npy").read_bytes()
     for data in (whole[:-1], whole + b"!", whole.replace(b"(300, 12, 9)", b"(30000, 12, 9)"), whole[:50], b"", b"text"):
@@ -178,18 +180,18 @@ def test_npy_of_another_length_than_it_says_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("images", ["images", "x", "x_train", "data", "whatever"])
-@pytest.mark.parametrize("named", ["labels", "y", "y_train", None])
-def test_npz_finds_its_images_and_labels(tmp_path: Path, save: Any, images: str, named: str | None) -> None:
-    arrays = {"a_mean": np.zeros((12, 9)), images: IMAGES} | ({named: LABELS[:, None]} if named else {})
+@pytest.mark.parametrize("images", ["images", "x", "x_train", "data", "other"])
+@pytest.mark.parametrize("labels_name", ["labels", "y", "y_train", None])
+def test_npz_finds_its_images_and_labels(tmp_path: Path, save: Any, images: str, labels_name: str | None) -> None:
+    arrays = {"a_mean": np.zeros((12, 9)), images: IMAGES} | ({labels_name: LABELS[:, None]} if labels_name else {})
     save(tmp_path / "a.npz", **arrays)
     source = open_source(tmp_path / "a.npz")
     assert source.root == f"{tmp_path}/a.npz#"
     assert (rows(source) == IMAGES).all()
-    assert labels(source) == ([str(label) for label in LABELS] if named else [None] * 300)
+    assert labels(source) == ([str(label) for label in LABELS] if labels_name else [None] * 300)
 
 
-def test_npz_labels_may_be_text_and_nothing_is_unpickled(tmp_path: Path) -> None:
+def test_npz_labels_may_be_strings_but_not_pickles(tmp_path: Path) -> None:
     words = np.array(["shoe", "Hemd"] * 150)
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=words)
     assert labels(open_source(tmp_path / "a.npz")) == words.tolist()
@@ -200,7 +202,7 @@ def test_npz_labels_may_be_text_and_nothing_is_unpickled(tmp_path: Path) -> None
 
 
 class Touch:
-    """An object whose pickle makes a file when it is read."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -209,7 +211,7 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_in_an_array_file_is_never_run(tmp_path: Path) -> None:
+def test_a_pickle_in_an_array_file_is_never_loaded(tmp_path: Path) -> None:
     trap = np.array([Touch(tmp_path / "run")] * 300, dtype=object)
     np.savez(tmp_path / "a.npz", allow_pickle=True, images=IMAGES, labels=trap)
     np.savez(tmp_path / "b.npz", allow_pickle=True, images=trap)
@@ -219,10 +221,10 @@ def test_a_pickle_in_an_array_file_is_never_run(tmp_path: Path) -> None:
             open_source(tmp_path / name)
     assert not (tmp_path / "run").exists()
     np.load(tmp_path / "c.npy", allow_pickle=True)
-    assert (tmp_path / "run").exists()  # the trap works
+    assert (tmp_path / "run").exists()  # the pickle does create the file
 
 
-def test_npz_without_one_obvious_array_is_refused(tmp_path: Path) -> None:
+def test_npz_with_ambiguous_arrays_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", left=IMAGES, right=IMAGES)
     with pytest.raises(HashretError, match="has the arrays left, right: name the one with the images 'images'"):
         open_source(tmp_path / "a.npz")
@@ -234,7 +236,7 @@ def test_npz_without_one_obvious_array_is_refused(tmp_path: Path) -> None:
         open_source(tmp_path / "a.npz")
 
 
-def test_npz_that_is_damaged_is_refused(tmp_path: Path) -> None:
+def test_damaged_npz_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=IMAGES)
     data = bytearray((tmp_path / "a.npz").read_bytes())
     data[len(data) // 2] ^= 1
@@ -251,11 +253,11 @@ def test_an_array_is_a_source(tmp_path: Path) -> None:
     source = open_source(IMAGES)
     assert source.root == "array#"
     assert (rows(source) == IMAGES).all()
-    # It may be changed in place between two runs: with new dates it is looked at again.
+    # An array may change in place: a new modification time has its contents compared again.
     assert next(iter(open_source(IMAGES))).mtime_ns != next(iter(source)).mtime_ns
-    for bad in (IMAGES[0], IMAGES.astype(float), IMAGES.reshape(300, 36, 3)):
+    for array in (IMAGES[0], IMAGES.astype(float), IMAGES.reshape(300, 36, 3)):
         with pytest.raises(ValueError, match="an array of images must be uint8 of shape"):
-            open_source(bad)
+            open_source(array)
 
 
 def test_digits_come_with_scikit_learn() -> None:
@@ -276,7 +278,7 @@ def test_digits_come_with_scikit_learn() -> None:
 
 @pytest.mark.parametrize("name", ["digits:", "digits:all", "mnist:validation", "cifar10:train:test"])
 def test_an_unknown_part_is_refused(name: str) -> None:
-    with pytest.raises(HashretError, match=f"there is no {name}: a part of .* is .*:train or .*:test"):
+    with pytest.raises(HashretError, match="has no part '.*': give .*:train or .*:test"):
         open_source(name)
 
 
@@ -285,10 +287,10 @@ def first(source: Source) -> Record:
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "boot"), [("fashion-mnist", "FashionMNIST", "Ankle boot"), ("mnist", "MNIST", "5")]
+    ("name", "folder", "label"), [("fashion-mnist", "FashionMNIST", "Ankle boot"), ("mnist", "MNIST", "5")]
 )
-def test_torchvision_reads_the_compressed_files_that_are_there(
-    tmp_path: Path, shared_data: Path, name: str, folder: str, boot: str
+def test_torchvision_reads_existing_compressed_files(
+    tmp_path: Path, shared_data: Path, name: str, folder: str, label: str
 ) -> None:
     raw = tmp_path / folder / "raw"
     raw.mkdir(parents=True)
@@ -302,13 +304,13 @@ def test_torchvision_reads_the_compressed_files_that_are_there(
     expected = rows(beside)
     assert (rows(train) == expected).all()
     assert (rows(both)[:60_000] == expected).all() and (rows(both)[60_000:] == rows(test)).all()
-    assert first(train).label == boot
+    assert first(train).label == label
     assert first(beside).label == ("9" if name == "fashion-mnist" else "5")
     assert len(set(labels(both))) == 10
 
 
 def run(code: str, **environment: str) -> str:
-    """What the last line of stderr is when that program has failed."""
+    """Run a program that fails, and return the last line of its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
     )
@@ -317,7 +319,7 @@ def run(code: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist:test", "cifar10"])
-def test_without_network_the_files_to_fetch_are_named(tmp_path: Path, name: str) -> None:
+def test_without_a_network_the_missing_files_are_named(tmp_path: Path, name: str) -> None:
     nowhere = "http://127.0.0.1:9"
     code = f"from hashret.data.sources import open_source; open_source({name!r})"
     last = run(code, https_proxy=nowhere, http_proxy=nowhere, XDG_CACHE_HOME=str(tmp_path))
@@ -333,7 +335,7 @@ def test_without_network_the_files_to_fetch_are_named(tmp_path: Path, name: str)
 @pytest.mark.parametrize(
     "error", ['RuntimeError("operator torchvision::nms does not exist")', 'ImportError("undefined symbol: _ZN3c10")']
 )
-def test_a_torchvision_that_does_not_fit_torch_is_explained(tmp_path: Path, error: str) -> None:
+def test_incompatible_torch_and_torchvision_are_explained(tmp_path: Path, error: str) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(f"raise {error}\n")
     last = run("from hashret.data.sources import open_source; open_source('mnist')", PYTHONPATH=str(tmp_path))

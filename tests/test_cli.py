@@ -460,7 +460,7 @@ def test_vectors_from_end_to_end(place: Path, hashret: Command) -> None:
         ("query narrow.npy", "narrow.npy#0: vectors of 5 numbers, and the model takes vectors of 24 numbers"),
         ("index narrow.npy", "narrow.npy has vectors of 5 numbers, and the model takes vectors of 24 numbers"),
         ("index photos", "photos has images, and the model takes vectors of 24 numbers"),
-        ("model reconstruct all.npy", "this model knows vectors, which have no pictures"),
+        ("model reconstruct all.npy", "this model takes vectors, which have no pictures"),
         ("model plot photos", "images, and the model takes vectors of 24 numbers"),
     ):
         ran = hashret(*line.split(), "-c", "v")
@@ -736,7 +736,7 @@ def test_the_collection_is_found_from_a_folder_below(
         ("index empty", 1, r"empty has no images \(0 other files"),
         ("index notes", 1, r"notes has no images \(1 other files"),
         ("index broken.png", 1, "broken.png is a single image: give the folder"),
-        ("index notes/a.txt", 1, "notes/a.txt is no source of images: give"),
+        ("index notes/a.txt", 1, "notes/a.txt is not a source of images: give"),
         ("index photos -c broken.png", 1, "broken.png cannot be written to: choose another folder"),
         ("index photos --index tree", 2, "Invalid value for --index: there is no index 'tree'"),
         ("index photos --index faiss:Tree", 2, "Invalid value for --index: factory must be"),

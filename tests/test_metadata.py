@@ -23,7 +23,7 @@ def hasher() -> Hasher:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Twelve photos, and a copy of the first."""
+    """A folder of twelve photos and a copy of the first."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for i in range(12):
@@ -39,8 +39,8 @@ def collection(tmp_path: Path) -> Iterator[Collection]:
         yield made
 
 
-def known(collection: Collection) -> dict[str, Any]:
-    """The metadata of each image that has some, by the name of its first path."""
+def stored_metadata(collection: Collection) -> dict[str, Any]:
+    """Return the metadata of each image that has any, by the name of its first path."""
     items = (
         collection.get(hit.id) for hit in collection.query_codes(hasher().encode(np.zeros((1, 8, 8), np.uint8)), 99)[0]
     )
@@ -52,10 +52,7 @@ def rows(text: str, path: Path, root: str = "/p/") -> list[tuple[str, dict[str, 
     return list(open_metadata(path, Root(root)))
 
 
-# What a file says
-
-
-def test_csv_has_numbers_texts_and_nothing(tmp_path: Path) -> None:
+def test_csv_cells_are_numbers_strings_or_empty(tmp_path: Path) -> None:
     text = 'path,price,shop,zip\n./a.png,3,"Zürich, am See",007\n/p/b/c.png,-2.5e1,,12\nd.png,1e2,true,1_0\n'
     found = rows(text, tmp_path / "m.csv")
     assert found == [
@@ -69,7 +66,7 @@ def test_csv_has_numbers_texts_and_nothing(tmp_path: Path) -> None:
     assert rows("", tmp_path / "m.csv") == [] == rows("path,x\n", tmp_path / "m.csv")
 
 
-def test_json_lines_say_what_is_what(tmp_path: Path) -> None:
+def test_json_lines_keep_their_types(tmp_path: Path) -> None:
     text = '{"file_name": "a.png", "x": 1, "y": "1", "z": null, "w": true}\n\n{"path": "b", "name": "c", "x": 1.0}\n'
     assert rows(text, tmp_path / "m.jsonl") == [
         ("a.png", {"x": 1, "y": "1", "z": None, "w": True}),
@@ -80,15 +77,15 @@ def test_json_lines_say_what_is_what(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("m.csv", "price\n3\n", "line 2: it names no image: that is what a column path, file_name, name is for"),
+        ("m.csv", "price\n3\n", "line 2: it names no image: add a column path or file_name or name"),
         ("m.csv", "path,x\na,1\n,2\n", "line 3: it names no image"),
-        ("m.csv", "path,x\na\n", "line 2: it has more cells, or fewer"),
-        ("m.csv", "path,x\na,1\nb,2,3\n", "line 3: it has more cells"),
+        ("m.csv", "path,x\na\n", "line 2: it has another number of cells than the first line"),
+        ("m.csv", "path,x\na,1\nb,2,3\n", "line 3: it has another number of cells"),
         ("m.csv", 'path,x\na,"1\n', "line 1: unexpected end of data"),
         ("m.csv", "path,x\na,1e999\n", "line 2: metadata cannot be stored: Out of range"),
         ("m.csv", "path,\na,1\n", "line 2: '' cannot be a key"),
         ("m.jsonl", '{"path": "a"}\n{"path": 3}\n', "line 2: it names no image"),
-        ("m.jsonl", "[1]\n", "line 1: it is no JSON object"),
+        ("m.jsonl", "[1]\n", "line 1: it is not a JSON object"),
         ("m.jsonl", '{"path": "a"}\n{"path"', "line 2: "),
         ("m.jsonl", '{"path": "a", "x": [1]}\n', r"line 1: metadata 'x' must be text, a number.*not \[1\]"),
         ("m.jsonl", '{"path": "a", "x": NaN}\n', "line 1: metadata cannot be stored"),
@@ -99,10 +96,10 @@ def test_json_lines_say_what_is_what(tmp_path: Path) -> None:
             '{"path": "a", "x": "' + "ü" * 25_000 + '"}\n',
             "line 1: metadata of an image may have 50,000 bytes",
         ),
-        ("m.txt", "", "m.txt is no metadata: give a .csv or .jsonl file"),
+        ("m.txt", "", "m.txt is not a metadata file: give a .csv or .jsonl file"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_stored(
+def test_a_faulty_file_is_refused_before_anything_is_stored(
     tmp_path: Path, photos: Path, collection: Collection, name: str, text: str, reason: str
 ) -> None:
     (tmp_path / name).write_text(text)
@@ -111,7 +108,7 @@ def test_what_is_wrong_is_said_before_anything_is_stored(
     assert "\n" not in str(caught.value) and len(collection) == 0
 
 
-def test_files_that_cannot_be_read(tmp_path: Path, photos: Path, collection: Collection) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path, photos: Path, collection: Collection) -> None:
     with pytest.raises(HashretError, match=r"none.csv cannot be read: No such file"):
         collection.index(photos, metadata=tmp_path / "none.csv")
     (tmp_path / "m.csv").write_bytes(b"path,x\na,\xff\n")
@@ -119,10 +116,10 @@ def test_files_that_cannot_be_read(tmp_path: Path, photos: Path, collection: Col
         collection.index(photos, metadata=tmp_path / "m.csv")
 
 
-def test_what_can_be_metadata() -> None:
+def test_only_scalars_under_valid_keys_are_metadata() -> None:
     good = {"x": 1, "y": -0.5, "z": "", "größe": None, "a b": False, "it's": 10**30}
     assert check_metadata(good) == good
-    impossible: tuple[Any, ...] = (
+    invalid: tuple[Any, ...] = (
         {"": 1},
         {1: 1},
         {"x": b""},
@@ -133,20 +130,17 @@ def test_what_can_be_metadata() -> None:
         [],
         "x",
     )
-    for bad in impossible:
+    for metadata in invalid:
         with pytest.raises(ValueError, match="metadata"):
-            check_metadata(bad)
+            check_metadata(metadata)
 
 
-# What becomes of it
-
-
-def test_metadata_beside_the_source(photos: Path, collection: Collection) -> None:
+def test_metadata_are_read_from_the_source_folder(photos: Path, collection: Collection) -> None:
     (photos / "metadata.csv").write_text("path,price\n3.png,3\nsub/copy.png,7\nnone.png,1\n0.png,8\n")
     report = collection.index(photos)
     assert (report.added, report.described, report.unmatched) == (13, 2, 1)
-    # Of the rows of equal images the first counts.
-    assert known(collection) == {"0.png": {"price": 7}, "3.png": {"price": 3}}
+    # Of rows for equal images, the first applies.
+    assert stored_metadata(collection) == {"0.png": {"price": 7}, "3.png": {"price": 3}}
     generation = collection.info()["generation"]
     report = collection.index(photos)
     assert (report.unchanged, report.described, report.unmatched) == (13, 0, 1)
@@ -159,17 +153,21 @@ def test_metadata_changes_without_decoding(photos: Path, collection: Collection)
     (photos / "metadata.jsonl").write_text('{"name": "1.png", "x": 1}\n{"name": "2.png", "y": 2}\n')
     report = collection.index(photos)
     assert (report.unchanged, report.decoded, report.described) == (13, 0, 1)
-    assert known(collection) == {"1.png": {"x": 1}, "2.png": {"y": 2}, "3.png": {"x": 3}}  # no row, no change
+    assert stored_metadata(collection) == {
+        "1.png": {"x": 1},
+        "2.png": {"y": 2},
+        "3.png": {"x": 3},
+    }  # images without a row keep theirs
     assert collection.index(photos, metadata={}).described == 0
-    other = Collection.open(collection.path, read_only=True)  # which had its index in memory before
-    assert known(other)["2.png"] == {"y": 2}
+    other = Collection.open(collection.path, read_only=True)  # keeps its own snapshot
+    assert stored_metadata(other)["2.png"] == {"y": 2}
     collection.index(photos, metadata={"2.png": {}})
-    assert known(other)["2.png"] == {}
+    assert stored_metadata(other)["2.png"] == {}
     other.close()
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, True), (1, 1.0), (0, False), ("1", 1), (None, 0)])
-def test_values_that_python_holds_for_equal_are_told_apart(
+def test_equal_values_of_different_types_are_different(
     photos: Path, collection: Collection, before: Any, after: Any
 ) -> None:
     name = next(iter(sorted(path.name for path in photos.iterdir())))
@@ -180,23 +178,23 @@ def test_values_that_python_holds_for_equal_are_told_apart(
     assert type(found["n"]) is type(after)
 
 
-def test_metadata_beside_a_file_of_images(tmp_path: Path, collection: Collection) -> None:
+def test_metadata_are_read_beside_an_array_file(tmp_path: Path, collection: Collection) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
     (tmp_path / "rows.npy.metadata.jsonl").write_text('{"name": "2", "x": 1}\n')
     report = collection.index(tmp_path / "rows.npy")
     assert (report.added, report.described) == (3, 1)
-    assert known(collection) == {"rows.npy#2": {"x": 1}}
+    assert stored_metadata(collection) == {"rows.npy#2": {"x": 1}}
 
 
-def test_two_files_beside_a_source_are_one_too_many(photos: Path, collection: Collection) -> None:
+def test_two_metadata_files_of_a_source_are_refused(photos: Path, collection: Collection) -> None:
     for suffix in ("csv", "jsonl"):
         (photos / f"metadata.{suffix}").write_text("")
-    with pytest.raises(HashretError, match=r"metadata.csv and metadata.jsonl both lie there: .* --meta"):
+    with pytest.raises(HashretError, match=r"metadata.csv and metadata.jsonl both exist: .* --meta"):
         collection.index(photos)
     assert collection.index(photos, metadata=photos / "metadata.csv").added == 13
 
 
-def test_names_that_are_no_utf8(tmp_path: Path, collection: Collection) -> None:
+def test_names_need_not_be_utf8(tmp_path: Path, collection: Collection) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     name = os.fsdecode(b"\xff.png")
@@ -204,7 +202,7 @@ def test_names_that_are_no_utf8(tmp_path: Path, collection: Collection) -> None:
     assert collection.index(folder, metadata={name: {"x": 1}}).described == 1
 
 
-def test_many_rows(tmp_path: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_rows_are_matched(tmp_path: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (2500, 8, 8), np.uint8)
     np.save(tmp_path / "rows.npy", pixels)
     lines = (json.dumps({"name": str(i), "i": i}) for i in range(3000))

@@ -20,9 +20,6 @@ sizes = st.integers(1, 48)
 preprocessings = st.builds(ImagePreprocessing, sizes, sizes, st.sampled_from([1, 3]))
 
 
-# Images
-
-
 @settings(deadline=None)
 @given(preprocessings, pixel_arrays)
 def test_a_file_and_its_pixels_are_prepared_alike(preprocessing: ImagePreprocessing, array: Pixels) -> None:
@@ -40,23 +37,23 @@ def test_a_file_and_its_pixels_are_prepared_alike(preprocessing: ImagePreprocess
 def test_a_batch_is_its_images_one_by_one(preprocessing: ImagePreprocessing, rows: Pixels) -> None:
     batch = preprocessing.batch(rows)
     assert batch.shape == (len(rows), preprocessing.height, preprocessing.width, preprocessing.channels)
-    for one, row in zip(batch, rows, strict=True):
-        assert (one == preprocessing(row).pixels).all()
+    for pixels, row in zip(batch, rows, strict=True):
+        assert (pixels == preprocessing(row).pixels).all()
     same_size = ImagePreprocessing(rows.shape[1], rows.shape[2], preprocessing.channels)
-    for one, row in zip(same_size.batch(rows), rows, strict=True):
-        assert (one == same_size(row).pixels).all()
+    for pixels, row in zip(same_size.batch(rows), rows, strict=True):
+        assert (pixels == same_size(row).pixels).all()
 
 
-def test_nothing_is_copied_where_nothing_changes() -> None:
+def test_unchanged_pixels_are_not_copied() -> None:
     rows = np.zeros((5, 28, 28, 1), np.uint8)
     assert ImagePreprocessing(28, 28, 1).batch(rows) is rows
     assert np.shares_memory(ImagePreprocessing(28, 28, 1)(rows[0]).pixels, rows)
 
 
-def test_a_batch_of_another_kind_is_refused() -> None:
-    several: list[NDArray[Any]] = [np.zeros(shape, np.uint8) for shape in ((5, 28, 28), (5, 28, 28, 2), (5, 28, 28, 1))]
-    several[2] = several[2].astype(float)
-    for rows in several:
+def test_a_batch_of_another_dtype_or_shape_is_refused() -> None:
+    batches: list[NDArray[Any]] = [np.zeros(shape, np.uint8) for shape in ((5, 28, 28), (5, 28, 28, 2), (5, 28, 28, 1))]
+    batches[2] = batches[2].astype(float)
+    for rows in batches:
         with pytest.raises(ValueError, match=r"uint8|float64"):
             ImagePreprocessing(28, 28, 1).batch(rows)
 
@@ -64,12 +61,12 @@ def test_a_batch_of_another_kind_is_refused() -> None:
 def test_the_centre_is_cropped_to_the_aspect_ratio() -> None:
     picture = np.zeros((40, 100, 1), np.uint8)
     picture[:, 30:70] = 200
-    # The filter of an edge pixel reaches half a pixel over the crop, and no further.
+    # The filter of an edge pixel reaches half a pixel beyond the crop, not further.
     assert (ImagePreprocessing(20, 20, 1)(picture).pixels[:, 1:-1] == 200).all()
     assert (ImagePreprocessing(20, 20, 1)(picture.transpose(1, 0, 2)).pixels[1:-1] == 200).all()
     mirrored = ImagePreprocessing(20, 20, 1)(picture[:, ::-1]).pixels
     assert (ImagePreprocessing(20, 20, 1)(picture).pixels == mirrored).all()
-    assert (ImagePreprocessing(40, 40, 1)(picture).pixels == picture[:, 30:70]).all()  # no resizing: pixels as they are
+    assert (ImagePreprocessing(40, 40, 1)(picture).pixels == picture[:, 30:70]).all()  # a crop without resizing
     narrow = ImagePreprocessing(20, 21, 1)(picture).pixels
     assert (narrow[:, 1:-1] == 200).all() and (narrow[:, [0, -1]] < 200).all()
 
@@ -98,7 +95,7 @@ def test_grey_and_colour_of_every_level_are_inverse() -> None:
     assert (ImagePreprocessing(16, 16, 1)(colour).pixels == levels).all()
 
 
-def test_a_preprocessing_is_stored_and_comes_back() -> None:
+def test_a_preprocessing_is_stored_and_restored() -> None:
     preprocessing = ImagePreprocessing(28, 32, 1)
     assert preprocessing.to_dict() == {"height": 28, "width": 32, "channels": 1}
     assert ImagePreprocessing.from_stored(preprocessing.to_dict(), {}) == preprocessing
@@ -110,7 +107,7 @@ def test_a_preprocessing_is_stored_and_comes_back() -> None:
 @pytest.mark.parametrize(
     "values", [(0, 8, 1), (8, -1, 1), (8, 8, 2), (8, 8, 4), (8.0, 8, 1), ("8", 8, 1), (True, 8, 1), (20_000, 20_000, 1)]
 )
-def test_an_impossible_preprocessing_is_refused(values: Any) -> None:
+def test_an_invalid_preprocessing_is_refused(values: Any) -> None:
     with pytest.raises(ValueError, match="must be"):
         ImagePreprocessing(*values)
 
@@ -119,34 +116,32 @@ def test_a_broken_file_cannot_be_prepared() -> None:
     with pytest.raises(HashretError, match="truncated JPEG"):
         ImagePreprocessing(8, 8, 3)(save(smooth(200, 300), "JPEG")[:2000])
     with pytest.raises(ValueError, match="float64"):
-        resize(np.zeros((4, 4)), 2, 2)  # type: ignore[arg-type]  # what it is for
+        resize(np.zeros((4, 4)), 2, 2)  # type: ignore[arg-type]  # on purpose
 
-
-# Every kind of content
 
 VECTORS = np.random.default_rng(0).normal(size=(9, 1200)).astype(np.float32)
-KINDS: dict[str, tuple[Preprocessing, Any]] = {
+PREPROCESSINGS: dict[str, tuple[Preprocessing, Any]] = {
     "images": (ImagePreprocessing(8, 9, 3), np.zeros((4, 8, 9, 3), np.uint8)),
     "vectors": (VectorPreprocessing.fitted(VECTORS), VECTORS),
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_preprocessing_says_what_it_gives(name: str) -> None:
-    preprocessing, rows = KINDS[name]
-    seen = preprocessing.batch(rows)
-    assert seen.dtype == preprocessing.dtype and seen.shape[1:] == preprocessing.shape
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_a_preprocessing_describes_its_inputs(name: str) -> None:
+    preprocessing, rows = PREPROCESSINGS[name]
+    inputs = preprocessing.batch(rows)
+    assert inputs.dtype == preprocessing.dtype and inputs.shape[1:] == preprocessing.shape
     alone = preprocessing(rows[0])
-    assert (alone.pixels == seen[0]).all() and alone[1:] == (preprocessing.width, preprocessing.height)
+    assert (alone.pixels == inputs[0]).all() and alone[1:] == (preprocessing.width, preprocessing.height)
     assert np.prod(preprocessing.shape) == preprocessing.height * preprocessing.width * preprocessing.channels
     assert preprocessing.size == ((8, 9) if name == "images" else None)
     assert describe(preprocessing.to_dict()) == preprocessing.describe()
     again = stored_preprocessing(preprocessing.to_dict(), preprocessing.tensors())
-    assert type(again) is type(preprocessing) and (again.batch(rows) == seen).all()
+    assert type(again) is type(preprocessing) and (again.batch(rows) == inputs).all()
 
 
-def test_what_a_model_takes_is_said_in_words() -> None:
-    assert [preprocessing.describe() for preprocessing, _ in KINDS.values()] == [
+def test_a_preprocessing_describes_contents() -> None:
+    assert [preprocessing.describe() for preprocessing, _ in PREPROCESSINGS.values()] == [
         "images of 8 × 9 × 3",
         "vectors of 1,200 numbers",
     ]
@@ -159,11 +154,11 @@ def test_what_a_model_takes_is_said_in_words() -> None:
     [
         ("images", VECTORS, "array has vectors of 1,200 numbers, and the model takes images of 8 × 9 × 3"),
         ("vectors", VECTORS[:, 1:], "array has vectors of 1,199 numbers, and the model takes vectors of 1,200 numbers"),
-        ("vectors", KINDS["images"][1], "array has images, and the model takes vectors of 1,200 numbers"),
+        ("vectors", PREPROCESSINGS["images"][1], "array has images, and the model takes vectors of 1,200 numbers"),
     ],
 )
 def test_a_source_of_other_contents_is_refused(name: str, rows: Any, reason: str) -> None:
-    preprocessing, fitting = KINDS[name]
+    preprocessing, fitting = PREPROCESSINGS[name]
     preprocessing.check_source(open_source(fitting))
     with pytest.raises(HashretError, match=f"^{reason}: put them into a collection of their own$"):
         preprocessing.check_source(open_source(rows))
@@ -171,9 +166,9 @@ def test_a_source_of_other_contents_is_refused(name: str, rows: Any, reason: str
         preprocessing.check_source(open_source(rows), "give others")
 
 
-def test_only_vectors_have_no_pictures() -> None:
-    KINDS["images"][0].require_images("decode")
-    with pytest.raises(HashretError, match="knows vectors, which have no pictures to decode: give one that learned"):
-        KINDS["vectors"][0].require_images("decode")
+def test_vectors_are_refused_where_images_are_required() -> None:
+    PREPROCESSINGS["images"][0].require_images("decode")
+    with pytest.raises(HashretError, match="takes vectors, which have no pictures to decode: give one that learned"):
+        PREPROCESSINGS["vectors"][0].require_images("decode")
     with pytest.raises(HashretError, match="no pictures to alter: give pairs$"):
-        KINDS["vectors"][0].require_images("alter", "give pairs")
+        PREPROCESSINGS["vectors"][0].require_images("alter", "give pairs")

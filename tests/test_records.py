@@ -26,18 +26,18 @@ from hashret.errors import HashretError
         ("a.png/b", False),
     ],
 )
-def test_images_are_known_by_suffix_unless_they_are_hidden(name: str, image: bool) -> None:
+def test_an_image_has_a_known_suffix_and_is_not_hidden(name: str, image: bool) -> None:
     assert is_image(name) == image
 
 
-def test_a_label_is_the_folder_that_an_image_lies_in() -> None:
+def test_a_label_is_the_innermost_folder() -> None:
     assert [label_of(name) for name in ("a.png", "b/a.png", "c/b/a.png", "c/ b /a.png")] == [None, "b", "b", " b "]
 
 
 def test_an_error_keeps_no_content_in_memory() -> None:
     def fail() -> Content:
         try:
-            raise ValueError("what the decoder said")
+            raise ValueError("decoder error")
         except ValueError:
             raise HashretError("broken") from None
 
@@ -46,7 +46,7 @@ def test_an_error_keeps_no_content_in_memory() -> None:
     assert error.__traceback__ is None and error.__context__ is None
 
 
-def test_an_error_that_may_pass_keeps_its_cause(tmp_path: Path) -> None:
+def test_an_error_that_may_be_temporary_keeps_its_cause(tmp_path: Path) -> None:
     error = read(Record("a.png", 0, 0, None, lambda: read_file(tmp_path / "a.png")))
     assert isinstance(error, HashretError) and isinstance(error.__cause__, FileNotFoundError)
     assert error.__traceback__ is None
@@ -64,18 +64,18 @@ def test_labels_replace_those_of_a_source(tmp_path: Path) -> None:
         assert [record.label for record in labelled] == ["7", None, "x"]
         assert labelled.ignored == source.ignored == 1
     assert [record.read() for record in labelled] == [record.read() for record in source]
-    for labels, found in (([1, 2], "more than the 2"), ([1, 2, 3, 4], "only 3 of the 4")):
-        with pytest.raises(ValueError, match=f"there are {found} images that labels were given for"):
+    for labels, images in (([1, 2], "more images for 2"), ([1, 2, 3, 4], "only 3 images for 4")):
+        with pytest.raises(ValueError, match=f"there are {images} labels: give one label per image"):
             list(LabelledSource(source, labels))
 
 
-def test_labels_of_vectors_leave_them_vectors() -> None:
+def test_labelled_vectors_remain_vectors() -> None:
     labelled = LabelledSource(open_source(np.zeros((3, 1000))), "abc")
     assert (labelled.arrays, labelled.streaming, labelled.numbers) == (True, False, 1000)
     assert labelled.describe() == "vectors of 1,000 numbers"
 
 
-def test_a_source_is_its_records() -> None:
+def test_a_record_is_found_without_reading_the_whole_source() -> None:
     class Endless(Source):
         def __iter__(self) -> Iterator[Record]:
             number = 0
@@ -83,5 +83,5 @@ def test_a_source_is_its_records() -> None:
                 yield Record(str(number), number, 0, None, bytes)
                 number += 1
 
-    found = Endless().find("70")
-    assert found is not None and found.size == 70
+    record = Endless().find("70")
+    assert record is not None and record.size == 70

@@ -25,7 +25,7 @@ from hashret.results import Root
 
 
 def pack(path: Path, folder: Path) -> Path:
-    """An archive of a folder, by suffix, in the order of names."""
+    """Write an archive of a folder, in the format of the suffix and the order of names."""
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -42,8 +42,8 @@ def workers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("hashret-order")]
 
 
-class Contents(Source):
-    """Contents in memory as a source of files."""
+class ContentSource(Source):
+    """A source of files whose contents are in memory."""
 
     root = Root("contents/")
 
@@ -56,7 +56,7 @@ class Contents(Source):
 
 
 def check(sampled: Sample, contents: list[Content]) -> None:
-    """A sample of all these contents has what its preprocessing makes of each."""
+    """Check that a sample holds all contents, each preprocessed."""
     preprocessing = sampled.preprocessing
     assert sampled.seen == len(contents) and not sampled.failures
     assert sampled.images.shape == (len(contents), preprocessing.height, preprocessing.width, preprocessing.channels)
@@ -66,10 +66,12 @@ def check(sampled: Sample, contents: list[Content]) -> None:
 
 
 sides = st.one_of(st.integers(1, 20), st.integers(60, 70), st.integers(100, 300))
-some_contents = st.lists(
+content_lists = st.lists(
     st.builds(
-        lambda seed, height, width, channels, kind: (
-            save(picture(seed, height, width, channels), kind) if kind else picture(seed, height, width, channels)
+        lambda seed, height, width, channels, format_name: (
+            save(picture(seed, height, width, channels), format_name)
+            if format_name
+            else picture(seed, height, width, channels)
         ),
         st.integers(0, 99),
         sides,
@@ -84,14 +86,14 @@ some_contents = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    some_contents, st.one_of(st.none(), st.tuples(st.integers(1, 80), st.integers(1, 80))), st.sampled_from([0, 2**28])
+    content_lists, st.one_of(st.none(), st.tuples(st.integers(1, 80), st.integers(1, 80))), st.sampled_from([0, 2**28])
 )
-def test_a_sample_is_what_its_preprocessing_makes(
-    contents: list[Content], size: tuple[int, int] | None, originals: int
+def test_a_sample_holds_preprocessed_images(
+    contents: list[Content], size: tuple[int, int] | None, max_originals: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "MAX_ORIGINALS", originals)
-        sampled = sample(Contents(contents), size=size)
+        patch.setattr(sampling, "MAX_ORIGINALS", max_originals)
+        sampled = sample(ContentSource(contents), size=size)
     check(sampled, contents)
     if size:
         assert (sampled.preprocessing.height, sampled.preprocessing.width) == size
@@ -116,43 +118,45 @@ def sizes(*shapes: tuple[int, int]) -> list[Content]:
         ([(30, 40), (20, 40), (26, 40), (24, 40)], (24, 24)),
     ],
 )
-def test_the_size_is_chosen_from_what_was_seen(shapes: list[tuple[int, int]], size: tuple[int, int]) -> None:
+def test_the_size_is_chosen_from_the_drawn_images(shapes: list[tuple[int, int]], size: tuple[int, int]) -> None:
     contents = sizes(*shapes)
-    sampled = sample(Contents(contents))
+    sampled = sample(ContentSource(contents))
     assert (sampled.preprocessing.height, sampled.preprocessing.width) == size
     check(sampled, contents)
 
 
-def test_a_jpeg_that_decodes_at_a_reduced_size_is_sampled_as_it_is_prepared() -> None:
+def test_a_jpeg_decoded_at_reduced_size_is_preprocessed_from_the_original() -> None:
     contents: list[Content] = [save(picture(1, 600, 800), "JPEG"), *sizes(*[(20, 30)] * 4)]
-    sampled = sample(Contents(contents))
+    sampled = sample(ContentSource(contents))
     assert sampled.preprocessing == ImagePreprocessing(20, 20, 3)
     check(sampled, contents)
     large: list[Content] = [save(picture(i, 600, 800), "JPEG") for i in range(3)]
-    check(sample(Contents(large)), large)
-    check(sample(Contents(large), size=(100, 20)), large)
+    check(sample(ContentSource(large)), large)
+    check(sample(ContentSource(large), size=(100, 20)), large)
 
 
 def test_originals_are_bounded_in_memory_and_then_the_side_is_32(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = sizes((300, 200), *[(30, 20)] * 5)
-    assert sample(Contents(contents)).preprocessing == ImagePreprocessing(20, 20, 3)
+    assert sample(ContentSource(contents)).preprocessing == ImagePreprocessing(20, 20, 3)
     monkeypatch.setattr(sampling, "MAX_ORIGINALS", 100_000)
-    assert sample(Contents(contents)).preprocessing == ImagePreprocessing(32, 32, 3)
+    assert sample(ContentSource(contents)).preprocessing == ImagePreprocessing(32, 32, 3)
     monkeypatch.setattr(sampling, "MAX_ORIGINALS", 200_000)
-    assert sample(Contents(contents)).preprocessing == ImagePreprocessing(20, 20, 3)
-    # An original that a later image replaces no longer counts.
-    two = sizes(*[(300, 200)] * 40)
-    assert sample(Contents([*two, *sizes(*[(30, 20)] * 500)]), limit=1).preprocessing == ImagePreprocessing(30, 20, 3)
+    assert sample(ContentSource(contents)).preprocessing == ImagePreprocessing(20, 20, 3)
+    # A replaced original does not count.
+    replaced = sizes(*[(300, 200)] * 40)
+    assert sample(ContentSource([*replaced, *sizes(*[(30, 20)] * 500)]), limit=1).preprocessing == ImagePreprocessing(
+        30, 20, 3
+    )
 
 
-def test_colour_is_what_any_chosen_image_shows() -> None:
+def test_one_colour_image_gives_three_channels() -> None:
     grey = [np.repeat(picture(i, channels=1), 3, axis=2) for i in range(5)]
-    assert sample(Contents([save(image, "JPEG") for image in grey])).preprocessing.channels == 1
-    assert sample(Contents([picture(i, channels=1) for i in range(5)])).preprocessing.channels == 1
-    assert sample(Contents([*grey, picture(9)])).preprocessing.channels == 3
+    assert sample(ContentSource([save(image, "JPEG") for image in grey])).preprocessing.channels == 1
+    assert sample(ContentSource([picture(i, channels=1) for i in range(5)])).preprocessing.channels == 1
+    assert sample(ContentSource([*grey, picture(9)])).preprocessing.channels == 3
 
 
-def test_a_sample_is_drawn_evenly_and_again_the_same() -> None:
+def test_a_sample_is_uniform_and_reproducible() -> None:
     source = open_source(np.arange(200, dtype=np.uint8).repeat(64).reshape(200, 8, 8))
     count: Counter[int] = Counter()
     for seed in range(400):
@@ -161,18 +165,18 @@ def test_a_sample_is_drawn_evenly_and_again_the_same() -> None:
         values = drawn.images[:, 0, 0, 0].tolist()
         assert len(set(values)) == 10
         count.update(values)
-    # 20 of each are expected, with a standard deviation of 4.4.
+    # The expected count of each is 20, with a standard deviation of 4.4.
     assert set(count) == set(range(200)) and max(count.values()) < 42
     assert 1750 < sum(count[value] for value in range(100)) < 2250
     pair = open_source(np.arange(2, dtype=np.uint8).repeat(64).reshape(2, 8, 8))
     assert 70 < sum(int(sample(pair, limit=1, seed=seed).images[0, 0, 0, 0]) for seed in range(200)) < 130
     first, again = sample(source, limit=10, seed=5), sample(source, limit=10, seed=5)
     assert (first.images == again.images).all() and first[1:] == again[1:]
-    assert sample(source, limit=3, seed=0).images[:, 0, 0, 0].tolist() == [189, 6, 172]  # for ever
+    assert sample(source, limit=3, seed=0).images[:, 0, 0, 0].tolist() == [189, 6, 172]  # golden
 
 
 @pytest.mark.parametrize("of_vectors", [False, True])
-def test_labels_are_those_of_the_images_that_stayed(of_vectors: bool) -> None:
+def test_labels_belong_to_the_drawn_images(of_vectors: bool) -> None:
     numbers = np.arange(200, dtype=np.uint8)
     rows = numbers[:, None].astype(np.float32) if of_vectors else numbers.repeat(64).reshape(200, 8, 8)
     drawn = sample(LabelledSource(open_source(rows), range(200)), limit=10, seed=1)
@@ -187,7 +191,7 @@ def test_large_files_are_not_read_far_ahead() -> None:
             for i in range(6):
                 read: list[int] = []
                 yield Record(str(i), 2**28, 0, None, lambda i=i, read=read: slowly(i, read))  # type: ignore[misc]
-                assert read  # before the next is taken
+                assert read  # before the next record is requested
 
     def slowly(i: int, read: list[int]) -> Content:
         time.sleep(0.05)
@@ -197,13 +201,13 @@ def test_large_files_are_not_read_far_ahead() -> None:
     assert sample(Large()).seen == 6
 
 
-def test_memory_of_images_is_freed_while_they_are_prepared() -> None:
+def test_drained_items_are_removed_from_their_list() -> None:
     items = list(range(5))
     for number, item in enumerate(sampling._drain(items)):
         assert item == number and items == list(range(4, number, -1))
 
 
-def test_broken_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
+def test_broken_images_are_listed_and_leave_no_empty_row(tmp_path: Path) -> None:
     write(tmp_path, TREE | {"a/cut.jpg": TREE["a.jpeg"][:300]})
     (tmp_path / "link.png").symlink_to("nowhere.png")
     sampled = sample(open_source(tmp_path))
@@ -215,11 +219,11 @@ def test_broken_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
         "cannot be read: No such file or directory",
     ]
     contents: list[Content] = [JPEG_OF_TEXT if i % 2 else picture(i) for i in range(60)]
-    assert len(sample(Contents(contents), limit=20, seed=1).images) <= 20
+    assert len(sample(ContentSource(contents), limit=20, seed=1).images) <= 20
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
-def test_an_archive_gives_the_sample_of_its_folder(tmp_path: Path, suffix: str) -> None:
+def test_an_archive_has_the_sample_of_its_folder(tmp_path: Path, suffix: str) -> None:
     folder = write(tmp_path / "f", TREE | {f"a/{i:02}.png": save(picture(i)) for i in range(40)})
     path = pack(tmp_path / f"p{suffix}", folder)
     for limit in (10, 100):
@@ -227,13 +231,13 @@ def test_an_archive_gives_the_sample_of_its_folder(tmp_path: Path, suffix: str) 
         assert (a.images == b.images).all() and a[1:] == b[1:]
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[int] = []
-    sample(Contents(sizes(*[(20, 20)] * 30)), limit=5, progress=told.append)
-    assert told == list(range(1, 31))
+def test_progress_is_reported(tmp_path: Path) -> None:
+    reports: list[int] = []
+    sample(ContentSource(sizes(*[(20, 20)] * 30)), limit=5, progress=reports.append)
+    assert reports == list(range(1, 31))
 
 
-def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_source_without_readable_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HashretError, match=f"^{tmp_path} has no images \\(0 other files were passed over\\)$"):
         sample(open_source(tmp_path))
     write(tmp_path, PASSED_OVER)
@@ -247,7 +251,7 @@ def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"limit": 0}, {"size": (0, 8)}, {"size": (8.5, 8)}])
-def test_an_impossible_sample_is_refused(arguments: dict[str, Any]) -> None:
+def test_an_invalid_size_or_limit_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         sample(open_source("digits"), **arguments)
 
@@ -275,10 +279,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     assert many < few * 1.1 + 100_000 and many < 5_000_000
 
 
-# Real data
-
-
-def test_the_photo_archive_is_photos(shared_data: Path) -> None:
+def test_the_photo_archive_is_sampled(shared_data: Path) -> None:
     source = open_source(shared_data / "photos" / "photos.tar.gz")
     sampled = sample(source, limit=200, seed=3)
     assert sampled.seen == 1514 and not sampled.failures and source.ignored == 0

@@ -139,9 +139,6 @@ assert compiled() == before, (before, compiled())
     assert done.returncode == 0, done.stderr
 
 
-# Queries
-
-
 def test_every_form_of_a_query_gives_what_the_collection_gives(collection: Collection, http: Any) -> None:
     image, code = png(77), to_hex(collection.hasher.encode([png(77)]))[0]
     hits = told(collection.query(image, 4))
@@ -301,9 +298,6 @@ def test_a_model_without_a_network_remembers_nothing(http: Any) -> None:
     refused(http.post("/v1/reconstruct", json={"id": 1}), 422, "has no network")
 
 
-# Items
-
-
 def test_items_are_added_looked_at_listed_and_removed(own: Collection, serve: Serve) -> None:
     with httpx.Client(base_url=serve(own), timeout=60) as http:
         files = [("file", ("a.png", png(600))), ("file", ("b.png", png(601)))]
@@ -353,9 +347,6 @@ def test_another_model_is_a_conflict(own: Collection, serve: Serve) -> None:
         assert http.get("/v1/info").json()["fingerprint"] == own.fingerprint
 
 
-# Copies
-
-
 def test_copies_are_grouped_and_judged(own: Collection, serve: Serve) -> None:
     with httpx.Client(base_url=serve(own), timeout=60) as http:
         radius = own.query_item(1, 1)[0].distance
@@ -382,9 +373,6 @@ def test_what_a_radius_means_is_told_once_it_is_known(own: Collection, serve: Se
         refused(http.get("/v1/calibration"), 404, "run hashret calibrate")
         found = own.calibrate(images=5)
         assert http.get("/v1/calibration").json() == found._asdict()
-
-
-# Pictures
 
 
 def size_of(response: Any) -> tuple[int, int]:
@@ -439,9 +427,6 @@ def test_only_what_was_indexed_is_shown(own: Collection, tmp_path: Path, serve: 
         for i in (1, 2, 3, 4):
             refused(http.get(f"/v1/items/{i}/image"), 404, "is not where it was")
         assert size_of(http.get("/v1/items/5/image")) == (10, 12)
-
-
-# What is refused
 
 
 @pytest.mark.parametrize(
@@ -550,9 +535,6 @@ def test_nothing_is_added_of_what_is_broken(own: Collection, serve: Serve) -> No
     assert len(own) == 30
 
 
-# Who may ask
-
-
 def test_writes_need_the_token(own: Collection, serve: Serve) -> None:
     with httpx.Client(base_url=serve(own, token=TOKEN)) as http:
         bearer = {"authorization": f"Bearer {TOKEN}"}
@@ -631,9 +613,6 @@ def test_an_origin_that_is_named_may_ask(collection: Collection, serve: Serve) -
         assert response.status_code == 200 and response.headers["access-control-allow-origin"] == origin
         refused(http.delete("/v1/items/1", headers={"origin": origin}), 401)
         refused(http.get("/v1/info", headers={"origin": "https://evil.example"}), 403)
-
-
-# Health, figures, and the end
 
 
 def test_health_and_figures(http: Any, collection: Collection) -> None:

@@ -21,15 +21,12 @@ HIDDEN = {".thumbs/t.png": save(picture(7)), "a/.git/u.png": save(picture(8))}
 
 
 def listing(source: Source) -> list[tuple[str, int, str | None, Content]]:
-    """Everything of a source but its dates, read in time."""
+    """Return name, size, label and content of each record."""
     return [(record.name, record.size, record.label, record.read()) for record in source]
 
 
 def expected() -> list[tuple[str, int, str | None, Content]]:
     return [(name, len(TREE[name]), name.split("/")[-2] if "/" in name else None, TREE[name]) for name in sorted(TREE)]
-
-
-# Folders
 
 
 def test_a_folder_is_its_images_in_order(tmp_path: Path) -> None:
@@ -68,14 +65,14 @@ def test_links_to_files_are_read_and_links_to_folders_are_not_followed(tmp_path:
     assert source.ignored == 3
 
 
-def test_what_cannot_be_read_is_a_record_that_fails_not_a_gap(tmp_path: Path) -> None:
+def test_unreadable_files_are_records_that_fail(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": TREE["b.png"], "gone/b.png": TREE["b.png"], "z.png": TREE["b.png"]})
     (tmp_path / "dangling.png").symlink_to("nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
     failed = {}
     for record in open_source(tmp_path):
         if record.name == "a.png":
-            shutil.rmtree(tmp_path / "gone")  # after its name was seen: as if it became unreadable
+            shutil.rmtree(tmp_path / "gone")  # after its name was listed
         try:
             record.read()
         except HashretError as error:
@@ -95,7 +92,7 @@ def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
     assert record.read() == TREE["b.png"]
 
 
-def test_the_excluded_folder_is_passed_over(tmp_path: Path) -> None:
+def test_the_excluded_folder_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": b"", "mine/b.png": b"", "mine/deep/c.png": b"", "other/mine/d.png": b""})
     (tmp_path / "alias").symlink_to(tmp_path / "mine")
     for exclude in (tmp_path / "mine", tmp_path / "alias", tmp_path / "other" / ".." / "mine"):
@@ -104,11 +101,8 @@ def test_the_excluded_folder_is_passed_over(tmp_path: Path) -> None:
     assert list(open_source(tmp_path / "mine", exclude=tmp_path / "mine")) == []
 
 
-# Archives
-
-
 def pack(path: Path, folder: Path, prefix: str = "") -> Path:
-    """An archive of a folder, by suffix, in the order of names."""
+    """Write an archive of a folder, in the format of the suffix and the order of names."""
     files = sorted(name for name in folder.rglob("*") if name.is_file())
     names = [(name, prefix + name.relative_to(folder).as_posix()) for name in files]
     if path.suffix == ".zip":
@@ -127,7 +121,7 @@ def pack(path: Path, folder: Path, prefix: str = "") -> Path:
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".TAR.GZ"])
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_an_archive_is_the_folder_it_was_made_of(tmp_path: Path, suffix: str, prefix: str) -> None:
+def test_an_archive_equals_its_folder(tmp_path: Path, suffix: str, prefix: str) -> None:
     folder = write(tmp_path / "f", TREE | PASSED_OVER | HIDDEN)
     path = pack(tmp_path / f"photos{suffix}", folder, prefix)
     before = set(tmp_path.rglob("*"))
@@ -144,7 +138,7 @@ def test_an_archive_is_the_folder_it_was_made_of(tmp_path: Path, suffix: str, pr
 
 def test_names_in_a_zip_may_begin_with_a_dot_and_a_slash(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("./a/x.png", TREE["b.png"])  # ZipFile.write would take it away
+        archive.writestr("./a/x.png", TREE["b.png"])  # ZipFile.write would remove "./"
     (record,) = open_source(tmp_path / "a.zip")
     assert (record.name, record.label, record.read()) == ("a/x.png", "a", TREE["b.png"])
 
@@ -164,7 +158,7 @@ def test_a_record_is_found_by_its_name_and_read_later(tmp_path: Path, suffix: st
 def test_rows_are_found_by_their_numbers() -> None:
     source = open_source("digits")
     records = list(source)
-    for number in (0, 1436, 1437, 1796):  # in both of its blocks
+    for number in (0, 1436, 1437, 1796):  # both blocks
         record = source.find(str(number))
         assert record is not None and record[:4] == records[number][:4]
         assert np.array_equal(record.read(), records[number].read())
@@ -172,20 +166,20 @@ def test_rows_are_found_by_their_numbers() -> None:
         assert source.find(name) is None
 
 
-def test_an_open_source_is_opened_already(tmp_path: Path) -> None:
+def test_an_open_source_is_returned_unchanged(tmp_path: Path) -> None:
     for source in (write(tmp_path / "f", TREE), np.zeros((2, 8, 8), np.uint8), "digits"):
         opened = open_source(source)
         assert open_source(opened) is opened and open_source(opened, exclude=tmp_path) is opened
 
 
 def failures(source: Source) -> dict[str, str]:
-    found = {}
+    reasons = {}
     for record in source:
         try:
             record.read()
         except HashretError as error:
-            found[record.name] = str(error)
-    return found
+            reasons[record.name] = str(error)
+    return reasons
 
 
 def test_members_of_a_zip_fail_one_by_one(tmp_path: Path) -> None:
@@ -200,81 +194,81 @@ def test_members_of_a_zip_fail_one_by_one(tmp_path: Path) -> None:
         (b"locked.png", -46 + 8, b"\1"),  # flags: encrypted
         (b"odd.png", -46 + 10, b"\x63"),  # method
     ):
-        place = data.rindex(name) + offset
-        data[place : place + len(value)] = value
+        start = data.rindex(name) + offset
+        data[start : start + len(value)] = value
     path.write_bytes(data)
-    found = failures(open_source(path))
-    assert list(found) == ["damaged.png", "large.png", "locked.png", "odd.png"]
-    assert "Bad CRC-32" in found["damaged.png"]
-    assert found["large.png"] == "1.0 GiB: more than the 1 that is read"
-    assert found["locked.png"] == "cannot be read: encrypted"
-    assert found["odd.png"].startswith("broken in the archive: ")
-    assert all("\n" not in reason for reason in found.values())
+    reasons = failures(open_source(path))
+    assert list(reasons) == ["damaged.png", "large.png", "locked.png", "odd.png"]
+    assert "Bad CRC-32" in reasons["damaged.png"]
+    assert reasons["large.png"] == "1.0 GiB: more than the limit of 1 GiB"
+    assert reasons["locked.png"] == "cannot be read: encrypted"
+    assert reasons["odd.png"].startswith("broken in the archive: ")
+    assert all("\n" not in reason for reason in reasons.values())
 
 
-def test_a_zip_is_read_from_several_threads(tmp_path: Path) -> None:
+def test_a_zip_is_read_in_many_threads(tmp_path: Path) -> None:
     files = {f"{i:03}.png": save(picture(i)) for i in range(60)}
     source = open_source(pack(tmp_path / "a.zip", write(tmp_path / "f", {"a/x.txt": b"", **files})))
     contents = list(in_order(lambda record: record.read(), source, threads=6))
     assert contents == [files[name] for name in sorted(files)]
 
 
-def test_links_and_giants_in_a_tar_fail_one_by_one(tmp_path: Path) -> None:
+def test_links_and_huge_members_of_a_tar_fail_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as archive:
-        for name, kind in (
+        for name, member_type in (
             ("a.png", tarfile.SYMTYPE),
             ("b.png", tarfile.LNKTYPE),
             ("c.png", tarfile.FIFOTYPE),
         ):
             member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "z.png"
+            member.type, member.linkname = member_type, "z.png"
             archive.addfile(member)
         member = tarfile.TarInfo("z.png")
         member.size = len(TREE["b.png"])
         archive.addfile(member, io.BytesIO(TREE["b.png"]))
-    found = failures(open_source(path))
-    assert list(found) == ["a.png", "b.png", "c.png"]
-    assert set(found.values()) == {"cannot be read: a link, or no file at all"}
+    reasons = failures(open_source(path))
+    assert list(reasons) == ["a.png", "b.png", "c.png"]
+    assert set(reasons.values()) == {"cannot be read: it is a link or a device, not a regular file"}
     header = tarfile.TarInfo("big.png")
     header.size = MAX_BYTES + 1
     path.write_bytes(header.tobuf())
     os.truncate(path, MAX_BYTES + 4096)  # a hole: it takes no space
-    assert failures(open_source(path)) == {"big.png": "1.0 GiB: more than the 1 that is read"}
+    assert failures(open_source(path)) == {"big.png": "1.0 GiB: more than the limit of 1 GiB"}
 
 
-def test_a_tar_is_read_in_time_or_not_at_all(tmp_path: Path) -> None:
+def test_a_record_of_a_tar_is_read_before_the_next_or_never(tmp_path: Path) -> None:
     source = open_source(pack(tmp_path / "a.tar", write(tmp_path / "f", TREE)))
     records = list(source)
     for record in records:
-        with pytest.raises(ValueError, match="must be read before the next is taken"):
+        with pytest.raises(ValueError, match="must be read before the next one is requested"):
             record.read()
     walk = iter(source)
     early, _ = next(walk), next(walk)
-    with pytest.raises(ValueError, match="must be read before the next is taken"):
+    with pytest.raises(ValueError, match="must be read before the next one is requested"):
         early.read()
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
-def test_a_tar_that_is_cut_gives_what_it_has_and_then_says_so(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_tar_yields_its_members_and_then_raises(tmp_path: Path, suffix: str) -> None:
     rng = np.random.default_rng(0)
     files = {f"{i}.png": rng.bytes(3000) for i in range(8)} | {"a/x.txt": b""}
     path = pack(tmp_path / f"a{suffix}", write(tmp_path / "f", files))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2 if suffix == ".tar.gz" else 5 * 3584 + 700])
     source = iter(open_source(path))
-    got = {}
+    contents = {}
     with pytest.raises(HashretError, match=r"a\.tar.* (is broken|cannot be read)"):
         for record in source:
             try:
-                got[record.name] = record.read()
+                contents[record.name] = record.read()
             except HashretError as error:
                 assert "broken in the archive" in str(error)
-    assert 2 <= len(got) < 8
-    assert all(files[name] == data for name, data in got.items())
+    assert 2 <= len(contents) < 8
+    assert all(files[name] == data for name, data in contents.items())
 
 
-def test_a_tar_with_a_damaged_header_does_not_seem_to_end_there(tmp_path: Path) -> None:
+def test_a_damaged_header_is_not_the_end_of_a_tar(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for i in range(8):
@@ -285,28 +279,27 @@ def test_a_tar_with_a_damaged_header_does_not_seem_to_end_there(tmp_path: Path) 
     data[data.index(b"5.png") + 120] ^= 1
     path.write_bytes(data)
     names = []
-    with pytest.raises(HashretError, match="what follows its last image is no tar header"):
+    with pytest.raises(HashretError, match="the bytes after its last image are not a tar header"):
         names += [record.name for record in open_source(path)]
-    path.write_bytes(path.read_bytes()[: data.index(b"5.png")])  # without the two empty blocks, which some leave out
+    path.write_bytes(
+        path.read_bytes()[: data.index(b"5.png")]
+    )  # without the two empty blocks at the end, which some programs omit
     assert [record.name for record in open_source(path)] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.npz"])
 @pytest.mark.parametrize("data", [b"", b"this is text, not an archive" * 50, bytes(20_000)])
-def test_what_is_no_archive_is_refused(tmp_path: Path, name: str, data: bytes) -> None:
+def test_files_that_are_not_archives_are_refused(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
-    if name in ("a.tar", "a.tar.gz") and data == bytes(20_000):  # that is how an empty archive looks
+    if name in ("a.tar", "a.tar.gz") and data == bytes(20_000):  # an empty archive
         assert list(open_source(tmp_path / name)) == []
         return
     with pytest.raises(HashretError, match=f"{name} (is broken|cannot be read)"):
         open_source(tmp_path / name)
 
 
-# Names
-
-
 @pytest.mark.parametrize("name", ["", " ", "nowhere", "nowhere/", "nowhere/a.zip", "fashion_mnist", "a\0b", "x" * 5000])
-def test_a_source_that_does_not_exist_is_refused_with_what_could_be_given(name: str) -> None:
+def test_a_missing_source_is_refused_with_the_possible_ones(name: str) -> None:
     with pytest.raises(HashretError, match=r"(SOURCE is empty|there is no|cannot be read).*") as caught:
         open_source(name)
     assert "\n" not in str(caught.value)
@@ -315,13 +308,13 @@ def test_a_source_that_does_not_exist_is_refused_with_what_could_be_given(name: 
         assert "digits, mnist, fashion-mnist, cifar10" in str(caught.value)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"one.PNG": TREE["b.png"], "notes.txt": b"text", "empty": b"", "a.gz": b"\x1f\x8b broken"})
     os.mkfifo(tmp_path / "pipe")
     for name, reason in (
-        ("one.PNG", "one.PNG is a single image: give the folder it lies in"),
-        ("notes.txt", "notes.txt is no source of images: give a folder"),
-        ("empty", "empty is no source of images"),
+        ("one.PNG", "one.PNG is a single image: give its folder"),
+        ("notes.txt", "notes.txt is not a source of images: give a folder"),
+        ("empty", "empty is not a source of images"),
         ("a.gz", "a.gz (is broken|cannot be read)"),
         ("pipe", "pipe is neither a file nor a folder"),
     ):
@@ -329,7 +322,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
             open_source(tmp_path / name)
 
 
-def test_what_exists_as_a_path_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_is_preferred_to_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert open_source("digits").root == "digits#"
     write(tmp_path, {"digits/a.png": TREE["b.png"]})
@@ -337,11 +330,8 @@ def test_what_exists_as_a_path_is_one(tmp_path: Path, monkeypatch: pytest.Monkey
     assert open_source("digits:test").root == "digits:test#"
 
 
-# Memory
-
-
 def peak(source: Source) -> int:
-    """The most memory that reading a source takes, after a first look at it."""
+    """Return the peak memory, in bytes, of reading a source after a first record was read."""
     walk = iter(source)
     next(walk).read()
     tracemalloc.start()
@@ -363,8 +353,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
             member.size = 600
             for _ in range(count):
                 archive.addfile(member, io.BytesIO(bytes(600)))
-        for kind in ("npy", "npz", "tar"):
-            peaks[kind].append(peak(open_source(tmp_path / f"{count}.{kind}")))
-    for kind, (few, many) in peaks.items():
-        assert many < few * 1.1 + 100_000, kind
-        assert many < 5_000_000, kind
+        for suffix in ("npy", "npz", "tar"):
+            peaks[suffix].append(peak(open_source(tmp_path / f"{count}.{suffix}")))
+    for suffix, (few, many) in peaks.items():
+        assert many < few * 1.1 + 100_000, suffix
+        assert many < 5_000_000, suffix

@@ -320,7 +320,7 @@ def test_a_vector_that_is_not_finite_does_not_keep_the_rest(collection: Collecti
     report = collection.index(broken)
     assert (report.added, report.failed) == (49, 1)
     assert report.failures == [
-        ("array#7", "a vector with numbers that are not finite, or far beyond those of the training")
+        ("array#7", "a vector with numbers that are not finite, or that overflow in preprocessing")
     ]
     with pytest.raises(HashretError, match="not finite"):
         collection.add(broken)

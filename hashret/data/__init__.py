@@ -1,1 +1,1 @@
-"""What comes in: images, vectors and their metadata, from folders, archives, arrays and data sets."""
+"""Inputs: images, vectors and their metadata, from folders, archives, arrays and data sets."""

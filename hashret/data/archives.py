@@ -1,7 +1,7 @@
 """Archives of image files, .zip and .tar, read in place: nothing is extracted.
 
-Whoever made an archive may be hostile. A member is read up to `MAX_BYTES`, whatever its header says; no two members may
-share their bytes, and no header may lead back to what was read, for a small file could then be unpacked for days.
+An archive may be hostile. At most `MAX_BYTES` of a member are read, whatever its header claims. Members that share
+their bytes and headers that point backwards are refused: with them a small file could unpack for days.
 """
 
 import contextlib
@@ -21,22 +21,22 @@ from hashret.results import Root
 
 
 class Zip(Source):
-    """The images in a .zip, by name; its directory is in memory, as `zipfile` has it."""
+    """The images in a .zip, in the order of their names. `zipfile` keeps the directory in memory."""
 
     def __init__(self, path: Path) -> None:
         self.root = Root.of_archive(absolute(path))
         with translate_errors(path):
             self._mtime_ns = path.stat().st_mtime_ns
             self._zip = zipfile.ZipFile(path)
-            _check_apart(self._zip.infolist())
-        named = [info for info in self._zip.infolist() if info.filename]  # zipfile fails on what has no name
-        files = {info.filename.removeprefix("./"): info for info in named if not info.is_dir()}
+            _check_overlaps(self._zip.infolist())
+        # zipfile raises on a member without a name.
+        files = {i.filename.removeprefix("./"): i for i in self._zip.infolist() if i.filename and not i.is_dir()}
         self._members = {name: files[name] for name in sorted(files) if is_image(name)}
-        self._passed_over = len(files) - len(self._members)
+        self._ignored = len(files) - len(self._members)
         self.length = len(self._members)
 
     def __iter__(self) -> Iterator[Record]:
-        self.ignored = self._passed_over
+        self.ignored = self._ignored
         for name, info in self._members.items():
             yield self._record(name, info)
 
@@ -54,20 +54,20 @@ class Zip(Source):
         try:
             with self._zip.open(info) as file:
                 return file.read(MAX_BYTES + 1)
-        except Exception as error:  # zipfile and the compressors raise a dozen kinds for members that are broken
+        except Exception as error:  # zipfile and the decompressors raise many exception types for broken members
             raise HashretError(f"broken in the archive: {one_line(error)}") from None
 
 
-def _check_apart(members: list[zipfile.ZipInfo]) -> None:
-    """Raises HashretError if members share their bytes: a few megabytes could then be unpacked for days."""
+def _check_overlaps(members: list[zipfile.ZipInfo]) -> None:
+    """Raise HashretError if two members share bytes of the archive."""
     members = sorted(members, key=lambda info: info.header_offset)
-    for here, there in pairwise(members):
-        if here.header_offset + here.compress_size > there.header_offset:
-            raise HashretError(f"{here.filename!r} and {there.filename!r} lie in the same bytes of the archive")
+    for info, following in pairwise(members):
+        if info.header_offset + info.compress_size > following.header_offset:
+            raise HashretError(f"{info.filename!r} and {following.filename!r} lie in the same bytes of the archive")
 
 
 class _Header(tarfile.TarInfo):
-    """A header that neither leads back to where the archive was read already, nor fills the memory with a name."""
+    """A member header that is refused if its size is negative or its extended data is too large for memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -87,7 +87,7 @@ _EXTENDED = (
 
 
 class Tar(Source):
-    """The images in a .tar, compressed or not, in the order they lie there, read once from front to back."""
+    """The images in a .tar, compressed or not, in archive order. Each pass reads the archive once, front to back."""
 
     streaming = True
 
@@ -99,13 +99,13 @@ class Tar(Source):
             self._mtime_ns = path.stat().st_mtime_ns
 
     def __iter__(self) -> Iterator[Record]:
-        self.ignored = reached = 0
+        self.ignored = last_offset = 0
         with translate_errors(self._path), contextlib.closing(tarfile.open(self._path, tarinfo=_Header)) as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-                if archive.offset <= reached:  # by an extended header's negative size
-                    raise HashretError(f"{self._path} is broken: {member.name!r} leads back to what was read")
-                reached = archive.offset
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                if archive.offset <= last_offset:  # an extended header can give the member a negative size
+                    raise HashretError(f"{self._path} is broken: the header of {member.name!r} points backwards")
+                last_offset = archive.offset
                 name = member.name.removeprefix("./")
                 if member.isdir():
                     continue
@@ -117,18 +117,19 @@ class Tar(Source):
                 self._current = None
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise HashretError(f"{self._path} is broken: what follows its last image is no tar header")
+                raise HashretError(f"{self._path} is broken: the bytes after its last image are not a tar header")
 
     def _read(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
         if member is not self._current or archive.closed:  # type: ignore[attr-defined]  # unknown to typeshed
-            raise ValueError("a record of a .tar must be read before the next is taken")
+            raise ValueError("a record of a .tar must be read before the next one is requested")
         _check_member(member.size)
         if not member.isreg():
-            raise HashretError("cannot be read: a link, or no file at all")
+            raise HashretError("cannot be read: it is a link or a device, not a regular file")
         try:
             with archive.extractfile(member) as file:  # type: ignore[union-attr]  # a regular file has one
-                return b"".join(iter(partial(file.read, 2**20), b""))  # at once, a sparse one would be copied for ever
-        except Exception as error:  # as in Zip
+                # In blocks: read() of a whole sparse member takes quadratic time.
+                return b"".join(iter(partial(file.read, 2**20), b""))
+        except Exception as error:  # as in Zip._read
             raise HashretError(f"broken in the archive: {one_line(error)}") from None
 
 

@@ -1,4 +1,4 @@
-"""A batch of images, in whichever form it is given, prepared one by one and in order."""
+"""A batch of images in any accepted form, and a map over it in order."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
@@ -12,12 +12,15 @@ from hashret.parallel import in_order
 
 R = TypeVar("R")
 
-SMALL_FILE, SMALL_ARRAY = 2**12, 2**14  # bytes of images that are decoded one after the other
+SMALL_FILE, SMALL_ARRAY = 2**12, 2**14  # bytes of an image up to which threads cost more than they save
 
 
 def iter_images(images: Any) -> Iterable[Any]:
-    """The images of a batch: an array (n, h, w) or (n, h, w, c), a path, or a sequence of images; or vectors, an array
-    of floats (n, d). Raises ValueError for anything else."""
+    """Return the images of a batch as an iterable.
+
+    A batch is an array (n, h, w) or (n, h, w, c), a single path, a sequence of images, or vectors, an array of floats
+    (n, d). Raise ValueError for anything else.
+    """
     images = as_batch(images)
     if isinstance(images, np.ndarray) and vector_dim(images.shape, images.dtype) is None and images.ndim not in (3, 4):
         raise ValueError(
@@ -29,17 +32,17 @@ def iter_images(images: Any) -> Iterable[Any]:
     return images
 
 
-def map_images(prepare: Callable[[Any], R], images: Any) -> Iterator[R]:
-    """`prepare` of each of a batch of images, in their order, in parallel where that is faster."""
+def map_images(function: Callable[[Any], R], images: Any) -> Iterator[R]:
+    """Yield `function(image)` for each image of a batch, in order; in parallel where that is faster."""
     for small, group in groupby(iter_images(images), _is_small):
-        if small:  # threads would take longer to take turns than to decode
-            yield from map(prepare, group)
+        if small:  # handing an image to a thread takes longer than decoding it
+            yield from map(function, group)
         else:
-            yield from in_order(prepare, group)
+            yield from in_order(function, group)
 
 
 def _is_small(image: Any) -> bool:
-    """Whether an image is in memory and decoded in a fraction of a millisecond, beyond doubt or nearly so."""
+    """Return whether an image is in memory and so small that it decodes in a fraction of a millisecond."""
     return (isinstance(image, bytes) and len(image) <= SMALL_FILE) or (
         isinstance(image, np.ndarray) and image.nbytes <= SMALL_ARRAY
     )

@@ -1,7 +1,7 @@
-"""Contents: what an image, or a vector, is known by, which is a file's bytes or an array.
+"""Contents: the bytes of an image file, the pixels of an image in memory, or a vector.
 
-A content is read, hashed and given as the bytes of a file here, and nowhere else; what pixels it has is known by
-`hashret.data.images`.
+Only this module reads files, computes the SHA-256 of contents and converts them to bytes; `hashret.data.images` decodes
+them.
 """
 
 import hashlib
@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 
 from hashret.errors import HashretError, TooLarge, one_line
 
-Inputs = NDArray[np.uint8 | np.float32]  # pixels, or the numbers of vectors
+Inputs = NDArray[np.uint8 | np.float32]  # pixels of images, or vectors; one or many
 Content = bytes | Inputs
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**30  # of a content
 NPY_MAGIC = b"\x93NUMPY"
 
 
 class Prepared(NamedTuple):
-    """What a model sees of an image: uint8 (height, width, channels), and the size of the original. Of a vector it is
-    float32 (d,), and its size is d × 1."""
+    """One content as the input of a model, and its original size.
+
+    `pixels` is uint8 (height, width, channels) for an image, and float32 (d,) for a vector, whose size is d × 1.
+    """
 
     pixels: Inputs
     width: int
@@ -36,8 +38,11 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PreparedImages:
-    """A batch of images as the model of a fingerprint sees them: `pixels` as its preprocessing gives, one row an image,
-    and the `sha256` of each content, in the same order."""
+    """A batch of images, preprocessed for the model with this `fingerprint`.
+
+    `pixels` has one row per image, as the model's preprocessing returns it; `digests` are the SHA-256 of the contents
+    as hex, in the same order. A slice of it is a `PreparedImages` of these rows.
+    """
 
     pixels: Inputs
     digests: list[str]
@@ -47,18 +52,17 @@ class PreparedImages:
         return len(self.digests)
 
     def __getitem__(self, rows: slice) -> "PreparedImages":
-        """Some of the images."""
         return PreparedImages(self.pixels[rows], self.digests[rows], self.fingerprint)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file of at most `MAX_BYTES`.
+    """Return the bytes of a file of at most `MAX_BYTES`.
 
-    Raises HashretError; it is caused by an OSError where the file could not be read now but might be later.
+    Raise HashretError; its cause is an OSError if reading may succeed later.
     """
     try:
         status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe that would never end
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe may never end
             raise HashretError("cannot be read: not a regular file")
         if status.st_size > MAX_BYTES:
             raise TooLarge(too_large(status.st_size))
@@ -70,9 +74,10 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def content_bytes(content: Content) -> bytes:
-    """The bytes that stand for a content: a file's own, and for an array those of a `.npy` file (format 1.0).
+    """Return the canonical bytes of a content: those of the file, or for an array those of a `.npy` file, format 1.0.
 
-    The header is written here, because NumPy pads its own differently from release to release.
+    The header is written here because the padding of NumPy's own depends on its version. Raise ValueError for an array
+    that is neither an image nor a vector.
     """
     if isinstance(content, bytes):
         return content
@@ -81,7 +86,7 @@ def content_bytes(content: Content) -> bytes:
 
 
 def sha256(content: Content) -> str:
-    """The SHA-256 of `content_bytes(content)` as lower-case hex: what a content is known by."""
+    """Return the SHA-256 of `content_bytes(content)` as lower-case hex, which identifies a content."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     array = to_float32(content) if is_vector(content) else content
@@ -90,35 +95,35 @@ def sha256(content: Content) -> str:
     return str(digest.hexdigest())
 
 
-def to_float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
-    """Floats of any width as they are in contents: infinite where they are beyond float32."""
+def to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Convert floats of any width to contiguous little-endian float32; values out of range become infinite."""
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(numbers, "<f4")
+        return np.ascontiguousarray(array, "<f4")
 
 
 def to_vector(content: Content) -> NDArray[np.float32]:
-    """The numbers, float32 (d,), of a content that is a vector or a `.npy` file of one; HashretError for any other."""
+    """Return a content as a vector, float32 (d,). Raise HashretError unless it is one, or a `.npy` file of one."""
     array = read_npy(content) if isinstance(content, bytes) and content.startswith(NPY_MAGIC) else content
     if isinstance(array, bytes) or not is_vector(array):
-        raise HashretError("no vector: give floats in an array or a .npy file")
+        raise HashretError("no vector: give floats (d,) in an array or a .npy file")
     return to_float32(array)
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, Fortran order and dtype at the beginning of a `.npy` file, which is read up to its data.
+    """Read the header of a `.npy` file, and return shape, Fortran order and dtype; the file is then at its data.
 
-    Raises HashretError for anything else.
+    Raise HashretError for any other file.
     """
     try:
         if np.lib.format.read_magic(file) == (1, 0):
             return np.lib.format.read_array_header_1_0(file)
         return np.lib.format.read_array_header_2_0(file)
-    except Exception as error:  # whatever NumPy makes of bytes that lie
+    except Exception as error:  # NumPy raises many exception types for malformed headers
         raise HashretError(f"broken .npy: {one_line(error)}") from None
 
 
 def read_npy(data: bytes) -> Inputs:
-    """The pixels, or the numbers of a vector, that the bytes of a `.npy` file hold; HashretError for others."""
+    """Return the image or the vector in the bytes of a `.npy` file. Raise HashretError for any other array."""
     file = io.BytesIO(data)
     shape, fortran, dtype = read_npy_header(file)
     if dtype != np.uint8 and not (dtype.kind == "f" and len(shape) == 1):
@@ -131,25 +136,25 @@ def read_npy(data: bytes) -> Inputs:
 
 
 def describe_value(value: Any) -> str:
-    """The dtype and shape of an array, or else the type, for errors."""
+    """Return the dtype and shape of an array, or the type of any other value, for error texts."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def is_vector(array: NDArray[Any]) -> bool:
-    """Whether it is floats (d,), and not empty."""
+    """Return whether an array is a vector: floats (d,), not empty."""
     return array.ndim == 1 and array.dtype.kind == "f" and array.size > 0
 
 
 def check_content(array: NDArray[Any]) -> Inputs:
-    """The array as contents have it, vectors as float32; raises ValueError if it is neither a vector nor an image."""
+    """Return an image unchanged, and a vector as float32. Raise ValueError for any other array."""
     return to_float32(array) if is_vector(array) else check_array(array)
 
 
 def check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The same array; raises ValueError unless it is an image, uint8 (h, w) or (h, w, 1 | 3 | 4)."""
+    """Return the array unchanged. Raise ValueError unless it is an image, uint8 (h, w) or (h, w, 1 | 3 | 4)."""
     shape = array.shape
-    fits = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
-    if array.dtype != np.uint8 or not fits or not array.size:
+    valid = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+    if array.dtype != np.uint8 or not valid or not array.size:
         raise ValueError(
             "an image array is uint8 (h, w) or (h, w, 1 | 3 | 4), and a vector floats (d,), "
             f"not {describe_value(array)}"
@@ -164,11 +169,11 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def _npy_digest(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """The SHA-256 so far, before the numbers; raises ValueError unless contents have that shape and dtype."""
+    """Return the SHA-256 state after the header. Raise ValueError unless a content may have this shape and dtype."""
     check_content(np.broadcast_to(np.zeros((), dtype), shape))
     return hashlib.sha256(_npy_header(shape, dtype.str))
 
 
 def too_large(size: int) -> str:
-    """Why a file of so many bytes is not read."""
-    return f"{size / 2**30:.1f} GiB: more than the {MAX_BYTES // 2**30} that is read"
+    """Return the error text for a file of this many bytes."""
+    return f"{size / 2**30:.1f} GiB: more than the limit of {MAX_BYTES // 2**30} GiB"

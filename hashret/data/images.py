@@ -1,7 +1,7 @@
-"""Bytes → pixels: the one decoder, and the one way to crop and resize.
+"""Decode contents to pixels, crop and resize them.
 
-`decode` makes upright pixels of a content (see `hashret.data.contents`), whichever form it came in, and `resize` those
-of a size. The file is longer than most because nothing outside it may decode or resize an image in another way.
+The module is long because all decoding and resizing is here, so that codes depend on it alone. A content (see
+`hashret.data.contents`) gives the same pixels whichever form it comes in.
 """
 
 import errno
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-# Importing these registers their formats: Pillow then never loads the plugins we do not read with.
+# These imports register the formats, so that Pillow does not load its other plugins.
 from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin  # noqa: F401  isort: skip
 from PIL import Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
@@ -42,9 +42,9 @@ else:
     _AVIF = AvifImagePlugin.SUPPORTED
 
 MAX_PIXELS = 100_000_000
-DECODE_SECONDS = 30.0  # that a file may take, and two more for each megabyte: far more than any honest one does
+DECODE_SECONDS = 30.0  # limit per file, plus two seconds per megabyte: far more than an ordinary file takes
 
-# Pillow also reads formats that run a program or fit nearly any bytes (EPS, TGA, …); these are all we open.
+# The only formats to open: Pillow has others that run a program (EPS) or match almost any bytes (TGA).
 _FORMATS = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", *(["AVIF"] if _AVIF else [])]
 _MAGIC = {
     b"\xff\xd8": "JPEG",
@@ -60,12 +60,12 @@ _MAGIC = {
 _SUFFIXES = "jpg jpeg jpe jfif png apng gif bmp tif tiff webp ppm pgm pbm pnm jp2 j2k"
 SUFFIXES = frozenset(f".{suffix}" for suffix in (_SUFFIXES + " avif" * _AVIF).split())
 
-# Pillow logs some damage as an error besides raising it; without any handler Python would print that.
+# Pillow logs some damage besides raising an error; without a handler Python prints these records.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class Decoded(NamedTuple):
-    """An upright image: uint8 (h, w, 1 | 3), perhaps reduced or cropped, and the size of the original."""
+    """Upright pixels, uint8 (h, w, 1 | 3), possibly reduced or cropped, and the size of the original in pixels."""
 
     pixels: NDArray[np.uint8]
     width: int
@@ -73,10 +73,12 @@ class Decoded(NamedTuple):
 
 
 def to_content(image: Any) -> Content:
-    """The content of an image given as a path, bytes, a PIL image (its upright pixels), a uint8 array, or a vector.
+    """Return the content of an image.
 
-    Arrays are (h, w) or (h, w, 1 | 3 | 4); a vector is an array of floats (d,), and becomes float32. Raises ValueError
-    for anything else, and HashretError for a file that cannot be read or a PIL image that cannot be decoded.
+    An image is a path, bytes, a PIL image, a uint8 array (h, w) or (h, w, 1 | 3 | 4), or a vector, floats (d,).
+    The content of a path is the file's bytes, that of a PIL image its upright pixels, and that of a vector is float32.
+    Raise ValueError for anything else, and HashretError for a file that cannot be read or a
+    PIL image that cannot be decoded.
     """
     if isinstance(image, bytes):
         return image
@@ -96,30 +98,32 @@ def to_content(image: Any) -> Content:
 
 
 def as_batch(images: Any) -> Any:
-    """The images of a batch, which a path, a PIL image or bytes is by itself."""
+    """Return a batch unchanged, and a single path, PIL image or bytes object as a batch of one."""
     return [images] if isinstance(images, str | os.PathLike | bytes | Image.Image) else images
 
 
 def decode(content: Content, at_least: tuple[int, int] | None = None) -> Decoded:
-    """The upright pixels of a content: uint8 (h, w, 1) for grey images, (h, w, 3) for others.
+    """Decode a content to upright pixels, uint8: (h, w, 1) for grey images, (h, w, 3) for others.
 
-    EXIF orientation is applied, alpha laid over white, 16-bit grey scaled to 8; of an animation it is the first frame.
-    With `at_least` = (height, width) a JPEG may come at a half, a quarter or an eighth of its size, while its centre
-    crop to that aspect ratio still has twice that height and width. Raises HashretError, in one line, for anything that
-    cannot be decoded whole, has more than `MAX_PIXELS` pixels or more than `MAX_BYTES` bytes.
+    EXIF orientation is applied, alpha is blended over white, and 16-bit grey is scaled to 8 bits; an animation gives
+    its first frame. With `at_least` = (height, width), a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as
+    its centre crop to that aspect ratio has at least twice that height and width.
+
+    Raise HashretError, with a text of one line, for a content that cannot be decoded completely, and TooLarge for one
+    of more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes.
     """
     array = _as_array(content)
     if array is not None:
         return Decoded(array, array.shape[1], array.shape[0])
-    image, width, height = _decode_file(content, at_least)  # type: ignore[arg-type]  # bytes, as it is no array
+    image, width, height = _decode_file(content, at_least)  # type: ignore[arg-type]  # bytes here
     return Decoded(_pixels(image), width, height)
 
 
 def resize(content: Content, height: int, width: int) -> Decoded:
-    """The centre of a content, cropped to the aspect ratio of (height, width) and resized to it, in its own channels.
+    """Decode a content, crop its centre to the aspect ratio of (height, width), and resize it to that size.
 
-    Resizing is one antialiased pass (a triangle filter as wide as the reduction) over the decoded image. Raises as
-    `decode` does.
+    Resizing is one antialiased pass over the decoded image: a triangle filter whose width grows with the reduction.
+    Grey images stay grey. Raise as `decode` does.
     """
     array = _as_array(content)
     if array is not None:
@@ -131,23 +135,26 @@ def resize(content: Content, height: int, width: int) -> Decoded:
         image, original_width, original_height = _decode_file(content, (height, width))  # type: ignore[arg-type]
     w, h = image.size
     scale = min(w / width, h / height)
-    if scale == 1:  # a crop alone, on whole pixels: a shift by half a pixel would blur
+    if scale == 1:  # only crop, at integer positions: a shift by half a pixel would blur
         left, top = (w - width) // 2, (h - height) // 2
         image = image.crop((left, top, left + width, top + height))
     else:
-        right, bottom = min((w + width * scale) / 2, w), min((h + height * scale) / 2, h)  # never over the edge
+        right, bottom = (
+            min((w + width * scale) / 2, w),
+            min((h + height * scale) / 2, h),
+        )  # rounding must not pass the edge
         image = image.resize((width, height), Image.Resampling.BILINEAR, (w - right, h - bottom, right, bottom))
     return Decoded(_pixels(image), original_width, original_height)
 
 
 def has_colour(pixels: NDArray[np.uint8], tolerance: int = 4) -> bool:
-    """Whether the channels of any pixel, uint8 (…, 1 | 3), differ by more than `tolerance` levels.
+    """Return whether the channels of any pixel, uint8 (…, 1 | 3), differ by more than `tolerance` levels.
 
-    4 is what JPEG makes of grey at worst when both chroma values are rounded one step away from it.
+    In a grey JPEG they differ by up to 4 levels, if both chroma values are rounded one step away from grey.
     """
     if pixels.shape[-1] == 1:
         return False
-    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]  # by planes: far faster than max(axis=-1)
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]  # much faster than max(axis=-1)
     brightest, darkest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     return bool((brightest - darkest > tolerance).any())
 
@@ -158,20 +165,20 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _too_many(pixels: int) -> str:
-    return f"{-(-pixels // 1_000_000)} megapixels: more than the {MAX_PIXELS // 1_000_000} that are read"
+    return f"{-(-pixels // 1_000_000)} megapixels: more than the limit of {MAX_PIXELS // 1_000_000}"
 
 
 def _as_array(content: Content) -> NDArray[np.uint8] | None:
-    """The pixels, uint8 (h, w, 1 | 3), of a content that is an array or the bytes of one; None for another file."""
+    """Return the pixels, uint8 (h, w, 1 | 3), of an array or a `.npy` file; None for the bytes of any other file."""
     if isinstance(content, np.ndarray):
-        found = check_content(content)
+        values = check_content(content)
     elif content.startswith(NPY_MAGIC):
-        found = read_npy(content)
+        values = read_npy(content)
     else:
         return None
-    if is_vector(found):
-        raise HashretError(f"no image: a vector of {len(found)} numbers, which has no picture")
-    array = check_array(found)
+    if is_vector(values):
+        raise HashretError(f"no image: a vector of {len(values)} numbers, which cannot be shown")
+    array = check_array(values)
     _check_size(array.shape[1], array.shape[0])
     if array.ndim == 2:
         return array[..., None]
@@ -179,58 +186,59 @@ def _as_array(content: Content) -> NDArray[np.uint8] | None:
 
 
 def _decode_file(data: bytes, at_least: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
-    """An upright image in mode L or RGB, perhaps reduced, and the width and height of the original."""
+    """Return an upright image in mode L or RGB, possibly reduced, and the width and height of the original."""
     if len(data) > MAX_BYTES:
         raise TooLarge(too_large(len(data)))
     try:
         with quiet_pillow():
-            image: Image.Image = Image.open(_Watched(data), formats=_FORMATS)
+            image: Image.Image = Image.open(_TimedFile(data), formats=_FORMATS)
             _check_size(*image.size)
             width, height = image.size
             if image.format == "PNG" and width * height * data[24] > 8 * 1032 * len(data):
-                # zlib packs no more than 1032 : 1, so its pixels (of data[24] bits) cannot all be there; Pillow would
-                # make the missing ones black.
+                # zlib compresses by 1032 : 1 at most, so pixels (of data[24] bits) are missing; Pillow would fill
+                # them with black.
                 raise HashretError("truncated PNG")
             if at_least and isinstance(image, JpegImagePlugin.JpegImageFile):
-                turned = _orientation(image) >= 5
-                image.draft(None, (2 * at_least[not turned], 2 * at_least[turned]))
+                transposed = _orientation(image) >= 5
+                image.draft(None, (2 * at_least[not transposed], 2 * at_least[transposed]))
             image.load()
-            turned = _orientation(image) >= 5  # only now: a PNG may say it at its end, and a TIFF was turned by loading
-            return _upright(image), *((height, width) if turned else (width, height))
+            # Read after load(): a PNG may store EXIF at its end, and load() rotates a TIFF.
+            transposed = _orientation(image) >= 5
+            return _upright(image), *((height, width) if transposed else (width, height))
     except HashretError:
         raise
-    except Image.DecompressionBombError as error:  # more than twice Pillow's own limit; its text has the number
+    except Image.DecompressionBombError as error:  # over twice Pillow's own limit; its text has the pixel count
         raise TooLarge(_too_many(int(re.findall(r"\d+", str(error))[0]))) from None
-    except MemoryError:  # which is said of the computer as it is now, not of the file
+    except MemoryError:  # the machine's state, not a fault of the file: decoding may succeed later
         raise HashretError("cannot be read: not enough memory") from OSError(errno.ENOMEM, "not enough memory")
-    except Exception as error:  # Pillow raises a dozen kinds, down to ZeroDivisionError, for files that are broken
+    except Exception as error:  # Pillow raises many exception types, even ZeroDivisionError, for broken files
         raise HashretError(_reason(data, error)) from None
 
 
-class _Watched(io.BytesIO):
-    """A file that Pillow may read from for so long: a few kilobytes can keep a decoder busy for hours.
+class _TimedFile(io.BytesIO):
+    """A file in memory whose `read` raises once decoding has taken too long: a few kilobytes can take hours.
 
-    The time is that of this thread on its processor, so that it does not run out because other programs do.
+    It counts the CPU time of this thread, so that other programs cannot exhaust the limit.
     """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._most = DECODE_SECONDS + len(data) / 2**19
-        self._end = time.thread_time() + self._most
+        self._limit = DECODE_SECONDS + len(data) / 2**19
+        self._end = time.thread_time() + self._limit
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.thread_time() > self._end:
-            raise HashretError(f"takes more than the {self._most:.0f} seconds that it may take to decode")
+            raise HashretError(f"decoding takes longer than the limit of {self._limit:.0f} seconds")
         return super().read(size)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
+    method = _TRANSPOSE.get(_orientation(image))
     image = _flatten(image)
-    return image if turn is None else image.transpose(turn)
+    return image if method is None else image.transpose(method)
 
 
-_TURNS = {
+_TRANSPOSE = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -244,19 +252,19 @@ _TURNS = {
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112)
-    except Exception:  # EXIF is a remark beside the image: a broken one must not cost us the image
+    except Exception:  # broken EXIF does not make the pixels unreadable
         return 1
-    return value if isinstance(value, int) and value in _TURNS else 1
+    return value if isinstance(value, int) and value in _TRANSPOSE else 1
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """The same image in mode L or RGB: alpha over white, palette looked up, 16 bits scaled to 8."""
+    """Convert an image to mode L or RGB: alpha blended over white, palettes applied, 16 bits scaled to 8."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
         return _scale_16_bits(image)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no white; save it with 8 or 16 bits")
+        raise ValueError("floating-point pixels have no defined white; save it with 8 or 16 bits")
     grey = image.mode in ("1", "L", "LA", "La")
     if not image.has_transparency_data:
         return image.convert("L" if grey else "RGB")
@@ -270,14 +278,14 @@ def _scale_16_bits(image: Image.Image) -> Image.Image:
     wide = np.asarray(image)
     if wide.min() < 0 or wide.max() > 65535:
         raise ValueError("pixels beyond 16 bits; save it with 8 or 16 bits")
-    clear = image.info.get("transparency")
+    transparent_level = image.info.get("transparency")
     pixels = np.empty(wide.shape, np.uint8)
-    for start in range(0, wide.size, 2**20):  # all at once would take gigabytes
+    for start in range(0, wide.size, 2**20):  # in blocks: the whole image would take gigabytes
         levels = wide.reshape(-1)[start : start + 2**20].astype(np.int32)
         part = pixels.reshape(-1)[start : start + 2**20]
         part[...] = (levels + 128) // 257  # 65535 / 257 = 255
-        if isinstance(clear, int):
-            part[levels == clear] = 255
+        if isinstance(transparent_level, int):
+            part[levels == transparent_level] = 255
     return Image.fromarray(pixels)
 
 
@@ -287,12 +295,15 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _reason(data: bytes, error: Exception) -> str:
-    kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
-    kind = "AVIF" if data[4:12] == b"ftypavif" else kind
+    """Return the error text for data that a decoder failed on."""
+    format_name = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+    format_name = "AVIF" if data[4:12] == b"ftypavif" else format_name
     if not data:
         return "no image: an empty file"
     if isinstance(error, UnidentifiedImageError):
-        return f"broken {kind}: its header is not one" if kind else f"no image: no format begins with {data[:8]!r}"
+        if format_name:
+            return f"broken {format_name}: its header is invalid"
+        return f"no image: no format begins with {data[:8]!r}"
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
-        return f"truncated {kind or 'image'}"
-    return f"broken {kind or 'image'}: {one_line(error)}"
+        return f"truncated {format_name or 'image'}"
+    return f"broken {format_name or 'image'}: {one_line(error)}"

@@ -1,8 +1,8 @@
-"""What is known of images besides their pixels: a flat dictionary for each, from Python, a CSV or a JSON Lines file.
+"""Metadata of images: a flat dictionary for each image, from Python, a CSV or a JSON Lines file.
 
-A file names its images in the column `path`, `file_name` or `name` (the first of them that it has), relative to the
-source; every other column is a key. Values are JSON's scalars. In CSV, what reads as a number is one, an empty cell is
-no value, and everything else is a text; JSON Lines says itself what is what.
+A file names its images in the column `path`, `file_name` or `name` (the first of these that it has), relative to the
+source; every other column is a key. Values are JSON's scalars. In CSV, a cell that reads as a number is a number, an
+empty cell has no value, and any other cell is a string; JSON Lines has types of its own.
 """
 
 import csv
@@ -17,7 +17,7 @@ from hashret.errors import HashretError, one_line
 from hashret.results import Root, is_key
 
 Metadata = dict[str, Any]
-MetadataRow = tuple[str, Metadata]  # an image's name in its source, and what is known of it
+MetadataRow = tuple[str, Metadata]  # the name of an image in its source, and its metadata
 
 MAX_BYTES = 50_000  # of one item's metadata, as JSON
 NAME_COLUMNS = ("path", "file_name", "name")
@@ -25,9 +25,9 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def check_metadata(metadata: Any) -> Metadata:
-    """The same as a dict; raises ValueError unless keys are possible ones, and values JSON's scalars."""
+    """Return the metadata of an image as a dict. Raise ValueError for an invalid key or a value that is no scalar."""
     if not isinstance(metadata, Mapping):
-        raise ValueError(f"metadata must be a dict for each image, not {type(metadata).__name__}")
+        raise ValueError(f"metadata of an image must be a dict, not {type(metadata).__name__}")
     for key, value in metadata.items():
         if not isinstance(key, str) or not is_key(key):
             raise ValueError(f'{key!r} cannot be a key of metadata: 1 to 200 characters, no ", \\ or line breaks')
@@ -42,30 +42,30 @@ def check_metadata(metadata: Any) -> Metadata:
     return dict(metadata)
 
 
-def open_metadata(given: Mapping[str, Any] | str | os.PathLike[str] | None, root: Root) -> Iterable[MetadataRow]:
-    """The rows, checked and to be gone through any number of times, for a source whose names begin with `root`.
+def open_metadata(metadata: Mapping[str, Any] | str | os.PathLike[str] | None, root: Root) -> Iterable[MetadataRow]:
+    """Return checked rows of metadata, which can be iterated any number of times, for the source with this `root`.
 
-    They are those given, or those of a file, or else of `metadata.csv` or `metadata.jsonl` in the source, if it is a
-    folder, or `NAME.metadata.csv` beside it, if it is the file NAME. Raises HashretError for what is wrong in a file,
-    and ValueError for what is wrong in a mapping.
+    `metadata` maps names to metadata, or is the path of a file. None means the file `metadata.csv` or `metadata.jsonl`
+    in a source that is a folder, and `NAME.metadata.csv` or `.jsonl` beside a source that is the file NAME; without
+    one there are no rows. Raise HashretError for a faulty file, and ValueError for a faulty mapping.
     """
-    if isinstance(given, Mapping):
-        return [(_relative(str(name), root), check_metadata(metadata)) for name, metadata in given.items()]
-    file = _beside(root) if given is None else Path(given)
+    if isinstance(metadata, Mapping):
+        return [(_relative(str(name), root), check_metadata(values)) for name, values in metadata.items()]
+    file = _beside(root) if metadata is None else Path(metadata)
     if file is None:
         return []
     rows = MetadataFile(file, root)
-    for _ in rows:  # now, rather than when half of it is stored
+    for _ in rows:  # check all rows before the first is stored
         pass
     return rows
 
 
 class MetadataFile:
-    """The rows of a file, a few of them in memory at a time."""
+    """The rows of a file, which are parsed while they are iterated."""
 
     def __init__(self, path: Path, root: Root) -> None:
         if path.suffix.lower() not in (".csv", ".jsonl"):
-            raise HashretError(f"{path} is no metadata: give a .csv or .jsonl file")
+            raise HashretError(f"{path} is not a metadata file: give a .csv or .jsonl file")
         self._path, self._root = path, root
         self._read: Callable[[IO[str]], Iterable[tuple[int, Any]]] = _json_lines
         self._parse: Callable[[Any], Metadata] = _from_json
@@ -73,15 +73,15 @@ class MetadataFile:
             self._read, self._parse = _csv_rows, _from_csv
 
     def __iter__(self) -> Iterator[MetadataRow]:
-        before = 0  # lines that are good
+        before = 0  # lines before the current row
         try:
             with self._path.open(encoding="utf-8-sig", newline="") as file:
-                for before, raw in self._read(file):  # noqa: B007  # for the errors below
+                for before, raw in self._read(file):  # noqa: B007  # the errors below use it
                     row = self._parse(raw)
                     column = next((name for name in NAME_COLUMNS if name in row), NAME_COLUMNS[0])
                     name = row.pop(column, None)
                     if not isinstance(name, str) or not name:
-                        raise ValueError(f"it names no image: that is what a column {', '.join(NAME_COLUMNS)} is for")
+                        raise ValueError(f"it names no image: add a column {' or '.join(NAME_COLUMNS)}")
                     yield _relative(name, self._root), check_metadata(row)
         except OSError as error:
             raise HashretError(f"{self._path} cannot be read: {error.strerror}") from error
@@ -90,7 +90,7 @@ class MetadataFile:
 
 
 def _csv_rows(file: IO[str]) -> Iterator[tuple[int, Any]]:
-    """Each row, and the number of lines before it."""
+    """Yield each row after the number of lines before it."""
     rows = csv.DictReader(file, strict=True)
     before = 1
     for row in rows:
@@ -99,25 +99,25 @@ def _csv_rows(file: IO[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _json_lines(file: IO[str]) -> Iterator[tuple[int, str]]:
-    """Each line that is not empty, and the number of lines before it."""
+    """Yield each line that is not empty after the number of lines before it."""
     return ((before, line) for before, line in enumerate(file) if line.strip())
 
 
 def _from_csv(row: dict[Any, Any]) -> Metadata:
     if None in row or None in row.values():
-        raise ValueError("it has more cells, or fewer, than the first line")
+        raise ValueError("it has another number of cells than the first line")
     return {key: cell if key in NAME_COLUMNS else _value(cell) for key, cell in row.items() if cell != ""}
 
 
 def _from_json(line: str) -> Metadata:
     row = json.loads(line)
     if not isinstance(row, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return row
 
 
 def _value(cell: str) -> str | float:
-    """What a cell says: a number if it reads as one, else a text."""
+    """Return the value of a cell: a number if it reads as one, the string otherwise."""
     number = _NUMBER.fullmatch(cell)
     if number is None:
         return cell
@@ -125,16 +125,16 @@ def _value(cell: str) -> str | float:
 
 
 def _relative(name: str, root: Root) -> str:
-    """An image's name in the source, which may have been given as a whole path."""
+    """Return the name of an image relative to the source, from that name or a full path."""
     return name.removeprefix(root).removeprefix("./")
 
 
 def _beside(root: Root) -> Path | None:
-    """The file that lies with a source, if there is one."""
+    """Return the metadata file in or beside a source; None without one. Raise HashretError for two."""
     if not Path(root).is_absolute():
         return None
     base = f"{root}metadata" if root.is_folder else f"{root.location}.metadata"
-    found = [path for path in (Path(f"{base}.csv"), Path(f"{base}.jsonl")) if path.is_file()]
-    if len(found) > 1:
-        raise HashretError(f"{found[0]} and {found[1].name} both lie there: keep one, or name one with --meta")
-    return found[0] if found else None
+    files = [path for path in (Path(f"{base}.csv"), Path(f"{base}.jsonl")) if path.is_file()]
+    if len(files) > 1:
+        raise HashretError(f"{files[0]} and {files[1].name} both exist: keep one, or name one with --meta")
+    return files[0] if files else None

@@ -1,7 +1,7 @@
-"""Preprocessing: what every content goes through before a model sees it, as stored with the model.
+"""Preprocessing: the conversion of contents to the inputs of a model, stored with the model.
 
-A kind of content (images, vectors) is one class with the methods of `Preprocessing`, so that nothing else asks which
-kind it has; `stored_preprocessing` and `describe` are where its name is looked up.
+Images and vectors have one class each with the methods of `Preprocessing`. Only `stored_preprocessing` and `describe`
+choose between the classes; all other code uses the protocol.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ from hashret.data.vectors import VectorPreprocessing
 
 
 class Preprocessing(Protocol):
-    """How a content becomes what a model sees: `ImagePreprocessing` or `VectorPreprocessing`."""
+    """The conversion of contents to inputs: `ImagePreprocessing` or `VectorPreprocessing`."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what a model sees."""
+        """The dtype of an input."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what a model sees: (height, width, channels) of an image, (d,) of a vector."""
+        """The shape of an input: (height, width, channels) for an image, (d,) for a vector."""
 
     @property
     def height(self) -> int: ...
@@ -39,42 +39,42 @@ class Preprocessing(Protocol):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """The (height, width) that contents are resized to, for `sample`; None if that is not done to them."""
+        """The (height, width) that contents are resized to; None for vectors."""
 
     def __call__(self, content: Content) -> Prepared:
-        """The content as the model sees it, and its own size. Raises HashretError for one that cannot be made so."""
+        """Return a content as an input, and its original size. Raise HashretError if it cannot be converted."""
 
     def batch(self, rows: NDArray[Any]) -> Inputs:
-        """Contents of one shape, (n, …), as the model sees them: the same as one by one, but faster."""
+        """Return contents of one shape, (n, …), as inputs: equal to separate calls, but faster."""
 
     def describe(self) -> str:
-        """What the model takes, in words: "images of 32 × 32 × 3"."""
+        """Return what the model takes as text: "images of 32 × 32 × 3"."""
 
     def check_source(self, source: Source, advice: str = ...) -> None:
-        """Raise HashretError, with the advice at its end, if the contents of a source are none that the model takes."""
+        """Raise HashretError, whose text ends in `advice`, if the model does not take the contents of a source."""
 
     def require_images(self, purpose: str, advice: str = ...) -> None:
-        """Raise HashretError, with the advice at its end, if what a model sees has no picture to `purpose` (a verb)."""
+        """Raise HashretError, whose text ends in `advice`, if inputs are no images to `purpose` (a verb)."""
 
     def to_dict(self) -> dict[str, int]:
-        """Its numbers by name, for `config.json`."""
+        """Return its settings by name, for `config.json`."""
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """What is too long for `config.json`."""
+        """Return its arrays by name, which are too long for `config.json`."""
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
-        """The inverse of `to_dict` and `tensors`; raises ValueError for what they cannot have given."""
+        """Invert `to_dict` and `tensors`. Raise ValueError for invalid values."""
 
     @staticmethod
     def describe_stored(values: Mapping[str, int]) -> str:
-        """`describe()` of the one that `to_dict` gave these values; raises KeyError if they lack one."""
+        """Return `describe()` from the values of `to_dict`. Raise KeyError if one is missing."""
 
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """Images: centre crop to the aspect ratio of (height, width), antialiased resize, then grey ↔ colour (ITU-R 601
-    luma)."""
+    """Crop the centre of an image to the aspect ratio of (height, width), resize it with antialiasing, and convert it
+    to `channels`: 1 for grey (ITU-R 601 luma), 3 for colour."""
 
     height: int
     width: int
@@ -84,7 +84,7 @@ class ImagePreprocessing:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what a model sees: (height, width, channels)."""
+        """The shape of an input: (height, width, channels)."""
         return self.height, self.width, self.channels
 
     @property
@@ -101,14 +101,14 @@ class ImagePreprocessing:
             raise ValueError(f"height × width must be at most {MAX_PIXELS}, not {self.height} × {self.width}")
 
     def __call__(self, content: Content) -> Prepared:
-        """The content as the model sees it, uint8 (height, width, channels); raises as `decode` does."""
+        """Return a content as an input, uint8 (height, width, channels), with its original size. Raise as `decode`."""
         pixels, width, height = resize(content, self.height, self.width)
         return Prepared(self._convert(pixels), width, height)
 
     def batch(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
-        """Images of one size, uint8 (n, h, w, 1 | 3 | 4), as the model sees them: the same as one by one, but faster.
+        """Return images of one size, uint8 (n, h, w, 1 | 3 | 4), as inputs: equal to separate calls, but faster.
 
-        When nothing has to change the result is `rows` itself.
+        The result is `rows` itself if they have the size and channels of inputs. Raise ValueError for another array.
         """
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 4:
             raise ValueError(f"rows must be a uint8 array of shape (n, h, w, channels), not {describe_value(rows)}")
@@ -127,21 +127,21 @@ class ImagePreprocessing:
         check_contents(source, source.numbers is None, self.describe(), advice)
 
     def require_images(self, purpose: str, advice: str = "") -> None:
-        """Images have pictures: this raises nothing."""
+        """Do nothing: inputs are images."""
 
     def to_dict(self) -> dict[str, int]:
-        """The three numbers by name, for `config.json`."""
+        """Return height, width and channels by name, for `config.json`."""
         return asdict(self)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """What is too long for `config.json`: nothing."""
+        """Return no arrays."""
         return {}
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
-        """The inverse of `to_dict` and `tensors`; raises ValueError for other names or values."""
+        """Invert `to_dict` and `tensors`. Raise ValueError for other names or values."""
         if tensors:
-            raise ValueError(f"preprocessing of images has no {sorted(tensors)}")
+            raise ValueError(f"preprocessing of images has no arrays {sorted(tensors)}")
         if set(values) != {"height", "width", "channels"}:
             raise ValueError(f"preprocessing has height, width and channels, not {sorted(values)}")
         return cls(**values)
@@ -155,20 +155,20 @@ class ImagePreprocessing:
             return pixels
         if self.channels == 3:
             return np.repeat(pixels, 3, axis=-1)
-        # ITU-R 601-2 luma in the same integers as Pillow's convert("L").
+        # ITU-R 601-2 luma in the integer arithmetic of Pillow's convert("L").
         weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
         return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
 def stored_preprocessing(values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Preprocessing:
-    """The inverse of `to_dict` and `tensors`; raises ValueError for what they cannot have given."""
-    return _kind(values).from_stored(values, tensors)
+    """Return the preprocessing with these values of `to_dict` and `tensors`. Raise ValueError for invalid ones."""
+    return _preprocessing_type(values).from_stored(values, tensors)
 
 
 def describe(values: Mapping[str, int]) -> str:
-    """In words what a model takes, by `to_dict` of its preprocessing; raises KeyError if that lacks a value."""
-    return _kind(values).describe_stored(values)
+    """Return what a model takes as text, from `to_dict` of its preprocessing. Raise KeyError if a value is missing."""
+    return _preprocessing_type(values).describe_stored(values)
 
 
-def _kind(values: Mapping[str, Any]) -> type[Preprocessing]:
+def _preprocessing_type(values: Mapping[str, Any]) -> type[Preprocessing]:
     return VectorPreprocessing if "numbers" in values else ImagePreprocessing

@@ -1,4 +1,4 @@
-"""Records: the images, or vectors, of a source one by one, and what every form of source is to the rest of hashret."""
+"""Records and sources: `Source` is the interface of all sources, and a `Record` is one image or vector of a source."""
 
 import os
 from abc import ABC, abstractmethod
@@ -14,10 +14,10 @@ from hashret.results import Root
 
 
 class Record(NamedTuple):
-    """One image of a source: its name there, its size in bytes, and how to read it.
+    """One image or vector of a source: its name, size in bytes, modification time in ns, label, and reader.
 
-    `size` and `mtime_ns` stay the same while the image does. `read` raises HashretError, which is caused by an OSError
-    where the image could not be read now but might be later.
+    An unchanged image keeps its `size` and `mtime_ns`. `read` returns the content. It raises HashretError, whose cause
+    is an OSError if reading may succeed later.
     """
 
     name: str
@@ -28,35 +28,35 @@ class Record(NamedTuple):
 
 
 class Source(ABC):
-    """A stream of records, the same at every pass, which holds a few of them at a time.
+    """An iterable of records that yields the same records in the same order in every pass, and holds few in memory.
 
-    A form of source sets `root`, says by the other attributes what is special about it, and gives the records.
+    A subclass sets `root` and the attributes that differ from the defaults, and implements `__iter__`.
     """
 
-    root: Root  # what is in front of a record's name in its full path
-    ignored: int = 0  # files passed over in this pass, because of their suffix or because they are hidden
-    streaming: bool = False  # a record must be read before the next is taken, and in the thread that iterates
-    arrays: bool = False  # contents are arrays, with nothing to decode
-    length: int | None = None  # number of records, where it is known beforehand
+    root: Root  # prefix of the full path of a record, before its name
+    ignored: int = 0  # files that this pass ignored, because of their suffix or because they are hidden
+    streaming: bool = False  # a record must be read before the next one is requested, in the iterating thread
+    arrays: bool = False  # contents are arrays, which need no decoding
+    length: int | None = None  # number of records, if known in advance
     numbers: int | None = None  # in every content, where they are vectors
 
     @abstractmethod
     def __iter__(self) -> Iterator[Record]: ...
 
     def find(self, name: str) -> Record | None:
-        """The record of this name, already read if it must be; None if there is none."""
+        """Return the record with this name, or None. The record of a streaming source is already read."""
         for record in self:
             if record.name == name:
                 return record._replace(read=partial(bytes, record.read())) if self.streaming else record
         return None
 
     def describe(self) -> str:
-        """What its contents are, in words: "images", or "vectors of 64 numbers"."""
+        """Return the type of its contents as text: "images", or "vectors of 64 numbers"."""
         return "images" if self.numbers is None else f"vectors of {self.numbers:,} numbers"
 
 
 class LabelledSource(Source):
-    """A source whose records have these labels, in its order, instead of their own."""
+    """A source whose labels are replaced by `labels`, in order. A pass raises ValueError if their number differs."""
 
     def __init__(self, source: Source, labels: Sequence[object]) -> None:
         self.root, self.streaming, self.arrays, self.length = source.root, source.streaming, source.arrays, len(labels)
@@ -65,20 +65,20 @@ class LabelledSource(Source):
 
     def __iter__(self) -> Iterator[Record]:
         labels = iter(self._labels)
-        number = 0
-        for number, record in enumerate(self._source, 1):
-            if number > len(self._labels):
+        count = 0
+        for count, record in enumerate(self._source, 1):
+            if count > len(self._labels):
                 break
             label = next(labels)
             yield record._replace(label=None if label is None else str(label))
         self.ignored = self._source.ignored
-        if number != len(self._labels):
-            more = "more than" if number > len(self._labels) else f"only {number} of"
-            raise ValueError(f"there are {more} the {len(self._labels)} images that labels were given for")
+        if count != len(self._labels):
+            images = "more images" if count > len(self._labels) else f"only {count} images"
+            raise ValueError(f"there are {images} for {len(self._labels)} labels: give one label per image")
 
 
 def read(record: Record) -> Content | HashretError:
-    """The content of a record, or why it has none."""
+    """Return the content of a record, or the error of reading it."""
     try:
         return record.read()
     except HashretError as error:
@@ -86,28 +86,30 @@ def read(record: Record) -> Content | HashretError:
 
 
 def without_traceback(error: HashretError) -> HashretError:
-    """The same error without the calls that led to it, which would keep whole files that they were given in memory."""
+    """Return the error without its traceback and context, whose frames would keep file contents in memory."""
     error.__context__ = None
     return error.with_traceback(None)
 
 
-def check_contents(source: Source, fits: bool, takes: str, advice: str) -> None:
-    """Raise HashretError unless the contents of a source are what a model takes, which are given in words."""
-    if not fits:
-        raise HashretError(f"{source.root.location} has {source.describe()}, and the model takes {takes}: {advice}")
+def check_contents(source: Source, accepted: bool, description: str, advice: str) -> None:
+    """Raise HashretError unless the contents of a source are accepted; `description` says what the model takes."""
+    if not accepted:
+        raise HashretError(
+            f"{source.root.location} has {source.describe()}, and the model takes {description}: {advice}"
+        )
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is an image: by its suffix, unless it or a folder in its name is hidden."""
+    """Return whether a name is that of an image, by its suffix; a hidden file, or one in a hidden folder, is not."""
     _, dot, suffix = name.rpartition(".")
     return dot + suffix.lower() in SUFFIXES and not name.startswith(".") and "/." not in name
 
 
 def label_of(name: str) -> str | None:
-    """The folder that an image lies in directly, if it is one of the source's."""
+    """Return the innermost folder in the name of an image as its label; None without a folder."""
     return name.split("/")[-2] if "/" in name else None
 
 
 def absolute(path: Path) -> str:
-    """A path from the file system's root, which has one spelling for one folder."""
-    return os.path.abspath(path)  # noqa: PTH100  # unlike Path.absolute it takes "..": one folder, one root
+    """Return the absolute path without "..", so that a folder has one spelling."""
+    return os.path.abspath(path)  # noqa: PTH100  # Path.absolute keeps ".."

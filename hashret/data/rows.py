@@ -1,4 +1,4 @@
-"""The rows of an array as a source: of an IDX, .npy or .npz file, of a data set, or of an array in memory."""
+"""The rows of an array as a source."""
 
 import re
 from collections.abc import Iterator
@@ -10,11 +10,14 @@ from hashret.data.arrays import LazyArray
 from hashret.data.records import Record, Source
 from hashret.results import Root
 
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # as int64 has it
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # a non-negative int64 without leading zeros
 
 
 class ArrayRows(Source):
-    """The rows of an array, which are views into its blocks: names are row numbers."""
+    """The rows of an IDX, .npy or .npz file, a data set, or an array in memory; names are row numbers.
+
+    Contents are views into the blocks of the array.
+    """
 
     arrays = True
 
@@ -34,13 +37,13 @@ class ArrayRows(Source):
     def find(self, name: str) -> Record | None:
         if not _NUMBER.fullmatch(name):
             return None
-        number = wanted = int(name)
-        for block in self._array.blocks():  # by whole blocks: a record for each row before it would cost far more
-            if number < len(block):
-                return self._record(wanted, block[number])
-            number -= len(block)
+        number = offset = int(name)
+        for block in self._array.blocks():  # skip whole blocks, without a record for each of their rows
+            if offset < len(block):
+                return self._record(number, block[offset])
+            offset -= len(block)
         return None
 
     def _record(self, number: int, row: NDArray[np.uint8]) -> Record:
         label = None if self._array.labels is None else self._array.labels[number]
-        return Record(str(number), row.nbytes, self._mtime_ns, label, row.view)  # view(): the row itself
+        return Record(str(number), row.nbytes, self._mtime_ns, label, row.view)  # view() returns the row without a copy

@@ -1,4 +1,4 @@
-"""The images that a model learns from, drawn from a source in one pass, and the preprocessing that fits them."""
+"""Draw training images from a source in one pass, and choose their preprocessing."""
 
 import contextlib
 import random
@@ -18,19 +18,19 @@ from hashret.data.vectors import NOT_FINITE, VectorPreprocessing
 from hashret.errors import HashretError
 from hashret.parallel import in_order
 
-MAX_SIDE, MIN_SIDE = 32, 8  # at 32 a minute on two cores teaches a model something; at 64, four times as slow, not
-MAX_ORIGINALS = 2**28  # bytes
+MAX_SIDE, MIN_SIDE = 32, 8  # 32: a minute on two cores trains a useful model; a side of 64 takes four times as long
+MAX_ORIGINALS = 2**28  # bytes of original images in memory
 
 T = TypeVar("T")
 Failures = list[tuple[str, str]]  # (name, reason)
 
 
 class Sample(NamedTuple):
-    """Images chosen from a source, as the chosen preprocessing makes them: uint8 (n, height, width, channels). Vectors
-    are float32 (n, d), and as they are in the source.
+    """A random sample of a source.
 
-    `labels` are those of the images; `seen` counts the records of the source; `failures` are (name, reason) of chosen
-    images that could not be read.
+    `images` are preprocessed images, uint8 (n, height, width, channels), or vectors without preprocessing, float32
+    (n, d). `labels` has one entry per image; `seen` counts the records of the source; `failures` are (name, reason) of
+    drawn images that could not be read.
     """
 
     images: Inputs
@@ -48,37 +48,39 @@ def sample(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Sample:
-    """At most `limit` images of a source, each with the same chance, and the preprocessing that fits them.
+    """Draw at most `limit` images of a source uniformly at random, and choose their preprocessing.
 
-    One pass, in memory for the result and a quarter of a gigabyte; only chosen images are decoded. `size` is (height,
-    width). Without it, images that all have one size with sides up to 32 keep that; others become squares of 32, or of
-    the median short side where that is smaller, but at least 8 (the median is not waited for, and the side is 32, once
-    the originals of images larger than 32 fill the quarter gigabyte). The model sees colour when any image has some
-    (`images.has_colour`). `progress` is called with the number of records seen. The same seed gives the same sample.
-    Raises HashretError when there is no image or none that can be read, or a size for vectors, ValueError for an
-    impossible size or limit.
+    The source is read in one pass, and only drawn images are decoded. Memory holds the result and a quarter of a
+    gigabyte. The same `seed` gives the same sample. `progress` is called with the number of records seen.
+
+    `size` is (height, width). Without it, images of one common size with sides up to 32 keep that size. Others become
+    squares, whose side is the median short side, between 8 and 32; it is 32 without computing the median if the
+    originals of larger images exceed the quarter of a gigabyte. The preprocessing has three channels if any image has
+    colour (`images.has_colour`), and one otherwise.
+
+    Raise HashretError if the source has no image, or none that can be read, or if vectors are given a size. Raise
+    ValueError for an invalid size or limit.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit!r}")
     if size is not None:
         ImagePreprocessing(*size, channels=1)  # raises ValueError
-    draws = _Draws(source, limit, seed, progress)
+    reservoir = _Reservoir(source, limit, seed, progress)
     if source.numbers is None:
-        return _sample_images(draws, size)
+        return _sample_images(reservoir, size)
     if size is not None:
         raise HashretError(f"{source.root.location} has vectors, which have no size in pixels: leave --size out")
-    return _sample_vectors(draws, source.numbers)
+    return _sample_vectors(reservoir, source.numbers)
 
 
 class _Draw(NamedTuple):
-    row: int  # of the sample, which an earlier draw may have had
+    row: int  # of the sample; replaces an earlier draw of the same row
     record: Record
-    content: Content | HashretError | None  # where it had to be read already
+    content: Content | HashretError | None  # None if it is still to be read
 
 
-class _Draws:
-    """The records of a source that come into the sample, for now at least: `limit` of all those seen, each with the
-    same chance, by Vitter's algorithm R (1985)."""
+class _Reservoir:
+    """Reservoir sampling of `limit` records by Vitter's algorithm R (1985); iterating yields its draws."""
 
     def __init__(self, source: Source, limit: int, seed: int, progress: Callable[[int], None] | None) -> None:
         self.source, self.limit = source, limit
@@ -95,21 +97,22 @@ class _Draws:
             if row < self.limit:
                 yield _Draw(row, record, read(record) if self.source.streaming else None)
 
-    def check(self, found: int, failures: Failures) -> None:
-        """Raise HashretError if nothing was found in them."""
+    def check(self, count: int, failures: Failures) -> None:
+        """Raise HashretError if no image was read."""
         location = self.source.root.location
-        if not found and failures:
+        if not count and failures:
             name, reason = failures[0]
             raise HashretError(f"{location}: none of {self.seen} images could be read; the first, {name}: {reason}")
-        if not found:
+        if not count:
             raise HashretError(f"{location} has no images ({self.source.ignored} other files were passed over)")
 
 
-def _sample_vectors(draws: _Draws, numbers: int) -> Sample:
-    vectors = np.empty((min(draws.limit, draws.source.length or draws.limit), numbers), np.float32)
+def _sample_vectors(reservoir: _Reservoir, dim: int) -> Sample:
+    limit = reservoir.limit
+    vectors = np.empty((min(limit, reservoir.source.length or limit), dim), np.float32)
     labels: list[str | None] = []
     failures: Failures = []
-    for row, record, _ in draws:
+    for row, record, _ in reservoir:
         vector = to_vector(record.read())
         if not np.isfinite(vector).all():
             failures.append((record.name, NOT_FINITE))
@@ -118,33 +121,37 @@ def _sample_vectors(draws: _Draws, numbers: int) -> Sample:
         else:
             vectors[len(labels)] = vector
             labels.append(record.label)
-    draws.check(len(labels), failures)
+    reservoir.check(len(labels), failures)
     vectors = vectors[: len(labels)]
-    return Sample(vectors, labels, VectorPreprocessing.fitted(vectors), draws.seen, failures)
+    return Sample(vectors, labels, VectorPreprocessing.fitted(vectors), reservoir.seen, failures)
 
 
-def _sample_images(draws: _Draws, size: tuple[int, int] | None) -> Sample:
-    decoder = partial(_decode, size=size)
-    decoded = (decoder(draw) for draw in draws) if draws.source.arrays else in_order(decoder, draws, weigh=_weight)
-    candidates = _Candidates()
+def _sample_images(reservoir: _Reservoir, size: tuple[int, int] | None) -> Sample:
+    decode_draw = partial(_decode_draw, size=size)
+    decoded = (
+        (decode_draw(draw) for draw in reservoir)
+        if reservoir.source.arrays
+        else in_order(decode_draw, reservoir, weigh=_weight)
+    )
+    images = _DecodedImages()
     failures: Failures = []
     with contextlib.closing(decoded):
-        for draw, candidate in decoded:
-            if isinstance(candidate, HashretError):
-                failures.append((draw.record.name, str(candidate)))
+        for draw, image in decoded:
+            if isinstance(image, HashretError):
+                failures.append((draw.record.name, str(image)))
             else:
-                candidates.put(draw.row, candidate)
-    draws.check(len(candidates.images), failures)
-    preprocessing = candidates.suited(size)
-    labels = [candidate.label for candidate in candidates.images]
-    return Sample(candidates.prepared(preprocessing), labels, preprocessing, draws.seen, failures)
+                images.put(draw.row, image)
+    reservoir.check(len(images.rows), failures)
+    preprocessing = images.choose_preprocessing(size)
+    labels = [image.label for image in images.rows]
+    return Sample(images.pop_all(preprocessing), labels, preprocessing, reservoir.seen, failures)
 
 
-class _Candidate(NamedTuple):
-    pixels: NDArray[np.uint8]  # as large as the model can see, in the image's own channels
+class _DecodedImage(NamedTuple):
+    pixels: NDArray[np.uint8]  # at most MAX_SIDE × MAX_SIDE, with the channels of the image
     height: int
     width: int
-    original: Content | None  # kept while a size smaller than `pixels` may still be chosen
+    original: Content | None  # while a size smaller than `pixels` may still be chosen
     label: str | None
 
     @property
@@ -154,59 +161,59 @@ class _Candidate(NamedTuple):
         return 0 if self.original is None else len(self.original)
 
 
-class _Candidates:
-    """The images of a sample until its size is chosen, with their originals while these are few bytes."""
+class _DecodedImages:
+    """The drawn images until the preprocessing is chosen, with their originals up to `MAX_ORIGINALS` bytes in all."""
 
     def __init__(self) -> None:
-        self.images: list[_Candidate] = []
-        self._bytes = 0  # of originals
-        self._complete = True  # whether every original that may be needed is kept
+        self.rows: list[_DecodedImage] = []
+        self._original_bytes = 0
+        self._has_originals = True  # whether no original was dropped
 
-    def put(self, row: int, image: _Candidate) -> None:
-        """Put an image into a row of the sample in place of the one in it, or else at the end."""
-        if not self._complete:
+    def put(self, row: int, image: _DecodedImage) -> None:
+        """Replace the image of a row, or append it if there are fewer rows."""
+        if not self._has_originals:
             image = image._replace(original=None)
-        if row < len(self.images):
-            self._bytes -= self.images[row].original_bytes
-            self.images[row] = image
-        else:  # the first ones, and later where broken images left rows empty
-            self.images.append(image)
-        self._bytes += image.original_bytes
-        if self._bytes > MAX_ORIGINALS:
-            self.images = [image._replace(original=None) for image in self.images]
-            self._bytes, self._complete = 0, False
+        if row < len(self.rows):
+            self._original_bytes -= self.rows[row].original_bytes
+            self.rows[row] = image
+        else:  # also for a later draw, if broken images left rows empty
+            self.rows.append(image)
+        self._original_bytes += image.original_bytes
+        if self._original_bytes > MAX_ORIGINALS:
+            self.rows = [image._replace(original=None) for image in self.rows]
+            self._original_bytes, self._has_originals = 0, False
 
-    def suited(self, size: tuple[int, int] | None) -> ImagePreprocessing:
-        """The preprocessing that fits them, of this size if one is given."""
-        colour = any(has_colour(image.pixels) for image in self.images)
-        return ImagePreprocessing(*(size or self._size()), channels=3 if colour else 1)
+    def choose_preprocessing(self, size: tuple[int, int] | None) -> ImagePreprocessing:
+        """Return the preprocessing to `size`, or to the size that `sample` chooses if it is None."""
+        colour = any(has_colour(image.pixels) for image in self.rows)
+        return ImagePreprocessing(*(size or self._choose_size()), channels=3 if colour else 1)
 
-    def _size(self) -> tuple[int, int]:
-        if not self._complete:
+    def _choose_size(self) -> tuple[int, int]:
+        if not self._has_originals:
             return MAX_SIDE, MAX_SIDE
-        sizes = [(image.height, image.width) for image in self.images]
+        sizes = [(image.height, image.width) for image in self.rows]
         if max(sizes[0]) <= MAX_SIDE and len(set(sizes)) == 1:
             return sizes[0]
         side = max(MIN_SIDE, min(MAX_SIDE, statistics.median_low(map(min, sizes))))
         return side, side
 
-    def prepared(self, preprocessing: ImagePreprocessing) -> NDArray[np.uint8]:
-        """The images as a model sees them, (n, height, width, channels); they are let go."""
-        out = np.empty((len(self.images), *preprocessing.shape), np.uint8)
-        for row, image in zip(out, _drain(self.images), strict=True):
-            fits = image.original is None or image.pixels.shape[:2] == preprocessing.size
-            row[...] = preprocessing(image.pixels if fits or image.original is None else image.original).pixels
-        return out
+    def pop_all(self, preprocessing: ImagePreprocessing) -> NDArray[np.uint8]:
+        """Remove all images, and return them as inputs, uint8 (n, height, width, channels)."""
+        inputs = np.empty((len(self.rows), *preprocessing.shape), np.uint8)
+        for row, image in zip(inputs, _drain(self.rows), strict=True):
+            has_size = image.original is None or image.pixels.shape[:2] == preprocessing.size
+            row[...] = preprocessing(image.pixels if has_size or image.original is None else image.original).pixels
+        return inputs
 
 
 def _drain(items: list[T]) -> Iterator[T]:
-    """The items of a list in order, each taken out of it first, so that memory is freed while they are used."""
+    """Remove the items of a list and yield them in order, so that the memory of used ones is freed."""
     items.reverse()
     while items:
         yield items.pop()
 
 
-def _decode(draw: _Draw, size: tuple[int, int] | None) -> tuple[_Draw, _Candidate | HashretError]:
+def _decode_draw(draw: _Draw, size: tuple[int, int] | None) -> tuple[_Draw, _DecodedImage | HashretError]:
     content = read(draw.record) if draw.content is None else draw.content
     draw = draw._replace(content=None)
     if isinstance(content, HashretError):
@@ -222,10 +229,10 @@ def _decode(draw: _Draw, size: tuple[int, int] | None) -> tuple[_Draw, _Candidat
                 pixels = resize(pixels, MAX_SIDE, MAX_SIDE).pixels
     except HashretError as error:
         return draw, error
-    if isinstance(content, np.ndarray):  # rows are views into blocks: a copy lets go of the block
+    if isinstance(content, np.ndarray):  # a view into a block of rows: the copy allows the block to be freed
         pixels, original = pixels.copy(), None if original is None else content.copy()
-    return draw, _Candidate(pixels, height, width, original, draw.record.label)
+    return draw, _DecodedImage(pixels, height, width, original, draw.record.label)
 
 
 def _weight(draw: _Draw) -> float:
-    return max(1, draw.record.size / 2**22)  # of which 64, a quarter gigabyte, are read before the first is looked at
+    return max(1, draw.record.size / 2**22)  # in_order reads 64 of them ahead: a quarter of a gigabyte

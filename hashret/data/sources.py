@@ -1,8 +1,7 @@
-"""Where images, or vectors, come from: a folder, an archive, an IDX or NumPy file, an array, or a data set by name.
+"""Open sources: folders, archives, IDX and NumPy files, arrays, and named data sets.
 
-`open_source` makes of any of them the same thing: a stream of `Record`s in an order that never changes, which holds a
-few images at a time however many there are. What is read of a source is read in place: nothing is extracted, and
-nothing is unpickled.
+`open_source` returns the same interface for all of them: a `Source`, which yields `Record`s in a fixed order and holds
+few images in memory. Sources are read in place: nothing is extracted or unpickled.
 """
 
 import os
@@ -38,23 +37,25 @@ def open_source(
     data_root: str | os.PathLike[str] | None = None,
     exclude: Path | None = None,
 ) -> Source:
-    """The images of a folder, an archive, an IDX, .npy or .npz file, an array (n, h, w[, c]), or a data set by name; or
-    the vectors of a .npy or .npz file or an array of floats (n, d), which become float32.
+    """Open a source of images or vectors.
 
-    Something that exists as a path is one; other text is looked up in `DATA_SETS`, alone or with `:train` or `:test`.
-    torchvision's data sets are looked for in `data_root` (by default hashret's folder in the user's cache) and
-    downloaded to it. The folder `exclude` is passed over. A source that is open already comes back as it is. Raises
-    HashretError for what is no source, and ValueError for an array that holds neither.
+    `source` is a folder, an archive, an IDX, .npy or .npz file, or a data set by name; an array of images, uint8
+    (n, h, w) or (n, h, w, 1 | 3 | 4), or of vectors, floats (n, d), which become float32; or an open source, which is
+    returned unchanged. Text that is not an existing path is looked up in `DATA_SETS`, with an optional `:train` or
+    `:test`. Data sets of torchvision are read from `data_root` (by default hashret's folder in the user's cache), and
+    downloaded to it if they are missing. The folder `exclude` is left out.
+
+    Raise HashretError if the source cannot be opened, and ValueError for an array of another shape or dtype.
     """
     if isinstance(source, Source):
         return source
     if isinstance(source, np.ndarray):
-        # An array has no date by which an unchanged one could be known: with this one, its contents are compared.
+        # An array has no modification time: with the present one, its contents are compared again.
         return ArrayRows(Root.of_rows("array"), open_array(source), time.time_ns())
     text = os.fspath(source)
     path = Path(text)
     if not text.strip():
-        raise HashretError(f"SOURCE is empty: give {_KINDS}")
+        raise HashretError(f"SOURCE is empty: give {_SOURCES}")
     try:
         if path.is_dir():
             return Folder(path, exclude)
@@ -64,14 +65,14 @@ def open_source(
     except OSError as error:
         raise HashretError(f"{text}: cannot be read: {error.strerror}") from error
     if exists:
-        raise HashretError(f"{text} is neither a file nor a folder: give {_KINDS}")
+        raise HashretError(f"{text} is neither a file nor a folder: give {_SOURCES}")
     if text.partition(":")[0] in DATA_SETS:
         root = Path(data_root) if data_root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hashret"
         return ArrayRows(Root.of_rows(text), open_data_set(text, root.expanduser()), 0)
-    raise HashretError(f"there is no {text!r}: give {_KINDS}")
+    raise HashretError(f"there is no {text!r}: give {_SOURCES}")
 
 
-_KINDS = (
+_SOURCES = (
     "a folder, an archive (.zip, .tar, .tar.gz), an IDX, .npy or .npz file, or a data set "
     f"({', '.join(DATA_SETS)}; :train or :test for a part)"
 )
@@ -84,11 +85,11 @@ def _open_file(path: Path) -> Source:
     if name.endswith(".zip"):
         return Zip(path)
     if path.suffix.lower() in SUFFIXES:
-        raise HashretError(f"{path} is a single image: give the folder it lies in")
+        raise HashretError(f"{path} is a single image: give its folder")
     with translate_errors(path), open_plain_or_gzip(path) as file:
         is_idx = file.read(2) == b"\0\0"
     openers = {".npz": open_npz, ".npy": open_npy}
     if path.suffix.lower() not in openers and not is_idx:
-        raise HashretError(f"{path} is no source of images: give {_KINDS}")
-    opened = openers.get(path.suffix.lower(), open_idx)(path)
-    return ArrayRows(Root.of_rows(absolute(path)), opened, path.stat().st_mtime_ns)
+        raise HashretError(f"{path} is not a source of images: give {_SOURCES}")
+    array = openers.get(path.suffix.lower(), open_idx)(path)
+    return ArrayRows(Root.of_rows(absolute(path)), array, path.stat().st_mtime_ns)

@@ -1,7 +1,7 @@
-"""Vectors as contents: embeddings, or whatever numbers describe an image, in place of its pixels.
+"""Preprocessing of vectors: embeddings or other features that describe an image in place of its pixels.
 
-A vector goes the way of an image through sources, training, codes and collections; what is its own is here and in
-`hashret.data.contents.to_vector`. Its picture is not known, so whatever shows pictures refuses it.
+Sources, training, codes and collections treat a vector as they treat an image. A vector cannot be shown as a picture:
+functions that show or alter pictures refuse it.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from hashret.data.contents import Content, Prepared, to_vector
 from hashret.data.records import Source, check_contents
 from hashret.errors import HashretError
 
-NOT_FINITE = "a vector with numbers that are not finite, or far beyond those of the training"
+NOT_FINITE = "a vector with numbers that are not finite, or that overflow in preprocessing"
 
 
 @dataclass(frozen=True, eq=False)
 class VectorPreprocessing:
-    """Vectors: less the training `mean`, float32 (d,), over `scale`, the standard deviation of all training numbers
-    from their means.
+    """Subtract the training `mean`, float32 (d,), and divide by `scale`, the pooled standard deviation of all
+    coordinates.
 
-    One scale serves all coordinates, so that who is whose neighbour stays as it was.
+    All coordinates have one scale, so that the order of distances between vectors does not change.
     """
 
     mean: NDArray[np.float32]
@@ -32,11 +32,11 @@ class VectorPreprocessing:
     dtype: ClassVar = np.dtype(np.float32)
     height: ClassVar = 1
     channels: ClassVar = 1
-    size: ClassVar = None  # none that a vector could be resized to
+    size: ClassVar = None  # vectors are not resized
 
     @classmethod
     def fitted(cls, vectors: NDArray[np.float32]) -> Self:
-        """That of these training vectors (n, d), all finite."""
+        """Return the preprocessing for these training vectors, float32 (n, d), all finite."""
         mean = vectors.mean(axis=0, dtype=np.float64)
         blocks = (vectors[start : start + 4096] for start in range(0, len(vectors), 4096))
         variance = sum(float(np.square(block - mean).sum()) for block in blocks) / vectors.size
@@ -45,7 +45,7 @@ class VectorPreprocessing:
 
     @property
     def numbers(self) -> int:
-        """How many numbers a vector has."""
+        """The number of coordinates, d."""
         return len(self.mean)
 
     @property
@@ -54,47 +54,47 @@ class VectorPreprocessing:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what a model sees: (d,)."""
+        """The shape of an input: (d,)."""
         return (self.numbers,)
 
     def __call__(self, content: Content) -> Prepared:
-        """The content as the model sees it, float32 (d,). Raises HashretError for one that is no such vector."""
+        """Return a vector as an input, float32 (d,). Raise HashretError for any other content or dimension."""
         return Prepared(self.batch(to_vector(content)[None])[0], self.numbers, 1)
 
     def batch(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Vectors, float32 (n, d), as the model sees them; raises as for one."""
+        """Return vectors, float32 (n, d), as inputs. Raise HashretError for another shape or numbers not finite."""
         if rows.dtype != np.float32 or rows.shape[1:] != self.shape:
-            given = self.describe_stored({"numbers": rows.shape[1]}) if rows.ndim == 2 else "images"
-            raise HashretError(f"{given}, and the model takes {self.describe()}")
+            description = self.describe_stored({"numbers": rows.shape[1]}) if rows.ndim == 2 else "images"
+            raise HashretError(f"{description}, and the model takes {self.describe()}")
         with np.errstate(over="ignore", invalid="ignore"):
-            seen: NDArray[np.float32] = rows - self.mean
-            seen /= self.scale
-        if not np.isfinite(seen).all():
+            inputs: NDArray[np.float32] = rows - self.mean
+            inputs /= self.scale
+        if not np.isfinite(inputs).all():
             raise HashretError(NOT_FINITE)
-        return seen
+        return inputs
 
     def describe(self) -> str:
         return self.describe_stored(self.to_dict())
 
     def check_source(self, source: Source, advice: str = "put them into a collection of their own") -> None:
-        """Raise HashretError unless the contents of a source are vectors of so many numbers."""
+        """Raise HashretError unless the contents of a source are vectors of this dimension."""
         check_contents(source, source.numbers == self.numbers, self.describe(), advice)
 
     def require_images(self, purpose: str, advice: str = "give one that learned from images") -> None:
-        """Raise HashretError: a vector has no picture."""
-        raise HashretError(f"this model knows vectors, which have no pictures to {purpose}: {advice}")
+        """Raise HashretError: inputs are vectors."""
+        raise HashretError(f"this model takes vectors, which have no pictures to {purpose}: {advice}")
 
     def to_dict(self) -> dict[str, int]:
-        """How many numbers, by name, for `config.json`."""
+        """Return the dimension by name, for `config.json`."""
         return {"numbers": self.numbers}
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """What is too long for `config.json`."""
+        """Return mean and scale, which are too long for `config.json`."""
         return {"mean": self.mean, "scale": self.scale}
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
-        """The inverse of `to_dict` and `tensors`; raises ValueError for what they cannot have given."""
+        """Invert `to_dict` and `tensors`. Raise ValueError for invalid values."""
         shapes = {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()}
         if shapes != {"mean": ((values["numbers"],), "float32"), "scale": ((), "float32")} or len(values) > 1:
             raise ValueError(f"preprocessing of vectors is {dict(values)} with {shapes}")
