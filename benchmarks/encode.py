@@ -21,7 +21,7 @@ import torch
 from hashret import Collection, Hasher
 from hashret.data.sources import open_source
 from hashret.parallel import in_order
-from hashret.runtime import passes
+from hashret.runtime import batch_slices
 from hashret.runtime.inputs import device, to_input
 
 
@@ -35,7 +35,7 @@ def forward(hasher: Hasher, pixels: np.ndarray) -> None:
     """What encoding cannot do without: pixels to network input to outputs, a batch at a time."""
     member = hasher.member
     with torch.inference_mode():
-        for rows in passes(pixels):
+        for rows in batch_slices(pixels):
             member.outputs(to_input(pixels[rows], device()))
 
 

@@ -268,7 +268,7 @@ def bare_loop(member: Member, images: Pixels, steps: int, batch: int, asked: arg
     epochs = [np.random.default_rng((asked.seed, i)).permutation(rows) for i in range(steps * batch // len(rows) + 2)]
     picked = [part for epoch in epochs for part in epoch[: len(rows) // batch * batch].reshape(-1, batch)][:steps]
     member.to(device()).train()
-    own = member.rates
+    own = member.training_defaults
     optimiser = torch.optim.AdamW(member.parameters(), own.learning_rate, weight_decay=own.weight_decay)
 
     def loss(x: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ from hashret.evaluation.protocols import (
     training_images,
 )
 from hashret.models import DEFAULT_MODEL, MODELS
-from hashret.models.contrastive import LATENT
+from hashret.models.contrastive import MIN_LATENT
 from hashret.runtime.inputs import device
 
 HERE = Path(__file__).parent
@@ -159,7 +159,7 @@ class Place:
     def training(self, data: str) -> Any:
         """What a model of a data set learns from, for `Hasher.fit`."""
         protocol = self.protocol(data)
-        return training_images(protocol, self.root) if protocol.drawn else protocol.sources[0]
+        return training_images(protocol, self.root) if protocol.n_queries else protocol.sources[0]
 
 
 def measure(row: Row, place: Place) -> dict[str, Any]:
@@ -194,10 +194,10 @@ def fit(row: Row, place: Place) -> tuple[Hasher, Hasher]:
     settings = {"fine_tune": True} if row.model == "stacked-labels" else {}
     how: dict[str, Any] = {"seed": row.seed, "labels": labels, "data_root": place.root}
     source = place.training(row.data)
-    if row.model != DEFAULT_MODEL or row.bits > LATENT:
+    if row.model != DEFAULT_MODEL or row.bits > MIN_LATENT:
         hasher = Hasher(model, row.bits, row.head, **settings).fit(source, **how, **length(row))
         return hasher, hasher
-    network = row._replace(head=MODELS[DEFAULT_MODEL].head, bits=LATENT)
+    network = row._replace(head=MODELS[DEFAULT_MODEL].head, bits=MIN_LATENT)
     if network not in place.learned:
         place.learned = {network: Hasher(model, network.bits, network.head).fit(source, **how, **length(row))}
     learned = place.learned[network]
@@ -261,7 +261,9 @@ def find_copies(encode: Callable[[Iterable[Any]], Codes], codes: Codes, place: P
 
 def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
     """docs/RESULTS.md."""
-    names = "\n".join(f"- `{name}`: {protocol.text}." for name, protocol in PROTOCOLS.items() if protocol.sources)
+    names = "\n".join(
+        f"- `{name}`: {protocol.description}." for name, protocol in PROTOCOLS.items() if protocol.sources
+    )
     choices = "\n".join(f"- {name}: {text}." for name, text in CHOICES.items())
     copies = "\n".join(f"- {name}: {text}." for name, (_, text) in COPIES.items())
     parts = [

@@ -45,13 +45,13 @@ def evaluate(
     with progress(quiet) as show:
         evaluation = protocols.evaluate(hasher, protocol, data_root=root, progress=show)
     learned = hasher.training["source"]
-    if not protocol.drawn and learned != evaluation.roots[0]:
+    if not protocol.n_queries and learned != evaluation.roots[0]:
         asked = f"the protocol's do from {evaluation.roots[0]}: say so with the figures"
         say(f"hashret: this model learned from {learned}, {asked}", quiet)
     origin = {
         "model": f"{hasher.model}, {hasher.bits} bits, head {hasher.head}",
         "learned from": f"{hasher.training['images']:,} images from {learned}",
-        "protocol": f"{name}: {protocol.text}",
+        "protocol": f"{name}: {protocol.description}",
     }
     if as_json:
         more = {"fingerprint": hasher.fingerprint, "choices": protocols.CHOICES}

@@ -220,7 +220,7 @@ def _image_answers(
         return
     yield from zip(queries, collection.query_batch(images, **how) if hits is None else hits, strict=True)
     if hasher is not None and not quiet:
-        _warn([query.text for query, unusual in zip(queries, hasher.unusual(images), strict=True) if unusual])
+        _warn([query.text for query, unusual in zip(queries, hasher.outliers(images), strict=True) if unusual])
 
 
 def _warn(unusual: list[str]) -> None:

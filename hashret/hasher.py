@@ -150,7 +150,7 @@ class Hasher:
         codes = [self.encode_pixels(pixels) for pixels in self._batches(images)]
         return np.concatenate([np.empty((0, self.bits // 8), np.uint8), *codes])
 
-    def encode_pixels(self, pixels: Inputs, *, alone: bool = False) -> Codes:
+    def encode_pixels(self, pixels: Inputs, *, single_thread: bool = False) -> Codes:
         """Codes, uint8 (n, bits // 8), of what `preprocessing` gives: uint8 (n, height, width, channels), or float32
         (n, d) for vectors.
 
@@ -160,7 +160,7 @@ class Hasher:
         if pixels.dtype != preprocessing.dtype or pixels.shape[1:] != preprocessing.shape:
             expected = f"{preprocessing.dtype} {('n', *preprocessing.shape)}"
             raise ValueError(f"pixels must be {expected}, not {pixels.dtype} {pixels.shape}")
-        return pack(bits_of(self._runtime, head, pixels, alone or pixels.nbytes <= SMALL_BATCH))
+        return pack(bits_of(self._runtime, head, pixels, single_thread or pixels.nbytes <= SMALL_BATCH))
 
     def margins(self, images: Any) -> tuple[Codes, NDArray[np.float32]]:
         """Codes of a batch of images, as `encode` takes them and gives them, and how sure the model is of every bit:
@@ -179,7 +179,7 @@ class Hasher:
             raise HashretError(f"model {self.model!r} has no network to remember images with: train one, such as ae")
         return self._runtime.errors(pixels)
 
-    def unusual(self, images: Any) -> list[bool]:
+    def outliers(self, images: Any) -> list[bool]:
         """Which of a batch of images, as `encode` takes them, are remembered worse than any of those that the model was
         trained on. It knows only images of their kind; of others its codes say little. Without a network, none."""
         largest = self._training.get("largest_error")

@@ -128,12 +128,12 @@ def test_floats_of_two_dimensions_are_vectors(tmp_path: Path, dtype: str) -> Non
     np.save(tmp_path / "a.npy", vectors)
     np.savez(tmp_path / "a.npz", vectors=vectors, other=vectors[:, :3], labels=np.arange(3000))
     for source in (open_source(tmp_path / "a.npy"), open_source(tmp_path / "a.npz"), open_source(vectors)):
-        assert source.numbers == 130 and source.length == 3000
+        assert source.dim == 130 and source.length == 3000
         contents = rows(source)
         assert contents.dtype == np.float32 and (contents == vectors.astype(np.float32)).all()
     assert labels(open_source(tmp_path / "a.npz"))[2999] == "2999"
     np.savez(tmp_path / "b.npz", images=IMAGES, vectors=vectors[:300])
-    assert open_source(tmp_path / "b.npz").numbers is None  # images first
+    assert open_source(tmp_path / "b.npz").dim is None  # images first
     np.savez(tmp_path / "c.npz", left=vectors, right=vectors)
     with pytest.raises(HashretError, match="has the arrays left, right: .* the vectors 'vectors'"):
         open_source(tmp_path / "c.npz")

@@ -80,7 +80,7 @@ def test_a_model_is_measured_by_a_protocol_as_json(place: Path, hashret: Command
         done = evaluate(hasher, PROTOCOLS[name]._replace(sources=sources))
         assert code == 0 and told["measures"] == done.measures and told["queries"] == done.queries
         assert told["health"]["distinct codes"] == done.health.distinct_codes and told["choices"] == CHOICES
-        assert told["sources"] == done.roots and told["protocol"] == f"{name}: {PROTOCOLS[name].text}"
+        assert told["sources"] == done.roots and told["protocol"] == f"{name}: {PROTOCOLS[name].description}"
         assert told["fingerprint"] == hasher.fingerprint
         assert bool(err) == (sources[0] != "photos")
         assert not err or f"this model learned from {place}/photos/, the protocol's do from {done.roots[0]}:" in err

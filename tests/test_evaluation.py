@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from hashret.codes import Codes, hamming, pack, unpack
 from hashret.evaluation import measures as evaluation
 from hashret.evaluation.measures import (
-    Counts,
+    DistanceCounts,
     average_precision,
     count_labels,
     count_neighbours,
@@ -118,7 +118,7 @@ def test_counts_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch, bits
     for i, row in enumerate(rows):
         items = np.delete(distances[i], row) if own else distances[i]
         same = np.delete(labels == labels[row], row) if own else labels == labels[row]
-        told = [Counts(*(part[i % 7] for part in counts[i // 7])) for counts in (by_label, by_rows)]
+        told = [DistanceCounts(*(part[i % 7] for part in counts[i // 7])) for counts in (by_label, by_rows)]
         assert all((counts.items == np.bincount(items, minlength=bits + 1)).all() for counts in told)
         assert (told[0].relevant == np.bincount(items[same], minlength=bits + 1)).all()
         assert (told[1].relevant == np.bincount(distances[i, neighbours[i]], minlength=bits + 1)).all()

@@ -61,11 +61,11 @@ def test_remembered_images_are_like_the_images(vae: Hasher) -> None:
 
 
 def test_an_image_unlike_those_of_the_training_is_unusual(vae: Hasher, tmp_path: Path) -> None:
-    assert sum(vae.unusual(DIGITS)) <= len(DIGITS) // 20  # of those held out
-    assert vae.unusual(255 - DIGITS[:20]) == [True] * 20
+    assert sum(vae.outliers(DIGITS)) <= len(DIGITS) // 20  # of those held out
+    assert vae.outliers(255 - DIGITS[:20]) == [True] * 20
     Image.fromarray(255 - DIGITS[0]).save(tmp_path / "negative.png")
-    assert vae.unusual([tmp_path / "negative.png", DIGITS[3]]) == [True, False]
-    assert Hasher("pca", 16).fit(DIGITS).unusual(255 - DIGITS[:2]) == [False, False]
+    assert vae.outliers([tmp_path / "negative.png", DIGITS[3]]) == [True, False]
+    assert Hasher("pca", 16).fit(DIGITS).outliers(255 - DIGITS[:2]) == [False, False]
     with pytest.raises(HashretError, match="model 'pca' has no network to remember images with"):
         Hasher("pca", 16).fit(DIGITS).errors(PIXELS[:2])
 

@@ -229,7 +229,9 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
 
     def encode() -> None:
         for i in range(0, 200, 10):
-            if (hasher.encode_pixels(DIGITS[i : i + 10, ..., None], alone=i % 20 == 0) != expected[i : i + 10]).any():
+            if (
+                hasher.encode_pixels(DIGITS[i : i + 10, ..., None], single_thread=i % 20 == 0) != expected[i : i + 10]
+            ).any():
                 wrong.append(i)
 
     threads = [threading.Thread(target=encode) for _ in range(6)]
@@ -263,9 +265,9 @@ def test_a_thread_alone_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         few, many = DIGITS[:4, ..., None], np.repeat(DIGITS[:4, ..., None], 300, axis=0)
         assert few.nbytes < SMALL_BATCH < many.nbytes  # which decides where nobody else does
-        for pixels, alone, threads in ((many, True, 1), (many, False, 2), (few, True, 1), (few, False, 1)):
+        for pixels, single_thread, threads in ((many, True, 1), (many, False, 2), (few, True, 1), (few, False, 1)):
             seen.clear()
-            hasher.encode_pixels(pixels, alone=alone)
+            hasher.encode_pixels(pixels, single_thread=single_thread)
             assert set(seen) == {(torch.float32, threads), (torch.float64, threads)}
     finally:
         torch.set_num_threads(1)
@@ -325,7 +327,7 @@ def test_what_suits_the_images_is_taken_and_told_unless_something_else_is_asked_
     plain = Hasher("contrastive", 8).settings
     few = Hasher("contrastive", 8).fit(images[:200], steps=1)
     assert few.settings == plain
-    suited = MODELS["contrastive"].suited((3, 4, 4), 10_000)
+    suited = MODELS["contrastive"].recommended_settings((3, 4, 4), 10_000)
     many = Hasher("contrastive", 8, whole=0.5, network="mlp").fit(images, steps=1)
     assert many.settings == plain | suited | {"whole": 0.5, "network": "mlp"}
     begun = Hasher("contrastive", 8, temperature=0.3).fit(images, steps=0, init=few)
@@ -411,12 +413,12 @@ def test_prepared_images_have_the_same_codes_margins_and_errors_as_images(tmp_pa
     assert (hasher.encode(prepared) == hasher.encode(images)).all()
     assert (hasher.margins(prepared)[0] == hasher.encode(images)).all()
     assert (hasher.margins(prepared)[1] == hasher.margins(images)[1]).all()
-    assert hasher.unusual(prepared) == hasher.unusual(images)
-    assert hasher.unusual(prepared)[0::5] == [False, False]  # digits
-    assert True in hasher.unusual(prepared)
-    assert Hasher("lsh", 16).fit(DIGITS).unusual(prepared) == [False] * 6
+    assert hasher.outliers(prepared) == hasher.outliers(images)
+    assert hasher.outliers(prepared)[0::5] == [False, False]  # digits
+    assert True in hasher.outliers(prepared)
+    assert Hasher("lsh", 16).fit(DIGITS).outliers(prepared) == [False] * 6
     nothing = hasher.prepare([])
-    assert hasher.encode(nothing).shape == (0, 2) and hasher.unusual(nothing) == [] == nothing.digests
+    assert hasher.encode(nothing).shape == (0, 2) and hasher.outliers(nothing) == [] == nothing.digests
     with pytest.raises(HashretError, match="empty file"):
         hasher.prepare([DIGITS[0], b""])
     with pytest.raises(ValueError, match="pixels must be"):

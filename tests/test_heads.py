@@ -178,7 +178,7 @@ def test_possible_combinations_are_not_refused() -> None:
 
 def test_a_column_of_rounding_errors_becomes_a_constant_zero_and_a_rough_one_wider() -> None:
     head = Head(np.full(3, 0.5), np.full(3, 2.0))
-    steady = head.steadied(np.array([1e-6, 1e-3, 1.0]), doubt=1e-4)
+    steady = head.stabilised(np.array([1e-6, 1e-3, 1.0]), doubt=1e-4)
     assert steady.scale.tolist() == pytest.approx([2.0, 200.0, 2e5])
     assert steady.threshold.tolist() == pytest.approx([0.5, 0.5, 2e5 + 0.5])
     around = head.threshold + head.scale * np.linspace(-5, 5, 21)[:, None]

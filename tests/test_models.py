@@ -99,7 +99,7 @@ def test_a_member_learns_with_all_its_weights(name: str, network: str, channels:
 def test_a_member_learns_in_bfloat16(name: str) -> None:
     x = digits(1)
     member = build(name, (1, 8, 8), **taken(name, network="mlp", width=8))
-    member.prepare(x, None)
+    member.on_train_start(x, None)
     exact = total(member, x)
     with torch.autocast("cpu", torch.bfloat16):
         loss = total(member, x)
@@ -113,7 +113,7 @@ def test_a_decoder_that_weighs_nothing_is_not_asked(name: str) -> None:
     x, asked = digits(1), list[str]()
     for weight in (2.0, 0.0):
         member = build(name, (1, 8, 8), **taken(name, network="mlp", width=4, classes=2, reconstruction=weight))
-        member.prepare(x, None)
+        member.on_train_start(x, None)
         member.decoder.register_forward_hook(lambda *_: asked.append(name))
         assert ("reconstruction" in member.loss(x)) == (weight > 0)
         assert total(member, x).isfinite()
@@ -278,7 +278,7 @@ def test_the_sparse_penalty_is_a_laplace_prior_on_shrunken_units() -> None:
     assert torch.allclose(z, features.sign() * (features.abs() - 0.6).clamp(min=0), atol=1e-6)
     assert torch.allclose(penalties["sparsity"], -log_prob(Laplace(0.0, 1 / 1.7), z).sum(1).mean())
     active = sum(abs(value) > 0.6 for value in features.flatten().tolist())
-    assert float(member.measures(digits(1))["active"]) == pytest.approx(active / features.numel())
+    assert float(member.metrics(digits(1))["active"]) == pytest.approx(active / features.numel())
 
 
 def test_fewer_units_are_active_at_a_higher_rate() -> None:
@@ -290,7 +290,7 @@ def test_fewer_units_are_active_at_a_higher_rate() -> None:
             optimiser.zero_grad()
             total(member, digits(1)).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        shares.append(float(member.eval().measures(digits(1))["active"]))
+        shares.append(float(member.eval().metrics(digits(1))["active"]))
     assert shares[1] < 0.7 * shares[0]
 
 
@@ -364,7 +364,7 @@ def test_bits_are_drawn_with_their_probability_and_learn_its_gradient() -> None:
     assert logits.grad is not None and torch.allclose(logits.grad, p * (1 - p))
     member.eval()
     assert member.bottleneck(logits)[0][0].tolist() == [0.0, 0.0, 1.0]  # the most probable bits
-    drawn = member.draw(1000)
+    drawn = member.sample_prior(1000)
     assert drawn is not None and drawn.shape == (1000, 8) and set(drawn.flatten().tolist()) == {0.0, 1.0}
     assert torch.allclose(drawn.mean(0), torch.tensor(0.5), atol=0.08)
 
@@ -554,17 +554,27 @@ def test_what_suits_images_in_colour_is_the_default_for_these_alone() -> None:
     told = build("contrastive", (3, 8, 8), network="mlp", width=2)
     hidden = [next(member.encoder.parameters()).shape[0] for member in (grey, colour, vectors, told)]
     assert hidden == [16 * 16, 16 * 24, 16 * 16, 16 * 2]
-    assert grey.rates == vectors.rates == MODELS["ae"]((3, 8, 8), 16).rates == (256, 2e-3, 1e-4, False)
-    assert colour.rates == (128, 8e-3, 0.05, False)
-    assert build("contrastive", (3, 8, 8), network="mlp", width=2, muon=True).rates == (128, 8e-3, 0.05, True)
+    assert (
+        grey.training_defaults
+        == vectors.training_defaults
+        == MODELS["ae"]((3, 8, 8), 16).training_defaults
+        == (256, 2e-3, 1e-4, False)
+    )
+    assert colour.training_defaults == (128, 8e-3, 0.05, False)
+    assert build("contrastive", (3, 8, 8), network="mlp", width=2, muon=True).training_defaults == (
+        128,
+        8e-3,
+        0.05,
+        True,
+    )
 
 
 def test_what_suits_many_images_in_colour_is_for_these_alone() -> None:
-    suited = MODELS["contrastive"].suited
+    suited = MODELS["contrastive"].recommended_settings
     assert suited((3, 8, 8), 10_000) == suited((3, 32, 32), 10**6) != {}
     assert suited((3, 8, 8), 10_000).keys() <= MODELS["contrastive"].defaults().keys()
     assert [suited(*others) for others in (((3, 8, 8), 9_999), ((1, 8, 8), 10**6), ((5,), 10**6))] == [{}] * 3
-    assert all(MODELS[name].suited((3, 8, 8), 10**6) == {} for name in MODELS if name != "contrastive")
+    assert all(MODELS[name].recommended_settings((3, 8, 8), 10**6) == {} for name in MODELS if name != "contrastive")
 
 
 def test_of_a_batch_as_many_are_remembered_as_asked_for() -> None:
@@ -597,12 +607,12 @@ def test_views_are_mirrored_unless_mirror_images_are_other_images() -> None:
         _, channels, *size = images.shape
         shape = channels, size[0], size[1]
         member = build("contrastive", shape, network="mlp", width=2)
-        member.prepare(images, None)
-        assert member.chosen()["view_flip"] == flip
+        member.on_train_start(images, None)
+        assert member.auto_settings()["view_flip"] == flip
         told = build("contrastive", shape, network="mlp", width=2, flip=0.25, crop=0.9, light=0.1, grey=0.2)
-        told.prepare(images, None)
+        told.on_train_start(images, None)
         views = {"view_crop": 0.9, "view_flip": 0.25, "view_light": 0.1, "view_grey": 0.2}
-        assert told.chosen() == views
+        assert told.auto_settings() == views
 
 
 def test_one_image_or_all_equal_ones_have_no_other_mirror_images() -> None:
@@ -803,7 +813,7 @@ def test_a_graph_encoder_learns_most_where_its_teacher_is_sure() -> None:
     member = build("graph", (1, 8, 8), network="mlp", width=2)
     x = digits(1)
     assert set(member.loss(x)) == {"reconstruction"}  # before it has a teacher
-    member.prepare(x, None)
+    member.on_train_start(x, None)
     assert isinstance(member, GraphAutoencoder) and member.teacher is not None
     member.eval()
     margins, h = torch.from_numpy(member.teacher.margins(x.flatten(1).numpy())), 2 * member.features(x)

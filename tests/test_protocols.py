@@ -72,7 +72,7 @@ def test_each_image_of_a_source_is_asked_for_among_the_others(tmp_path: Path, ha
 
 
 def test_queries_may_be_drawn_from_all_images(hasher: Hasher) -> None:
-    protocol = Protocol("", ("digits:train", "digits:test"), drawn=100, learned=300)
+    protocol = Protocol("", ("digits:train", "digits:test"), n_queries=100, n_training=300)
     learned, searched, asked = protocol.rows([1437, 360])
     assert (len(learned), len(searched), len(asked)) == (300, 1697, 100)
     assert sorted([*searched, *asked]) == [*range(1797)] and set(learned) < set(searched)

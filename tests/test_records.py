@@ -71,7 +71,7 @@ def test_labels_replace_those_of_a_source(tmp_path: Path) -> None:
 
 def test_labelled_vectors_remain_vectors() -> None:
     labelled = LabelledSource(open_source(np.zeros((3, 1000))), "abc")
-    assert (labelled.arrays, labelled.streaming, labelled.numbers) == (True, False, 1000)
+    assert (labelled.arrays, labelled.streaming, labelled.dim) == (True, False, 1000)
     assert labelled.describe() == "vectors of 1,000 numbers"
 
 

@@ -17,12 +17,12 @@ from hashret.codes import unpack
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
-from hashret.models.base import Rates
+from hashret.models.base import TrainingDefaults
 from hashret.parallel import Progress
 from hashret.runtime.inputs import to_input
 from hashret.training import loop as training
 from hashret.training.loop import Pairs, Training, split, train
-from hashret.training.muon import TURN, Muon, orthogonal
+from hashret.training.muon import UPDATE_SCALE, Muon, orthogonal
 from hashret.training.options import TrainingOptions
 
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
@@ -97,17 +97,17 @@ def test_a_training_leaves_the_callers_random_numbers_alone() -> None:
 def test_epochs_are_steps_through_all_images_but_those_held_out() -> None:
     member = build()
     done = learn(member, steps=None, epochs=2)
-    assert (done.steps, done.planned, done.batch, done.interrupted) == (10, 10, BATCH, False)
+    assert (done.steps, done.total_steps, done.batch, done.interrupted) == (10, 10, BATCH, False)
     assert weights(member) == learned(steps=10)
 
 
 def test_a_member_is_trained_at_its_own_rates_unless_told_otherwise() -> None:
     member, other = build(), build()
-    member.rates = Rates(batch=19, learning_rate=5e-3, weight_decay=0.5)
+    member.training_defaults = TrainingDefaults(batch=19, learning_rate=5e-3, weight_decay=0.5)
     done = train(member, DIGITS, TrainingOptions(steps=4))
     assert done.batch == 19
     assert weights(member) == learned(steps=4, batch=19, learning_rate=5e-3, weight_decay=0.5)
-    other.rates = member.rates
+    other.training_defaults = member.training_defaults
     train(other, DIGITS, TrainingOptions(steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0))
     assert weights(other) == learned(steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0)
     assert weights(other) != learned(steps=4, batch=BATCH, learning_rate=2e-3)
@@ -129,7 +129,7 @@ def test_members_learn_in_bfloat16_where_the_processor_multiplies_it(
 def test_a_budget_fixes_steps_that_give_the_same_weights() -> None:
     member = build()
     done = learn(member, steps=None, budget=0.4)
-    assert done.steps == done.planned >= 1
+    assert done.steps == done.total_steps >= 1
     assert weights(member) == learned(steps=done.steps)
 
 
@@ -324,14 +324,14 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     checkpoint = tmp_path / "made" / "for it" / "checkpoint"
     member = build(name)
     done = learn(member, checkpoint=checkpoint, **arrange(member))
-    assert (done.interrupted, done.steps, done.planned) == (True, steps, STEPS)
+    assert (done.interrupted, done.steps, done.total_steps) == (True, steps, STEPS)
     assert member.outputs(torch.rand(2, 1, 8, 8)).isfinite().all() and not member.training
     assert [file.name for file in checkpoint.parent.iterdir()] == ["checkpoint"]
 
     torch.manual_seed(99)
     member = build(name, seed=3)  # whatever is in it is replaced
     done = learn(member, checkpoint=checkpoint, resume=True)
-    assert (done.interrupted, done.steps, done.planned) == (False, STEPS, STEPS)
+    assert (done.interrupted, done.steps, done.total_steps) == (False, STEPS, STEPS)
     assert weights(member) == learned(name)
 
 
@@ -479,7 +479,7 @@ def test_another_setting_of_the_hasher_is_another_training(tmp_path: Path) -> No
 
 def test_another_number_of_steps_is_refused(checkpoint: Path) -> None:
     for how in ({"steps": 13}, {"steps": None, "epochs": 2}):
-        with pytest.raises(HashretError, match="is of a training of 12 steps: resume it without another number"):
+        with pytest.raises(HashretError, match="is of a training of 12 steps: resume it without steps or epochs"):
             learn(build(), checkpoint=checkpoint, resume=True, **how)
 
 
@@ -688,7 +688,7 @@ def test_muon_moves_kernels_as_matrices_and_all_else_as_adamw_does() -> None:
             kernels.data = first.weight.data.clone()  # for the same gradients
             optimiser.step()
         step = (first.weight - before * (1 - 0.01 * 0.5)).flatten(1).detach()
-        lengths = torch.linalg.svdvals(step) / (0.01 * TURN)
+        lengths = torch.linalg.svdvals(step) / (0.01 * UPDATE_SCALE)
         assert 0.5 < lengths.min() < lengths.max() < 1.21
         kernels.data = first.weight.data.clone()
     for name, weights in copy.named_parameters():

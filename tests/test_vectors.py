@@ -93,7 +93,7 @@ def test_a_vector_has_no_picture(tmp_path: Path) -> None:
 def test_vectors_are_centred_and_scaled_by_one_number() -> None:
     preprocessing = VectorPreprocessing.fitted(VECTORS)
     seen = preprocessing.batch(VECTORS)
-    assert seen.dtype == np.float32 and preprocessing.shape == (20,) and preprocessing.numbers == 20
+    assert seen.dtype == np.float32 and preprocessing.shape == (20,) and preprocessing.dim == 20
     assert np.abs(seen.mean(0)).max() < 1e-5 and np.square(seen).mean() == pytest.approx(1, abs=1e-5)
     exact = VECTORS.astype(np.float64)
     assert seen == pytest.approx((exact - exact.mean(0)) / np.sqrt(exact.var(0).mean()), abs=1e-5)

@@ -200,7 +200,7 @@ class IndexRun:
         new = [pending for pending in chunk if pending.pixels is not None]
         if new and self._model is not None:
             pixels = np.stack([pending.pixels for pending in new if pending.pixels is not None])
-            codes = self._model.encode_pixels(pixels, alone=True)  # the other cores have chunks of their own
+            codes = self._model.encode_pixels(pixels, single_thread=True)  # the other cores have chunks of their own
             for pending, code in zip(new, codes, strict=True):
                 pending.code = code.tobytes()
         return chunk

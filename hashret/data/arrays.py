@@ -29,13 +29,13 @@ class LazyArray(NamedTuple):
     """An array of images or vectors that is read block by block.
 
     `blocks()` starts a new pass. It yields uint8 (n, h, w) or (n, h, w, 1 | 3 | 4) for images, and float32 (n, d) for
-    vectors; `numbers` is d, or None for images. `length` is the number of rows of all blocks, and of `labels`.
+    vectors; `dim` is d, or None for images. `length` is the number of rows of all blocks, and of `labels`.
     """
 
     length: int
     blocks: Callable[[], Iterator[Inputs]]
     labels: list[str] | None
-    numbers: int | None = None
+    dim: int | None = None
 
 
 _BYTES = np.dtype(np.uint8)

@@ -124,7 +124,7 @@ class ImagePreprocessing:
 
     def check_source(self, source: Source, advice: str = "put them into a collection of their own") -> None:
         """Raise HashretError if the contents of a source are vectors."""
-        check_contents(source, source.numbers is None, self.describe(), advice)
+        check_contents(source, source.dim is None, self.describe(), advice)
 
     def require_images(self, purpose: str, advice: str = "") -> None:
         """Do nothing: inputs are images."""

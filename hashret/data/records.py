@@ -38,7 +38,7 @@ class Source(ABC):
     streaming: bool = False  # a record must be read before the next one is requested, in the iterating thread
     arrays: bool = False  # contents are arrays, which need no decoding
     length: int | None = None  # number of records, if known in advance
-    numbers: int | None = None  # in every content, where they are vectors
+    dim: int | None = None  # of every vector; None for images
 
     @abstractmethod
     def __iter__(self) -> Iterator[Record]: ...
@@ -52,7 +52,7 @@ class Source(ABC):
 
     def describe(self) -> str:
         """Return the type of its contents as text: "images", or "vectors of 64 numbers"."""
-        return "images" if self.numbers is None else f"vectors of {self.numbers:,} numbers"
+        return "images" if self.dim is None else f"vectors of {self.dim:,} numbers"
 
 
 class LabelledSource(Source):
@@ -60,7 +60,7 @@ class LabelledSource(Source):
 
     def __init__(self, source: Source, labels: Sequence[object]) -> None:
         self.root, self.streaming, self.arrays, self.length = source.root, source.streaming, source.arrays, len(labels)
-        self.numbers = source.numbers
+        self.dim = source.dim
         self._source, self._labels = source, labels
 
     def __iter__(self) -> Iterator[Record]:

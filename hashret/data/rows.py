@@ -23,7 +23,7 @@ class ArrayRows(Source):
 
     def __init__(self, root: Root, array: LazyArray, mtime_ns: int) -> None:
         self.root = root
-        self.length, self.numbers = array.length, array.numbers
+        self.length, self.dim = array.length, array.dim
         self._array = array
         self._mtime_ns = mtime_ns
 

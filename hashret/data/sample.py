@@ -66,11 +66,11 @@ def sample(
     if size is not None:
         ImagePreprocessing(*size, channels=1)  # raises ValueError
     reservoir = _Reservoir(source, limit, seed, progress)
-    if source.numbers is None:
+    if source.dim is None:
         return _sample_images(reservoir, size)
     if size is not None:
         raise HashretError(f"{source.root.location} has vectors, which have no size in pixels: leave --size out")
-    return _sample_vectors(reservoir, source.numbers)
+    return _sample_vectors(reservoir, source.dim)
 
 
 class _Draw(NamedTuple):

@@ -44,22 +44,22 @@ class VectorPreprocessing:
         return cls(mean.astype(np.float32), np.array(scale if scale > 0 else 1, np.float32))
 
     @property
-    def numbers(self) -> int:
+    def dim(self) -> int:
         """The number of coordinates, d."""
         return len(self.mean)
 
     @property
     def width(self) -> int:
-        return self.numbers
+        return self.dim
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of an input: (d,)."""
-        return (self.numbers,)
+        return (self.dim,)
 
     def __call__(self, content: Content) -> Prepared:
         """Return a vector as an input, float32 (d,). Raise HashretError for any other content or dimension."""
-        return Prepared(self.batch(to_vector(content)[None])[0], self.numbers, 1)
+        return Prepared(self.batch(to_vector(content)[None])[0], self.dim, 1)
 
     def batch(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Return vectors, float32 (n, d), as inputs. Raise HashretError for another shape or numbers not finite."""
@@ -78,7 +78,7 @@ class VectorPreprocessing:
 
     def check_source(self, source: Source, advice: str = "put them into a collection of their own") -> None:
         """Raise HashretError unless the contents of a source are vectors of this dimension."""
-        check_contents(source, source.numbers == self.numbers, self.describe(), advice)
+        check_contents(source, source.dim == self.dim, self.describe(), advice)
 
     def require_images(self, purpose: str, advice: str = "give one that learned from images") -> None:
         """Raise HashretError: inputs are vectors."""
@@ -86,7 +86,7 @@ class VectorPreprocessing:
 
     def to_dict(self) -> dict[str, int]:
         """Return the dimension by name, for `config.json`."""
-        return {"numbers": self.numbers}
+        return {"numbers": self.dim}
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Return mean and scale, which are too long for `config.json`."""

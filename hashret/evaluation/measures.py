@@ -17,11 +17,11 @@ TOGETHER = 1024  # queries whose counts are in memory at once
 BLOCK = 8192  # codes or vectors that are unpacked at once
 RARE = 0.01  # a bit is dead when a smaller share of the codes has one of its two values
 
-Rows = NDArray[np.int64]
+RowIndices = NDArray[np.int64]
 Measures = dict[str, float]
 
 
-class Counts(NamedTuple):
+class DistanceCounts(NamedTuple):
     """How many items are at each distance from each query, and how many of them are relevant: (queries, bits + 1)."""
 
     items: NDArray[np.int64]
@@ -43,8 +43,8 @@ class Health(NamedTuple):
 
 
 def count_labels(
-    queries: Codes, wanted: Any, codes: Codes, labels: Any, left_out: Rows | None = None
-) -> Iterator[Counts]:
+    queries: Codes, wanted: Any, codes: Codes, labels: Any, left_out: RowIndices | None = None
+) -> Iterator[DistanceCounts]:
     """Counts of `codes` (n) around each of `queries` (m), for `TOGETHER` queries at a time.
 
     A code is relevant whose label, of `labels` (n,), is the query's of `wanted` (m,). With `left_out` (m,) the code of
@@ -60,12 +60,16 @@ def count_labels(
     return _count(queries, codes[order], lambda q: slice(first[q], last[q]), left_out)
 
 
-def count_neighbours(queries: Codes, neighbours: Rows, codes: Codes, left_out: Rows | None = None) -> Iterator[Counts]:
+def count_neighbours(
+    queries: Codes, neighbours: RowIndices, codes: Codes, left_out: RowIndices | None = None
+) -> Iterator[DistanceCounts]:
     """Counts as of `count_labels`, where the codes of the rows `neighbours` (m, k) are relevant to each query."""
     return _count(queries, codes, lambda q: neighbours[q], left_out)
 
 
-def _count(queries: Codes, codes: Codes, relevant: Callable[[int], Any], left_out: Rows | None) -> Iterator[Counts]:
+def _count(
+    queries: Codes, codes: Codes, relevant: Callable[[int], Any], left_out: RowIndices | None
+) -> Iterator[DistanceCounts]:
     bits = check_codes(codes).shape[1] * 8
     check_codes(queries, bits)
     words, asked = np.ascontiguousarray(_words(codes).T), _words(queries)
@@ -78,7 +82,7 @@ def _count(queries: Codes, codes: Codes, relevant: Callable[[int], Any], left_ou
                 distances[left_out[q]] = bits + 1  # farther than any
             items[row] = np.bincount(distances, minlength=bits + 2)
             found[row] = np.bincount(distances[relevant(q)], minlength=bits + 2)
-        yield Counts(items[:, :-1], found[:, :-1])
+        yield DistanceCounts(items[:, :-1], found[:, :-1])
 
 
 def _words(codes: Codes) -> NDArray[np.uint64]:
@@ -88,7 +92,7 @@ def _words(codes: Codes) -> NDArray[np.uint64]:
     return padded.view(np.uint64)
 
 
-def retrieval(counts: Iterator[Counts]) -> Measures:
+def retrieval(counts: Iterator[DistanceCounts]) -> Measures:
     """Means over queries, from counts by labels: mAP@all, mAP@1000, precision@10 and @1000, and within 2 bits."""
     parts = [
         {
@@ -201,7 +205,7 @@ def recall_within(items: Any, relevant: Any, radius: int) -> NDArray[np.float64]
     return np.asarray(relevant[:, : radius + 1].sum(1) / relevant.sum(1))
 
 
-def nearest(queries: Any, vectors: Any, k: int, left_out: Rows | None = None) -> Rows:
+def nearest(queries: Any, vectors: Any, k: int, left_out: RowIndices | None = None) -> RowIndices:
     """The rows of the k of `vectors` (n, …) nearest to each of `queries` (m, …) in Euclidean distance, (m, k).
 
     With `left_out` (m,) that row is no neighbour of the query. A block of vectors at a time is made float32.
@@ -212,7 +216,7 @@ def nearest(queries: Any, vectors: Any, k: int, left_out: Rows | None = None) ->
         return np.asarray(block, np.float32).reshape(len(block), -1)
 
     distances: NDArray[np.float64] = np.empty((len(queries), 0))
-    rows: Rows = np.empty((len(queries), 0), np.int64)
+    rows: RowIndices = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(vectors), BLOCK):
         block = flat(vectors[start : start + BLOCK])
         search = NearestNeighbors(n_neighbors=min(k + 1, len(block)), algorithm="brute").fit(block)

@@ -21,7 +21,7 @@ from hashret.errors import HashretError
 from hashret.evaluation.measures import (
     Health,
     Measures,
-    Rows,
+    RowIndices,
     count_labels,
     count_neighbours,
     health,
@@ -58,18 +58,18 @@ class Protocol(NamedTuple):
     one source, each image is asked for among all others.
     """
 
-    text: str
+    description: str
     sources: tuple[str, ...]
-    drawn: int = 0
-    learned: int = 0
+    n_queries: int = 0
+    n_training: int = 0
 
-    def rows(self, lengths: list[int]) -> tuple[Rows, Rows, Rows]:
+    def rows(self, lengths: list[int]) -> tuple[RowIndices, RowIndices, RowIndices]:
         """The images that are learned from, searched and asked for, of all images of the sources in a row."""
         every = np.arange(sum(lengths))
-        if self.drawn:
+        if self.n_queries:
             every = np.random.default_rng(0).permutation(every)
-            learned = every[self.drawn :][: self.learned]
-            return np.sort(learned), np.sort(every[self.drawn :]), np.sort(every[: self.drawn])
+            learned = every[self.n_queries :][: self.n_training]
+            return np.sort(learned), np.sort(every[self.n_queries :]), np.sort(every[: self.n_queries])
         if len(lengths) == 1:
             return every, every, every
         return every[: lengths[0]], every[: lengths[0]], every[lengths[0] :]
@@ -86,8 +86,8 @@ PROTOCOLS = {
         "1,000 queries drawn with seed 0 from all 60,000 images, whatever their labels; the other 59,000 are searched, "
         "and 5,000 drawn of those are learned from",
         ("cifar10:train", "cifar10:test"),
-        drawn=1000,
-        learned=5000,
+        n_queries=1000,
+        n_training=5000,
     ),
     "digits": Protocol(f"the first 1,437 and the other 360: {_SPLIT}", ("digits:train", "digits:test")),
     "split": Protocol(_SPLIT, ()),  # of the sources that are given
@@ -209,7 +209,12 @@ def score(protocol: Protocol, images: ProtocolImages, codes: Codes) -> Evaluatio
 
 
 def _recall(
-    pixels: NDArray[np.uint8], codes: Codes, asked: Rows, searched: Rows, own: bool, labels: Rows | None = None
+    pixels: NDArray[np.uint8],
+    codes: Codes,
+    asked: RowIndices,
+    searched: RowIndices,
+    own: bool,
+    labels: RowIndices | None = None,
 ) -> float:
     """The share of the images nearest in pixels that are nearest in codes; with labels, among those of one label."""
     parts = []

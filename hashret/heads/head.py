@@ -56,7 +56,7 @@ class Head:
         margins: Floats = (self.project(values) - head.threshold) / head.scale
         return margins
 
-    def steadied(self, error: Floats, doubt: float) -> "Head":
+    def stabilised(self, error: Floats, doubt: float) -> "Head":
         """The same head for a computer whose margins are wrong by up to `error` (bits): with wider units where it is
         more than a tenth of `doubt`, and a constant 0 where a bit would say little but how its numbers were rounded."""
         scale = self.scale * np.maximum(10 * error / doubt, 1)

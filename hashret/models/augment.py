@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from hashret.models.binary import BinaryAutoencoder
 from hashret.models.networks import Shape
 
-BY_THE_IMAGES = -1.0
+AUTO = -1.0
 FARTHER = 1.2  # than an image: its mirror image, if it is another one
 
 
@@ -32,10 +32,10 @@ class ViewedAutoencoder(BinaryAutoencoder):
     def __init__(
         self,
         *args: Any,
-        crop: float = BY_THE_IMAGES,
+        crop: float = AUTO,
         rotation: float = 10.0,
-        flip: float = BY_THE_IMAGES,
-        light: float = BY_THE_IMAGES,
+        flip: float = AUTO,
+        light: float = AUTO,
         erase: float = 0.0,
         grey: float = 0.0,
         noise: float = 0.1,
@@ -47,18 +47,18 @@ class ViewedAutoencoder(BinaryAutoencoder):
         lie anywhere in any light, `crop` is 0.6 and `light` 0.3, otherwise 0.8 and 0.2."""
         super().__init__(*args, **parts)
         self.colour = in_colour(self.shape)
-        crop = (0.6 if self.colour else 0.8) if crop == BY_THE_IMAGES else crop
-        light = (0.3 if self.colour else 0.2) if light == BY_THE_IMAGES else light
-        self.free = flip == BY_THE_IMAGES
+        crop = (0.6 if self.colour else 0.8) if crop == AUTO else crop
+        light = (0.3 if self.colour else 0.2) if light == AUTO else light
+        self.free = flip == AUTO
         flip = 0.5 if self.free else flip
         others = {"erase": erase, "grey": grey, "noise": noise, "masking": masking}
         self.views = views(crop=crop, rotation=rotation, flip=flip, light=light, **others)
 
-    def prepare(self, x: Tensor, labels: Tensor | None) -> None:
+    def on_train_start(self, x: Tensor, labels: Tensor | None) -> None:
         if self.free and x.ndim == 4:
             self.views["flip"] = 0.0 if mirror_images_are_rarer(x) else 0.5
 
-    def chosen(self) -> dict[str, float]:
+    def auto_settings(self) -> dict[str, float]:
         told = ("crop", "flip", "light", "grey") if len(self.shape) == 3 else ()
         return {f"view_{name}": self.views[name] for name in told}
 
@@ -66,7 +66,7 @@ class ViewedAutoencoder(BinaryAutoencoder):
         """Another view of each image of a batch."""
         return augment(x, **self.views)
 
-    def remembering(self, code: Tensor, x: Tensor) -> dict[str, Tensor]:
+    def reconstruction_loss(self, code: Tensor, x: Tensor) -> dict[str, Tensor]:
         """What the decoder costs, in `reconstruction` nats per pixel; where that is 0, it is not asked."""
         if not self.reconstruction:
             return {}

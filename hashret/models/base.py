@@ -16,7 +16,7 @@ MAX_WEIGHTS = 2**30  # of a member: four gigabytes, and training needs as much a
 FOR_VECTORS = {"network": "mlp", "likelihood": "gaussian"}  # defaults of settings that images have others for
 
 
-class Rates(NamedTuple):
+class TrainingDefaults(NamedTuple):
     """How a member is trained unless it is said otherwise: images in a step, the two rates of AdamW, and whether
     matrices go the way of Muon instead (`hashret.training.muon`)."""
 
@@ -40,9 +40,9 @@ class Member(nn.Module):
     labelled: bool = False  # whether it learns from labels, and cannot without; its setting `classes` says how many
     outputs_per_latent: ClassVar[int] = 1  # how many numbers the encoder gives for each unit of the bottleneck
     normalised: ClassVar[bool] = False  # over the batch, where a free scale would escape a penalty
-    skips: ClassVar[bool] = False  # whether the decoder may see more of the image than the code
-    rates: Rates = Rates()
-    given: int = 0  # numbers that the decoder gets beside the latent ones
+    allows_skips: ClassVar[bool] = False  # whether the decoder may see more of the image than the code
+    training_defaults: TrainingDefaults = TrainingDefaults()
+    condition_dim: int = 0  # inputs of the decoder besides the latent ones
 
     def __init__(
         self,
@@ -62,15 +62,15 @@ class Member(nn.Module):
             raise ValueError(f"latent must be 0 or more and width 1 or more, not {latent} and {width}")
         self.shape, self.bits, self.latent = shape, bits, latent or bits
         parts = _network(network, weights)
-        if parts.skips and not self.skips:
+        if parts.has_skips and not self.allows_skips:
             raise ValueError(f"network {network!r} shows the decoder the image past the code: choose model 'denoising'")
         self.likelihood = choose(LIKELIHOODS, likelihood, "likelihood")
         if len(shape) == 1:
             check_for_vectors("network", network, [name for name, there in NETWORKS.items() if there.vectors])
             check_for_vectors("likelihood", likelihood, [name for name, there in LIKELIHOODS.items() if there.vectors])
-        self.decoded = (shape[0] * self.likelihood.numbers, *shape[1:])
+        self.decoded_shape = (shape[0] * self.likelihood.n_params, *shape[1:])
         self.encoder = parts.encoder(shape, self.latent * self.outputs_per_latent, width)
-        self.decoder = parts.decoder(self.latent + self.given, self.decoded, width)
+        self.decoder = parts.decoder(self.latent + self.condition_dim, self.decoded_shape, width)
         if self.normalised:
             norm = nn.BatchNorm1d(self.latent * self.outputs_per_latent, affine=False)
             self.encoder.append(norm)  # type: ignore[operator]
@@ -113,25 +113,25 @@ class Member(nn.Module):
         differing = (1 - a * b).sum(1) / 2
         return torch.where(same, differing, F.relu(self.latent / 2 - differing)).mean()
 
-    def prepare(self, x: Tensor, labels: Tensor | None) -> None:
+    def on_train_start(self, x: Tensor, labels: Tensor | None) -> None:
         """What has to be found out before training, or before it goes on, from some of the images."""
 
-    def chosen(self) -> dict[str, float]:
+    def auto_settings(self) -> dict[str, float]:
         """What it chose by itself for these images, by name: told in the model card."""
         return {}
 
-    def begin(self, step: int, planned: int) -> None:
+    def on_step_start(self, step: int, total_steps: int) -> None:
         """What changes as training goes on: called before each step, counted from 0, of the steps planned."""
 
     def outputs(self, x: Tensor) -> Tensor:
         """The real numbers (n, latent) that a head turns into bits."""
         return self.features(x)[:, : self.latent]
 
-    def measures(self, x: Tensor) -> dict[str, Tensor]:
+    def metrics(self, x: Tensor) -> dict[str, Tensor]:
         """What else is worth knowing of how images are remembered, by name, each a scalar: reported, not minimised."""
         return {}
 
-    def draw(self, n: int) -> Tensor | None:
+    def sample_prior(self, n: int) -> Tensor | None:
         """n draws (n, latent) from the prior of what goes through the bottleneck; None if there is none."""
         return None
 
@@ -141,7 +141,7 @@ class Member(nn.Module):
         remembered = self.likelihood.mean(self.decode(z))
         return remembered if x.ndim == 2 else remembered.clamp(0, 1)
 
-    def begin_with(self, other: "Member") -> None:
+    def init_from(self, other: "Member") -> None:
         """Copy the weights of another member's encoder, which must be of the same shapes, and of what else is alike.
         Raises HashretError for another network."""
         mine, theirs = self.state_dict(), other.state_dict()
@@ -156,7 +156,7 @@ class Member(nn.Module):
         self.load_state_dict(mine | alike)
 
     @classmethod
-    def suited(cls, shape: Shape, images: int) -> dict[str, Any]:
+    def recommended_settings(cls, shape: Shape, images: int) -> dict[str, Any]:
         """Settings that suit so many images of a shape (c, h, w) better than the defaults, by name."""
         return {}
 

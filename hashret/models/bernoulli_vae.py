@@ -63,5 +63,5 @@ class BernoulliVariationalAutoencoder(Variational):
         z = torch.bernoulli(features.sigmoid())  # bits, also for a member that learned from numbers near them
         return z, (F.softplus(features) - z * features - log(2)).sum(1)
 
-    def draw(self, n: int) -> Tensor:
+    def sample_prior(self, n: int) -> Tensor:
         return torch.randint(2, (n, self.latent)).float()

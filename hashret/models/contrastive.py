@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import BY_THE_IMAGES, ViewedAutoencoder, in_colour
-from hashret.models.base import Rates, straight_through_sign
+from hashret.models.augment import AUTO, ViewedAutoencoder, in_colour
+from hashret.models.base import TrainingDefaults, straight_through_sign
 from hashret.models.networks import Shape
 
-LATENT = 64  # units at least
-IN_COLOUR = Rates(batch=128, learning_rate=8e-3, weight_decay=0.05)
+MIN_LATENT = 64  # units at least
+IN_COLOUR = TrainingDefaults(batch=128, learning_rate=8e-3, weight_decay=0.05)
 MANY = 10_000  # images in colour that are too many to be known by heart
 # For these, a wider network compares numbers, which differ more finely than bits, of views that differ more, and all
 # directions of its matrices learn alike:
@@ -45,9 +45,9 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         latent: int = 0,
         temperature: float = 0.1,
         signs: float = 1.0,
-        reconstruction: float = BY_THE_IMAGES,
+        reconstruction: float = AUTO,
         remembered: float = 1.0,
-        whole: float = BY_THE_IMAGES,
+        whole: float = AUTO,
         muon: bool = False,
         **parts: Any,
     ) -> None:
@@ -58,13 +58,13 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         choose: 5, for what the views agree on says more, and ¾ in colour, otherwise 50 and 0. `muon` is whether
         matrices are learned by `hashret.training.muon`."""
         width = width or (24 if in_colour(shape) else 16)
-        super().__init__(shape, bits, width=width, latent=latent or max(bits, LATENT), **parts)
+        super().__init__(shape, bits, width=width, latent=latent or max(bits, MIN_LATENT), **parts)
         if self.colour:
-            self.rates = IN_COLOUR
-        self.rates = self.rates._replace(muon=muon)
-        if reconstruction == BY_THE_IMAGES:
+            self.training_defaults = IN_COLOUR
+        self.training_defaults = self.training_defaults._replace(muon=muon)
+        if reconstruction == AUTO:
             reconstruction = 5.0 if self.colour else 50.0
-        if whole == BY_THE_IMAGES:
+        if whole == AUTO:
             whole = 0.75 if self.colour else 0.0
         shares = all(0 <= share <= 1 for share in (signs, remembered, whole))
         if not (temperature > 0 and reconstruction >= 0 and shares):
@@ -76,7 +76,7 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         self.signs, self.whole, self.remembered = signs, whole, remembered
 
     @classmethod
-    def suited(cls, shape: Shape, images: int) -> dict[str, Any]:
+    def recommended_settings(cls, shape: Shape, images: int) -> dict[str, Any]:
         return dict(FOR_MANY) if in_colour(shape) and images >= MANY else {}
 
     def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,4 +93,4 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         compared = ((self.signs, codes), (1 - self.signs, h))
         terms = [share * nt_xent(z[: len(x)], z[len(x) :], self.temperature) for share, z in compared if share]
         few = max(2, round(self.remembered * len(x)))
-        return {"contrast": torch.stack(terms).sum()} | self.remembering(codes[:few], x[:few])
+        return {"contrast": torch.stack(terms).sum()} | self.reconstruction_loss(codes[:few], x[:few])

@@ -18,12 +18,12 @@ class ConditionalVariationalAutoencoder(VariationalAutoencoder):
 
     def __init__(self, *args: Any, classes: int = 0, dropped: float = 0.2, **parts: Any) -> None:
         """`dropped` is the share of labels that training makes unknown; `classes` is counted from the labels."""
-        self.given = classes + 1
+        self.condition_dim = classes + 1
         super().__init__(*args, **parts)
         if not 0 <= dropped <= 1:
             raise ValueError(f"dropped must be from 0 to 1, not {dropped}")
         self.dropped = dropped
-        self.condition = nn.Linear(self.given, self.latent * self.outputs_per_latent, bias=False)
+        self.condition = nn.Linear(self.condition_dim, self.latent * self.outputs_per_latent, bias=False)
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.encoder(x) + self.condition(self._told(x, labels))  # type: ignore[no-any-return]
@@ -38,7 +38,7 @@ class ConditionalVariationalAutoencoder(VariationalAutoencoder):
         return {"reconstruction": self.likelihood.nll(self.decode(z, labels), x).mean()} | penalties
 
     def _told(self, like: Tensor, labels: Tensor | None) -> Tensor:
-        """One of `given` numbers is 1: the first for "unknown", the others for a class."""
+        """One of `condition_dim` numbers is 1: the first for "unknown", the others for a class."""
         if labels is None:
             labels = like.new_full((len(like),), -1, dtype=torch.int64)
-        return F.one_hot(labels + 1, self.given).to(like)
+        return F.one_hot(labels + 1, self.condition_dim).to(like)

@@ -41,7 +41,7 @@ CORRUPTIONS = {
 class DenoisingAutoencoder(Member):
     """Remember the clean image from a corrupted one."""
 
-    skips = True
+    allows_skips = True
 
     def __init__(self, *args: Any, corruption: str = "masking", strength: float = 0.3, **parts: Any) -> None:
         """`strength` is the standard deviation of `gaussian` noise, or the share of pixels that `masking` and

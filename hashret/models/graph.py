@@ -34,13 +34,13 @@ class GraphAutoencoder(ViewedAutoencoder):
         self.sharpness, self.reconstruction = sharpness, reconstruction
         self.teacher: Head | None = None
 
-    def prepare(self, x: Tensor, labels: Tensor | None) -> None:
-        super().prepare(x, labels)
+    def on_train_start(self, x: Tensor, labels: Tensor | None) -> None:
+        super().on_train_start(x, labels)
         self.teacher = HEADS["anchor-graph"](x.flatten(1).cpu().numpy(), self.latent, 0)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         h = self.features(self.view(x) if self.training else x).float()
-        terms = self.remembering(straight_through_sign(h), x)
+        terms = self.reconstruction_loss(straight_through_sign(h), x)
         if self.teacher is not None:
             terms["teacher"] = F.binary_cross_entropy_with_logits(2 * h, (self.sharpness * self.margins(x)).sigmoid())
         return terms

@@ -18,7 +18,7 @@ LEVELS = 256
 class Likelihood(NamedTuple):
     nll: Callable[[Tensor, Tensor], Tensor]  # numbers (n, numbers · c, h, w), x (n, c, h, w) -> (n,)
     mean: Callable[[Tensor], Tensor]  # numbers -> images in the scale of x
-    numbers: int = 1  # that the decoder gives for each pixel
+    n_params: int = 1  # that the decoder gives for each pixel
     vectors: bool = False  # whether it is of any numbers, and not of pixels alone
 
 

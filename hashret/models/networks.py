@@ -20,7 +20,7 @@ Shape = tuple[int, ...]  # (c, h, w), or (d,)
 class Network(NamedTuple):
     encoder: Callable[[Shape, int, int], nn.Module]
     decoder: Callable[[int, Shape, int], nn.Module]
-    skips: bool = False  # whether the decoder gets more of the image than the outputs
+    has_skips: bool = False  # whether the decoder gets more of the image than the outputs
     vectors: bool = False  # whether it takes them too
 
 
@@ -215,5 +215,5 @@ NETWORKS = {
     "conv": Network(conv_encoder, conv_decoder),
     "deep": Network(deep_encoder, deep_decoder, vectors=True),
     "resnet": Network(resnet_encoder, resnet_decoder),
-    "unet": Network(UnetEncoder, UnetDecoder, skips=True),
+    "unet": Network(UnetEncoder, UnetDecoder, has_skips=True),
 }

@@ -43,7 +43,7 @@ class OrthoHash(ViewedAutoencoder):
 
     def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         h = self.features(self.view(x) if self.training else x)
-        terms = self.remembering(straight_through_sign(h), x)
+        terms = self.reconstruction_loss(straight_through_sign(h), x)
         known = labels >= 0
         if len(self.targets):
             cosines = F.normalize(h[known].float(), dim=1) @ F.normalize(self.targets, dim=1).T

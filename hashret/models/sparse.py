@@ -30,7 +30,7 @@ class SparseAutoencoder(Member):
         z = F.softshrink(features, self.threshold)
         return z, {"sparsity": (self.rate * z.float().abs() - log(self.rate / 2)).sum(1).mean()}
 
-    def measures(self, x: Tensor) -> dict[str, Tensor]:
+    def metrics(self, x: Tensor) -> dict[str, Tensor]:
         """The share of units that are active."""
         z, _ = self.bottleneck(self.features(x))
         return {"active": (z != 0).float().mean()}

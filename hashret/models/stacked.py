@@ -37,14 +37,14 @@ class StackedDenoisingAutoencoder(DenoisingAutoencoder):
         self.classifier = nn.Linear(self.latent, classes or 1) if fine_tune else None
         self.alone: int | None = None  # the layer that learns alone now
 
-    def begin(self, step: int, planned: int) -> None:
+    def on_step_start(self, step: int, total_steps: int) -> None:
         layers = len(_blocks(self.encoder))
-        early = int(self.pretrain * planned)
+        early = int(self.pretrain * total_steps)
         self.alone = step * layers // early if step < early else None
         learning: list[nn.Module] = [self]
         if self.alone is not None:
             learning = [_blocks(self.encoder)[self.alone], _blocks(self.decoder)[-1 - self.alone]]
-        elif self.classifier is not None and step < early + (planned - early) // 3:
+        elif self.classifier is not None and step < early + (total_steps - early) // 3:
             learning = [self.classifier]
         self.eval().requires_grad_(False)
         for part in learning:

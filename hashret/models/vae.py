@@ -21,33 +21,33 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 class Variational(Member):
     """A member whose posterior and prior are distributions, so that images have a likelihood.
 
-    `given` is what `features` and `decode` get beside the images, if anything: the labels of a conditional member.
+    `condition` is what `features` and `decode` get beside the images, if anything: the labels of a conditional member.
     """
 
     def draw_posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """A sample z (n, latent) for each image, and log p(z) − log q(z | x), (n,)."""
         raise NotImplementedError
 
-    def log_weights(self, x: Tensor, samples: int, *given: Tensor) -> Tensor:
+    def log_weights(self, x: Tensor, samples: int, *condition: Tensor) -> Tensor:
         """log p(x, z) − log q(z | x) in nats for so many samples z of each image's posterior, (samples, n)."""
-        features = self.features(x, *given)
+        features = self.features(x, *condition)
         weights = []
         for _ in range(samples):
             z, log_ratio = self.draw_posterior(features)
-            weights.append(log_ratio - self.likelihood.nll(self.decode(z, *given), x))
+            weights.append(log_ratio - self.likelihood.nll(self.decode(z, *condition), x))
         return torch.stack(weights)
 
-    def elbo(self, x: Tensor, samples: int, *given: Tensor) -> Tensor:
+    def elbo(self, x: Tensor, samples: int, *condition: Tensor) -> Tensor:
         """The evidence lower bound on each image's log-likelihood in nats, (n,), estimated without bias."""
-        return self.log_weights(x, samples, *given).mean(0)
+        return self.log_weights(x, samples, *condition).mean(0)
 
-    def log_likelihood(self, x: Tensor, samples: int, *given: Tensor) -> Tensor:
+    def log_likelihood(self, x: Tensor, samples: int, *condition: Tensor) -> Tensor:
         """The importance-weighted bound on each image's log-likelihood in nats, (n,), which tightens with `samples`:
         Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016,
         https://arxiv.org/abs/1509.00519."""
-        return self.log_weights(x, samples, *given).logsumexp(0) - log(samples)
+        return self.log_weights(x, samples, *condition).logsumexp(0) - log(samples)
 
-    def measures(self, x: Tensor) -> dict[str, Tensor]:
+    def metrics(self, x: Tensor) -> dict[str, Tensor]:
         """Both bounds, from a few samples: the ELBO and, nearer to the likelihood, the importance-weighted one."""
         weights = self.log_weights(x, REPORTED)
         return {"elbo": weights.mean(), "log_likelihood": (weights.logsumexp(0) - log(REPORTED)).mean()}
@@ -76,5 +76,5 @@ class VariationalAutoencoder(Variational):
         z = mean + (0.5 * log_variance).exp() * noise
         return z, 0.5 * (noise.square() + log_variance - z.square()).sum(1)
 
-    def draw(self, n: int) -> Tensor:
+    def sample_prior(self, n: int) -> Tensor:
         return torch.randn(n, self.latent)

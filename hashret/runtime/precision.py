@@ -10,13 +10,13 @@ from hashret.process import one_torch_thread, short_turns
 
 
 @contextmanager
-def full_float32(where: torch.device, alone: bool = False) -> Iterator[None]:
+def full_float32(where: torch.device, single_thread: bool = False) -> Iterator[None]:
     """Inference in float32 as it is, without TF32, bf16 or autocast, whatever this process has chosen; its threads hand
     the interpreter on sooner meanwhile. With `alone` the calling thread does all the work."""
     with (
         short_turns(),
         float32_switches() as threads,
-        one_torch_thread(threads) if alone else nullcontext(),
+        one_torch_thread(threads) if single_thread else nullcontext(),
         torch.inference_mode(),
         torch.autocast(where.type, enabled=False),
     ):

@@ -9,32 +9,32 @@ from numpy.typing import NDArray
 
 from hashret.data.contents import Inputs
 from hashret.heads import Head
-from hashret.runtime import Runtime, passes
+from hashret.runtime import Runtime, batch_slices
 
-DOUBT = 1e-4
+AMBIGUOUS_MARGIN = 1e-4
 # In float64 a bit is 1 above the threshold and this much more: an output placed on the threshold itself, where even
 # float64 sums may fall to either side, is 0 in every batch.
-SNAP = 1e-9
+TIE_TOLERANCE = 1e-9
 
 
-def bits_of(runtime: Runtime, head: Head, pixels: Inputs, alone: bool = False) -> NDArray[np.bool_]:
+def bits_of(runtime: Runtime, head: Head, pixels: Inputs, single_thread: bool = False) -> NDArray[np.bool_]:
     """The bits, (n, bits), of images. With `alone` the calling thread does all the work."""
     bits = np.empty((len(pixels), len(head.threshold)), np.bool_)
-    doubtful = np.empty(len(pixels), np.bool_)
-    for rows in passes(pixels):
-        margins = head.margins(runtime.outputs(pixels[rows], alone))
+    ambiguous = np.empty(len(pixels), np.bool_)
+    for rows in batch_slices(pixels):
+        margins = head.margins(runtime.outputs(pixels[rows], single_thread))
         bits[rows] = margins > 0
-        doubtful[rows] = (np.abs(margins) < DOUBT).any(1)
-    again = np.flatnonzero(doubtful)
-    for rows in passes(pixels, len(again)):  # together, for a pass over one or two costs as much
-        bits[again[rows]] = head.margins(runtime.exact(pixels[again[rows]], alone)) > SNAP
+        ambiguous[rows] = (np.abs(margins) < AMBIGUOUS_MARGIN).any(1)
+    again = np.flatnonzero(ambiguous)
+    for rows in batch_slices(pixels, len(again)):  # together, for a pass over one or two costs as much
+        bits[again[rows]] = head.margins(runtime.exact(pixels[again[rows]], single_thread)) > TIE_TOLERANCE
     return bits
 
 
 def margins_of(runtime: Runtime, head: Head, pixels: Inputs) -> NDArray[np.float32]:
     """The margins, (n, bits), of images, computed in float64."""
     margins = np.empty((len(pixels), len(head.threshold)), np.float32)
-    for rows in passes(pixels):
+    for rows in batch_slices(pixels):
         margins[rows] = head.margins(runtime.exact(pixels[rows]))
     return margins
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hashret.data.contents import Inputs
-from hashret.runtime import passes
+from hashret.runtime import batch_slices
 from hashret.runtime.folding import folded
 from hashret.runtime.inputs import to_input
 from hashret.runtime.precision import full_float32
@@ -30,13 +30,13 @@ class TorchRuntime:
         self._weightless = first is None  # what is computed without weights is not worth sharing among threads
         self._lock = threading.Lock()
 
-    def outputs(self, pixels: Inputs, alone: bool = False) -> NDArray[np.float32]:
-        with full_float32(self.device, alone or self._weightless):
+    def outputs(self, pixels: Inputs, single_thread: bool = False) -> NDArray[np.float32]:
+        with full_float32(self.device, single_thread or self._weightless):
             outputs = self._fast.outputs(to_input(pixels, self.device))
         return outputs.cpu().numpy()
 
-    def exact(self, pixels: Inputs, alone: bool = False) -> NDArray[np.float64]:
-        with full_float32(self.device, alone):
+    def exact(self, pixels: Inputs, single_thread: bool = False) -> NDArray[np.float64]:
+        with full_float32(self.device, single_thread):
             outputs = self._exact.outputs(to_input(pixels, self.device).double())
         return outputs.cpu().numpy()
 
@@ -44,7 +44,7 @@ class TorchRuntime:
         """The squared reconstruction error of each image, (n,), summed over its values in [0, 1], or a vector's."""
         errors = np.empty(len(pixels), np.float32)
         with torch.inference_mode():
-            for rows in passes(pixels):
+            for rows in batch_slices(pixels):
                 x = to_input(pixels[rows], self.device)
                 errors[rows] = (self.member.reconstruct(x) - x).square().flatten(1).sum(1).cpu().numpy()
         return errors

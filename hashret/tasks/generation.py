@@ -17,7 +17,7 @@ from hashret.hasher import Hasher
 from hashret.models.base import Member
 from hashret.models.cvae import ConditionalVariationalAutoencoder
 from hashret.models.vae import VariationalAutoencoder
-from hashret.runtime import passes
+from hashret.runtime import batch_slices
 from hashret.runtime.inputs import device, to_input
 
 Pixels = NDArray[np.uint8]
@@ -43,7 +43,7 @@ def sample(hasher: Hasher, n: int, *, label: str | None = None, seed: int = 0) -
     member = _network(hasher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        z = member.draw(n)
+        z = member.sample_prior(n)
     if z is None:
         raise HashretError(f"model {hasher.model!r} has no prior to draw from: train vae, cvae or bernoulli-vae")
     return _decode(hasher, z, label)
@@ -90,7 +90,7 @@ def _network(hasher: Hasher) -> Member:
 
 
 def _batches(pixels: Inputs) -> Iterator[Tensor]:
-    return (to_input(pixels[rows], device()) for rows in passes(pixels))
+    return (to_input(pixels[rows], device()) for rows in batch_slices(pixels))
 
 
 def _remembered(hasher: Hasher, pixels: Inputs) -> Tensor:

@@ -32,14 +32,14 @@ def identity_of(
 
 
 def save_checkpoint(
-    path: Path, member: Member, optimiser: torch.optim.Optimizer, step: int, planned: int, identity: str
+    path: Path, member: Member, optimiser: torch.optim.Optimizer, step: int, total_steps: int, identity: str
 ) -> None:
     """Write the weights and the state of the optimiser after `step` of `planned` steps, whole or not at all."""
     tensors = {f"member.{name}": tensor for name, tensor in member.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{name}": tensor for name, tensor in state.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"step": str(step), "planned": str(planned), "identity": identity}
+    metadata = {"step": str(step), "planned": str(total_steps), "identity": identity}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, save(tensors, metadata | {"sha256": _digest(tensors, *metadata.values())}))
 

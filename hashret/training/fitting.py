@@ -20,9 +20,9 @@ from hashret.models.base import FOR_VECTORS, build
 from hashret.models.networks import Shape
 from hashret.parallel import Progress
 from hashret.process import version
-from hashret.runtime import passes
+from hashret.runtime import batch_slices
 from hashret.runtime.inputs import device
-from hashret.runtime.rescue import DOUBT, rounding
+from hashret.runtime.rescue import AMBIGUOUS_MARGIN, rounding
 from hashret.runtime.torch_runtime import TorchRuntime
 from hashret.training.loop import Labels, Pairs, Training, split, train
 from hashret.training.options import TrainingOptions
@@ -110,7 +110,7 @@ def read_material(
     settings = member.defaults()
     if len(preprocessing.shape) == 1:  # of vectors
         settings |= {name: value for name, value in FOR_VECTORS.items() if name in settings}
-    settings |= request.begun or member.suited(input_shape(preprocessing), len(images))
+    settings |= request.begun or member.recommended_settings(input_shape(preprocessing), len(images))
     settings |= request.settings
     classes = list[str]()
     if request.is_labelled():
@@ -133,7 +133,7 @@ def train_member(
         shape = input_shape(material.preprocessing)
         member = build(MODELS[request.model], shape, request.bits, material.settings)
         if init is not None:
-            member.begin_with(init)
+            member.init_from(init)
         rows = split(len(images), options.seed)[0] if member.trainable else np.arange(len(images))
         check_head(request.head, len(rows), member.latent, request.bits)
         if member.trainable:
@@ -156,12 +156,12 @@ def fit_head(request: Request, learned: Learned, images: Inputs, seed: int) -> H
     if len(rows) > most:  # drawn from all over the source, which may be sorted
         rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
     runtime, values = TorchRuntime(member), np.empty((len(rows), member.latent), np.float32)
-    for part in passes(images, len(rows)):
+    for part in batch_slices(images, len(rows)):
         values[part] = runtime.outputs(images[rows[part]])
     if not np.isfinite(values).all():
         raise HashretError("the model's outputs are not finite numbers: train with a lower learning rate")
     head = HEADS[request.head](values, request.bits, seed)
-    return head.steadied(rounding(runtime, head, images[rows[: next(passes(images)).stop]]), DOUBT)
+    return head.stabilised(rounding(runtime, head, images[rows[: next(batch_slices(images)).stop]]), AMBIGUOUS_MARGIN)
 
 
 def record_of(source: Source, material: Material, learned: Learned, seed: int) -> dict[str, Any]:
@@ -175,11 +175,11 @@ def record_of(source: Source, material: Material, learned: Learned, seed: int) -
         "hashret": version(),
         "torch": torch.__version__,
     }
-    training = {} if learned.training is None else learned.training._asdict()
+    training = {} if learned.training is None else learned.training.to_record()
     record |= {name: round(value, 3) if isinstance(value, float) else value for name, value in training.items()}
     record |= {"classes": material.classes} if material.classes else {}
     record |= {"pairs": len(material.pairs.same)} if material.pairs is not None else {}
-    return record | (learned.member.chosen() if learned.member.trainable else {})
+    return record | (learned.member.auto_settings() if learned.member.trainable else {})
 
 
 def input_shape(preprocessing: Preprocessing) -> Shape:

@@ -28,20 +28,24 @@ from hashret.training.options import TrainingOptions
 Terms = dict[str, Tensor]  # of the loss, by name
 Labels = NDArray[np.int64]  # numbers of classes; -1 for an image without a label
 
-PREPARED = 20_000  # images that a member is shown before it is trained
-REHEARSED = 8  # steps, from all parts of a training, that at least are timed to plan it
+INIT_IMAGES = 20_000  # images that a member is shown before it is trained
+TIMED_STEPS = 8  # steps, from all parts of a training, that at least are timed to plan it
 REPORT_EVERY, SAVE_EVERY = 0.2, 30.0  # seconds from one report of progress, and from one checkpoint, to the next
 
 
 class Training(NamedTuple):
     steps: int  # taken; fewer than planned if interrupted
-    planned: int
+    total_steps: int  # planned
     batch: int
     seconds: float
     terms: dict[str, float]  # the running mean of each loss term at the end
     held_out: dict[str, float]  # each loss term on images that were never trained on
     interrupted: bool
     curve: list[dict[str, float]]  # "step", and the running mean of each term there, at about a hundred steps
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields by their names in `config.json`."""
+        return {"planned" if name == "total_steps" else name: value for name, value in self._asdict().items()}
 
 
 class Pairs(NamedTuple):
@@ -96,7 +100,7 @@ def train(
     """
     if len(images) < 2:
         raise HashretError("one image is not enough to learn from: give a source with at least two images")
-    own, seed, checkpoint = member.rates, options.seed, options.checkpoint
+    own, seed, checkpoint = member.training_defaults, options.seed, options.checkpoint
     learning_rate = own.learning_rate if options.learning_rate is None else options.learning_rate
     weight_decay = own.weight_decay if options.weight_decay is None else options.weight_decay
     where = device()
@@ -122,18 +126,20 @@ def train(
     loss = torch.compile(_loss) if options.compiled else _loss
     entered = time.monotonic()
     torch.manual_seed(seed)
-    member.prepare(*draw(np.sort(rows[:PREPARED]))[:2])
+    member.on_train_start(*draw(np.sort(rows[:INIT_IMAGES]))[:2])
     start = 0
     asked_for = options.steps if options.steps is not None else options.epochs and options.epochs * per_epoch
     if options.resume and checkpoint is not None:
-        start, planned = load_checkpoint(checkpoint, member, optimiser, identity)
-        if asked_for not in (None, planned):
-            raise HashretError(f"the checkpoint is of a training of {planned} steps: resume it without another number")
+        start, total_steps = load_checkpoint(checkpoint, member, optimiser, identity)
+        if asked_for not in (None, total_steps):
+            raise HashretError(
+                f"the checkpoint is of a training of {total_steps} steps: resume it without steps or epochs"
+            )
     elif asked_for is not None:
-        planned = asked_for
+        total_steps = asked_for
     else:
         left = options.seconds - (time.monotonic() - entered)
-        planned = _steps_within(left, member, draw(rows[:batch], 0), learning_rate, weight_decay, loss)
+        total_steps = _steps_within(left, member, draw(rows[:batch], 0), learning_rate, weight_decay, loss)
 
     step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
     running: dict[str, Tensor] = {}
@@ -142,39 +148,39 @@ def train(
     shuffled = np.empty(0, np.int64)
     try:
         with _ctrl_c_waits() as pressed, torch.backends.cudnn.flags(enabled=True, deterministic=True):
-            while step < planned and not pressed:
+            while step < total_steps and not pressed:
                 epoch, i = divmod(step, per_epoch)
                 if i == 0 or step == start:
                     shuffled = np.random.default_rng((seed, epoch)).permutation(rows)
                 for group in optimiser.param_groups:
-                    group["lr"] = learning_rate * _schedule(step, planned)
+                    group["lr"] = learning_rate * _schedule(step, total_steps)
                 picked = draw(shuffled[i * batch : (i + 1) * batch], step)
                 whole = False
-                member.begin(step, planned)
+                member.on_step_start(step, total_steps)
                 terms = _step(member, optimiser, picked, (seed << 32) + step, loss)
                 step, whole = step + 1, True
                 keep = min(0.98, 1 - 1 / step)
                 running = {name: keep * running.get(name, term) + (1 - keep) * term for name, term in terms.items()}
-                if step % max(1, planned // 100) == 0:
+                if step % max(1, total_steps // 100) == 0:
                     curve.append({"step": step} | {name: float(value) for name, value in running.items()})
                 now = time.monotonic()
                 saving = now - saved > SAVE_EVERY
-                if saving or now - shown > REPORT_EVERY or step == planned:
+                if saving or now - shown > REPORT_EVERY or step == total_steps:
                     shown = now
-                    _report(step, planned, running, progress)
+                    _report(step, total_steps, running, progress)
                 if checkpoint is not None and saving:
-                    save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
+                    save_checkpoint(checkpoint, member, optimiser, step, total_steps, identity)
                     saved = now
             interrupted = bool(pressed)
     except KeyboardInterrupt:
         interrupted = True
     if interrupted and whole and checkpoint is not None:
-        save_checkpoint(checkpoint, member, optimiser, step, planned, identity)
+        save_checkpoint(checkpoint, member, optimiser, step, total_steps, identity)
     seconds = time.monotonic() - began
     member.eval()
     measured = _measure(member, draw, held_out) if len(held_out) > 1 else {}
     last = {name: float(value) for name, value in running.items()}
-    return Training(step, planned, batch, seconds, last, measured, interrupted, curve)
+    return Training(step, total_steps, batch, seconds, last, measured, interrupted, curve)
 
 
 @contextmanager
@@ -205,7 +211,7 @@ def _ctrl_c_waits() -> Iterator[list[int]]:
 
 
 def _optimiser(member: Member, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    if not member.rates.muon:
+    if not member.training_defaults.muon:
         return torch.optim.AdamW(member.parameters(), learning_rate, weight_decay=weight_decay)
     dtype = torch.bfloat16 if in_bfloat16(next(member.parameters()).device) else torch.float32
     return Muon(member.parameters(), learning_rate, weight_decay=weight_decay, dtype=dtype)
@@ -230,10 +236,10 @@ def _loss(member: Member, batch: Batch) -> Terms:
     return terms | {"verdicts": member.pair_loss(batch.x, batch.pairs, batch.same)}
 
 
-def _schedule(step: int, planned: int) -> float:
+def _schedule(step: int, total_steps: int) -> float:
     """The learning rate as a share of its peak: a linear rise over a tenth of the steps or 100, then a cosine."""
-    rise = max(1, min(100, planned // 10))
-    return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / planned))
+    rise = max(1, min(100, total_steps // 10))
+    return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / total_steps))
 
 
 def _steps_within(
@@ -245,14 +251,14 @@ def _steps_within(
     loss: Callable[[Member, Batch], Terms],
 ) -> int:
     """How many steps fit into `budget` seconds, by timing a few on a copy of the member."""
-    rehearsal = copy.deepcopy(member)
-    optimiser = _optimiser(rehearsal, learning_rate, weight_decay)
+    warm_up = copy.deepcopy(member)
+    optimiser = _optimiser(warm_up, learning_rate, weight_decay)
     began = time.monotonic()
     times: list[float] = []
-    while len(times) < 2 + REHEARSED or time.monotonic() - began < min(3.0, budget / 10):
+    while len(times) < 2 + TIMED_STEPS or time.monotonic() - began < min(3.0, budget / 10):
         before = time.monotonic()
-        rehearsal.begin(len(times) % REHEARSED, REHEARSED)
-        _step(rehearsal, optimiser, batch, len(times), loss)
+        warm_up.on_step_start(len(times) % TIMED_STEPS, TIMED_STEPS)
+        _step(warm_up, optimiser, batch, len(times), loss)
         if batch.x.is_cuda:
             torch.cuda.synchronize()
         times.append(time.monotonic() - before)
@@ -260,12 +266,14 @@ def _steps_within(
     return max(1, int(left / statistics.fmean(times[2:])))
 
 
-def _report(step: int, planned: int, running: dict[str, Tensor], progress: Callable[[Progress], None] | None) -> None:
+def _report(
+    step: int, total_steps: int, running: dict[str, Tensor], progress: Callable[[Progress], None] | None
+) -> None:
     values = {name: float(value) for name, value in running.items()}
     if not all(math.isfinite(value) for value in values.values()):
         raise HashretError(f"the loss is not finite at step {step} ({values}): train with a lower learning rate")
     if progress is not None:
-        progress(Progress("training", step, planned, values))
+        progress(Progress("training", step, total_steps, values))
 
 
 def _measure(
@@ -275,5 +283,5 @@ def _measure(
     torch.manual_seed(0)
     parts = np.array_split(rows, math.ceil(len(rows) / batch))
     with torch.no_grad():  # a penalty on derivatives can undo this, but not inference_mode
-        terms = [_loss(member, b) | member.measures(b.x) for b in map(draw, parts)]
+        terms = [_loss(member, b) | member.metrics(b.x) for b in map(draw, parts)]
     return {name: statistics.fmean(float(t[name]) for t in terms) for name in terms[0]}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 MOMENTUM = 0.9
-ROUNDS = 4  # of `orthogonal`
+NS_STEPS = 4  # of `orthogonal`
 FIRST, THIRD, FIFTH = 3.4445, -4.7750, 2.0315  # of an odd polynomial that takes all of (0, 1] near 1 in a few rounds
-TURN = 6.0  # how much longer a step of a matrix is than one of AdamW's of a single number, at the same learning rate
+UPDATE_SCALE = 6.0  # an update of a matrix over AdamW's update of one weight, at the same learning rate
 
 
 class Muon(torch.optim.AdamW):
@@ -41,9 +41,9 @@ class Muon(torch.optim.AdamW):
         state["step"] += 1
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         ahead = gradient.lerp(state["momentum"], MOMENTUM).flatten(1)  # Nesterov's
-        turn = orthogonal(ahead.to(self.dtype)).to(weights).view_as(weights)
+        update = orthogonal(ahead.to(self.dtype)).to(weights).view_as(weights)
         rows, columns = ahead.shape
-        weights.mul_(1 - rate * decay).add_(turn, alpha=-rate * TURN * max(1.0, rows / columns) ** 0.5)
+        weights.mul_(1 - rate * decay).add_(update, alpha=-rate * UPDATE_SCALE * max(1.0, rows / columns) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-30)
-    for _ in range(ROUNDS):
+    for _ in range(NS_STEPS):
         gram = x @ x.T
         x = FIRST * x + (THIRD * gram + FIFTH * gram @ gram) @ x
     orthogonal: Tensor = x.T if tall else x
