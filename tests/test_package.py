@@ -63,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "stores": GROUND,
     "models": GROUND | {"heads"},
     "model_folder": GROUND | {"data"},
-    "runtime": GROUND | {"heads", "models"},
+    "runtime": GROUND | {"data", "heads", "models"},
     "training": GROUND | {"data", "heads", "models", "model_folder", "runtime"},
     "hasher": GROUND | {"data", "heads", "models", "model_folder", "training", "runtime"},
     "plots": GROUND | {"data"},
