@@ -9,7 +9,7 @@
 | PyTorch's float32 matmul precision, TF32 in cuDNN | codes are computed | `full_float32` |
 | PyTorch's number of threads | codes are computed by a thread that has others beside it | `one_torch_thread` |
 | FAISS's number of OpenMP threads | FAISS builds or searches | `one_faiss_thread` |
-| Numba's folder for compiled functions | kernels are declared | `numba_cache` |
+| Numba's choice of cache folders | kernels are declared | `numba_cache` |
 | the limit of open files (`RLIMIT_NOFILE`) | a service runs | `many_open_files` |
 | the environment variable `GOMP_SPINCOUNT` | the command line runs, to its end | `limit_spinning` |
 
@@ -191,15 +191,16 @@ def one_faiss_thread() -> Iterator[None]:
 
 
 @shared_switch
-def numba_cache(folder: str) -> Iterator[None]:
-    """Functions that are declared meanwhile keep their compiled code in `folder`."""
+def numba_cache(locator: type[object]) -> Iterator[None]:
+    """Let `locator`, a cache locator of Numba, choose the cache folders of functions that are declared meanwhile."""
     import numba
+    from numba.core.caching import CacheImpl
 
     config: Any = numba.config
-    before = config.CACHE_DIR
-    config.CACHE_DIR = folder
+    classes, chosen = CacheImpl._locator_classes, getattr(config, "CACHE_LOCATOR_CLASSES", "")
+    CacheImpl._locator_classes, config.CACHE_LOCATOR_CLASSES = [locator, *classes], ""
     yield
-    config.CACHE_DIR = before
+    CacheImpl._locator_classes, config.CACHE_LOCATOR_CLASSES = classes, chosen
 
 
 @shared_switch

@@ -1,15 +1,10 @@
-"""Numba for the kernels: each is compiled once per machine and stale as soon as any kernel source changes.
+"""Numba for the kernels: decorators that compile them, and intrinsics that Numba lacks.
 
-Numba's own cache looks only at the file a function lies in, so an edit in another file that it calls would go
-unnoticed, and an installed package may be read-only. The cache lies in the user's cache folder instead
-(``$XDG_CACHE_HOME`` or ``~/.cache``), under a key made of the text of every kernel source.
+Each kernel is compiled once per machine, and again when any kernel source changes (see `kernel_cache`).
 """
 
-import hashlib
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -18,28 +13,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hashret.indexes.kernel_cache import FOLDER, KernelLocator
 from hashret.process import numba_cache
 
-_config: Any = numba.config
 _tools: Any = cgutils
-
-
-def _cache_folder() -> str | None:
-    """The folder for compiled kernels; None if there can be none, and kernels are compiled in every process."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        if source.name.startswith("kernels") or source == Path(__file__):
-            digest.update(source.read_bytes())
-    root = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "hashret" / "kernels" / digest.hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return str(folder) if os.access(folder, os.W_OK) else None
-
-
-CACHE_FOLDER = _cache_folder()
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,10 +38,10 @@ def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    with nullcontext() if CACHE_FOLDER is None else numba_cache(CACHE_FOLDER):
-        compiled: Callable[..., Any] = numba.njit(
-            nogil=True, cache=CACHE_FOLDER is not None, error_model="numpy", **options
-        )(function)
+    with nullcontext() if FOLDER is None else numba_cache(KernelLocator):
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=FOLDER is not None, error_model="numpy", **options)(
+            function
+        )
     return compiled
 
 

@@ -40,8 +40,16 @@ def numba_config() -> Any:
     return numba.config
 
 
-def set_numba_folder(value: Any) -> None:
-    numba_config().CACHE_DIR = value
+def locators() -> Any:
+    from numba.core.caching import CacheImpl
+
+    return tuple(CacheImpl._locator_classes), getattr(numba_config(), "CACHE_LOCATOR_CLASSES", "")
+
+
+def set_locators(value: Any) -> None:
+    from numba.core.caching import CacheImpl
+
+    CacheImpl._locator_classes, numba_config().CACHE_LOCATOR_CLASSES = list(value[0]), value[1]
 
 
 def open_files() -> Any:
@@ -67,11 +75,11 @@ SWITCHES: dict[
     "short_turns": (process.short_turns, sys.getswitchinterval, sys.setswitchinterval, 0.004, TURN_SECONDS),
     "full_float32": (process.full_float32, precision, set_precision, ("medium", True), ("highest", False)),
     "numba_cache": (
-        lambda: process.numba_cache("ours"),
-        lambda: numba_config().CACHE_DIR,
-        set_numba_folder,
-        "theirs",
-        "ours",
+        lambda: process.numba_cache(int),
+        locators,
+        set_locators,
+        ((str,), "theirs"),
+        ((int, str), ""),
     ),
     "many_open_files": (process.many_open_files, open_files, set_open_files, (min(256, HARD), HARD), (HARD, HARD)),
 }
