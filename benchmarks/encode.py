@@ -20,7 +20,7 @@ import torch
 
 from hashret import Collection, Hasher
 from hashret.data.sources import open_source
-from hashret.parallel import in_order
+from hashret.parallel import ordered_map
 from hashret.runtime import batch_slices
 from hashret.runtime.inputs import device, to_input
 
@@ -46,7 +46,7 @@ def measure(source: str | np.ndarray, steps: int, repeats: int, decoded: bool) -
     times: dict[str, list[float]] = {"decode": [], "forward": [], "index": []}
     for _ in range(repeats):
         if decoded:
-            times["decode"].append(seconds(lambda: [None for _ in in_order(hasher.preprocessing, contents)]))
+            times["decode"].append(seconds(lambda: [None for _ in ordered_map(hasher.preprocessing, contents)]))
         times["forward"].append(seconds(lambda: forward(hasher, pixels)))
         with tempfile.TemporaryDirectory() as folder, Collection.create(Path(folder) / "c", hasher) as collection:
             collection.query_codes(hasher.encode_pixels(pixels[:1]))  # loads what a first query loads

@@ -32,7 +32,7 @@ def calibrate(
     From judged pairs, or from altered copies (cropped, resized, JPEG, brighter, turned) of the images that are indexed.
     """
     from hashret.collection import locate
-    from hashret.results import TARGET
+    from hashret.results import TARGET_PRECISION
 
     if pairs is not None and verdicts:
         raise typer.BadParameter("give one of PAIRS.csv and --verdicts")
@@ -40,7 +40,7 @@ def calibrate(
     if plot is not None:
         check_writable(plot.absolute().parent)
     found = _calibrated(place, pairs, verdicts, images, seed, quiet)
-    wanted = TARGET if target is None else target
+    wanted = TARGET_PRECISION if target is None else target
     radius, reason = None, ""
     try:
         radius = found.radius(wanted)

@@ -111,7 +111,7 @@ def usage(option: str) -> Iterator[None]:
 
 def chosen_radius(text: str | None, target: float | None, collection: "Collection | Client", quiet: bool) -> int | None:
     """The radius that -r asks for; for "auto" that of the calibration."""
-    from hashret.results import TARGET
+    from hashret.results import TARGET_PRECISION
 
     if text != "auto":
         if target is not None:
@@ -119,7 +119,7 @@ def chosen_radius(text: str | None, target: float | None, collection: "Collectio
         if text is not None and not (text.isascii() and text.isdecimal()):
             raise typer.BadParameter(f"a distance is a whole number of bits, or auto, not {text!r}", param_hint="-r")
         return None if text is None else int(text)
-    wanted = TARGET if target is None else target
+    wanted = TARGET_PRECISION if target is None else target
     radius = collection.radius(wanted)
     say(f"within {radius} bits, for a precision of {wanted:g}", quiet)
     return radius

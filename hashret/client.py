@@ -10,7 +10,7 @@ from hashret.codes import Codes, check_codes, from_hex, to_hex
 from hashret.data.contents import content_bytes
 from hashret.data.images import as_batch, to_content
 from hashret.errors import HashretError, NotFound, TooLarge
-from hashret.results import MAX_HITS, MAX_K, MAX_QUERIES, TARGET, Calibration, Group, Hit, Item, QueryOptions
+from hashret.results import MAX_HITS, MAX_K, MAX_QUERIES, TARGET_PRECISION, Calibration, Group, Hit, Item, QueryOptions
 
 _ERRORS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
@@ -145,7 +145,7 @@ class Client:
         """What `hashret calibrate` found for the service's model; raises NotFound if it was not asked to."""
         return Calibration(**self._ask("GET", "/v1/calibration"))
 
-    def radius(self, target: float = TARGET) -> int:
+    def radius(self, target: float = TARGET_PRECISION) -> int:
         """The radius that finds most copies while this share of what it shows is right, as `calibration` has it."""
         return self.calibration().radius(target, len(self))
 

@@ -1,11 +1,11 @@
-"""Files that are there whole or not at all, whenever the power goes."""
+"""Durable file operations: after a power cut a file is there whole or not at all."""
 
 import os
 from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Make what was written to a file, or the list of names in a folder, durable."""
+    """Flush a file's content, or the list of names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -13,16 +13,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, that a power cut does not take away; nothing if it is there."""
+def make_folder_durably(path: Path) -> None:
+    """Create a folder and its missing parents durably; do nothing if it exists."""
     if not path.is_dir():
-        make_folder(path.parent)
+        make_folder_durably(path.parent)
         path.mkdir(exist_ok=True)
         sync(path.parent)
 
 
-def put_in_place(written: Path, target: Path) -> None:
-    """Give a finished file or folder its name, durably, in place of what had it; both lie in the same folder."""
+def replace_durably(written: Path, target: Path) -> None:
+    """Rename a finished file or folder to `target`, in the same folder, durably, and replace what has that name."""
     for path in (*written.iterdir(), written) if written.is_dir() else (written,):
         sync(path)
     written.replace(target)
@@ -30,10 +30,10 @@ def put_in_place(written: Path, target: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file of these bytes."""
+    """Write bytes to a file durably, and replace it only when all are on the disk."""
     written = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         written.write_bytes(data)
-        put_in_place(written, path)
+        replace_durably(written, path)
     finally:
         written.unlink(missing_ok=True)

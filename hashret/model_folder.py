@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from hashret.durable import make_folder, put_in_place
+from hashret.durable import make_folder_durably, replace_durably
 from hashret.errors import HashretError, one_line
 
 FORMAT = 1  # of the model folder and of what its codes mean
@@ -62,7 +62,7 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
     target = Path(os.path.abspath(path))  # noqa: PTH100  # unlike Path.absolute it takes "." and ".."
     if target.exists() and not (target.is_dir() and _holds_only_a_model(target)):
         raise HashretError(f"{target} exists and is no model folder: choose another place")
-    make_folder(target.parent)
+    make_folder_durably(target.parent)
     written, old = (target.with_name(f"{target.name}.{os.getpid()}.{suffix}") for suffix in ("new", "old"))
     shutil.rmtree(written, ignore_errors=True)  # of a process that was killed, and had the same number
     try:
@@ -73,7 +73,7 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.replace(old)
-        put_in_place(written, target)
+        replace_durably(written, target)
     finally:
         if old.exists() and not target.exists():
             old.replace(target)

@@ -1,4 +1,4 @@
-"""Work on many items: in order on a pool of threads, in batches, and how far it has come."""
+"""Work on many items: an ordered map on a pool of threads, batches, and progress reports."""
 
 import os
 from collections import deque
@@ -13,24 +13,24 @@ R = TypeVar("R")
 
 
 class Progress(NamedTuple):
-    """How far long work has come."""
+    """How much of a long task is done."""
 
     stage: str  # "reading", "training", "indexing"
     done: int
-    total: int | None  # None when it is not known
-    terms: dict[str, float]  # numbers worth watching, such as the running mean of each loss term
+    total: int | None  # None if unknown
+    terms: dict[str, float]  # metrics by name, for example the running mean of each loss term
 
 
-def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] | None = None) -> Iterator[list[T]]:
-    """Lists of `size` items, or fewer that together weigh 1 or more, the last one shorter."""
+def batches(items: Iterable[T], size: int, weight_of: Callable[[T], float] | None = None) -> Iterator[list[T]]:
+    """Yield lists of `size` items, the last one shorter; with `weight_of`, a list also ends once it weighs 1."""
     items = iter(items)
-    if weigh is None:
+    if weight_of is None:
         yield from iter(lambda: list(islice(items, size)), [])
         return
     batch, weight = list[T](), 0.0
     for item in items:
         batch.append(item)
-        weight += weigh(item)
+        weight += weight_of(item)
         if len(batch) == size or weight >= 1:
             yield batch
             batch, weight = [], 0.0
@@ -38,42 +38,43 @@ def batches(items: Iterable[T], size: int, weigh: Callable[[T], float] | None = 
         yield batch
 
 
-def in_order(
+def ordered_map(
     function: Callable[[T], R],
     items: Iterable[T],
     *,
     threads: int | None = None,
-    ahead: int = 64,
-    weigh: Callable[[T], float] = lambda item: 1,
-    helping: bool = False,
+    max_pending: int = 64,
+    weight_of: Callable[[T], float] = lambda item: 1,
+    caller_runs: bool = False,
 ) -> Generator[R, None, None]:
-    """`function` of each item, from a pool of threads, in the order of the items.
+    """Yield `function(item)` for each item, computed by a pool of threads, in the order of the items.
 
-    `items` is taken in the caller's thread, at most `ahead` items before the result that is given out, or fewer that
-    together weigh as much. An error in either comes out in its place. Closing the generator drops what has not begun
-    and waits for what has. With `helping` the caller's thread is one of the pool's, for it does what has not begun
-    while it would have to wait: where taking the items and using the results is much of the work, no core is asked to
-    do two things at once.
+    The calling thread reads `items`. It stops reading while the items without a yielded result weigh `max_pending` or
+    more in total, or as much as there are threads if that is more. An exception in `function` or `items` is raised at
+    its turn. Closing the generator drops the items that no thread has begun and waits for the others.
+
+    With `caller_runs` the calling thread counts as one thread of the pool: instead of waiting, it runs `function` on
+    items that no thread has begun. That avoids one thread too many where the caller itself has much to compute.
     """
-    threads = threads or _cores()
-    most, weight = max(ahead, threads), 0.0
+    threads = threads or _available_cores()
+    max_weight, weight = max(max_pending, threads), 0.0
     tasks: deque[_Task[T, R]] = deque()
-    pool = ThreadPoolExecutor(max(1, threads - helping), thread_name_prefix="hashret-order")
+    pool = ThreadPoolExecutor(max(1, threads - caller_runs), thread_name_prefix="hashret-map")
 
-    def first() -> R:
-        while helping and not tasks[0].future.done() and _take_over(tasks, function):
+    def first_result() -> R:
+        while caller_runs and not tasks[0].future.done() and _run_pending(tasks, function):
             pass
         return tasks.popleft().future.result()
 
     try:
         for item in items:
-            tasks.append(_Task(item, weigh(item), pool.submit(function, item)))
+            tasks.append(_Task(item, weight_of(item), pool.submit(function, item)))
             weight += tasks[-1].weight
-            while weight >= most:
+            while weight >= max_weight:
                 weight -= tasks[0].weight
-                yield first()
+                yield first_result()
         while tasks:
-            yield first()
+            yield first_result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -85,9 +86,9 @@ class _Task(Generic[T, R]):
     future: Future[R]
 
 
-def _take_over(tasks: Iterable[_Task[T, R]], function: Callable[[T], R]) -> bool:
-    """Do the first task that the pool has not begun, in this thread; False if it has begun all of them."""
-    task = next((task for task in tasks if task.future.cancel()), None)  # only what has not begun can be cancelled
+def _run_pending(tasks: Iterable[_Task[T, R]], function: Callable[[T], R]) -> bool:
+    """Run the first task that the pool has not begun in this thread; return False if it has begun all of them."""
+    task = next((task for task in tasks if task.future.cancel()), None)  # a future that has begun cannot be cancelled
     if task is None:
         return False
     task.future = Future()
@@ -98,6 +99,6 @@ def _take_over(tasks: Iterable[_Task[T, R]], function: Callable[[T], R]) -> bool
     return True
 
 
-def _cores() -> int:
-    """How many cores this process may use."""
+def _available_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

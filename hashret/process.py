@@ -1,19 +1,19 @@
-"""The settings of the whole process that hashret changes, each in one function that says for how long, and the version.
+"""The process-wide settings that hashret changes, each in one function, and the version of hashret.
 
-| setting | while | function |
+| setting | changed while | function |
 |---|---|---|
 | `warnings.filters` | an image is decoded | `quiet_pillow` |
-| `gc` thresholds | a collection is indexed | `rarely_collected` |
-| objects that `gc` leaves out (`gc.freeze`) | a service runs | `frozen_objects` |
-| `sys.setswitchinterval` | codes are computed, a service runs | `short_turns` |
+| `gc` thresholds | a collection is indexed | `raised_gc_threshold` |
+| objects that `gc` ignores (`gc.freeze`) | a service runs | `frozen_objects` |
+| `sys.setswitchinterval` | codes are computed, a service runs | `short_switch_interval` |
 | PyTorch's float32 matmul precision, TF32 in cuDNN | codes are computed | `full_float32` |
-| PyTorch's number of threads | codes are computed by a thread that has others beside it | `one_torch_thread` |
+| PyTorch's number of threads | codes are computed by one of several threads | `one_torch_thread` |
 | FAISS's number of OpenMP threads | FAISS builds or searches | `one_faiss_thread` |
-| Numba's choice of cache folders | kernels are declared | `numba_cache` |
-| the limit of open files (`RLIMIT_NOFILE`) | a service runs | `many_open_files` |
-| the environment variable `GOMP_SPINCOUNT` | the command line runs, to its end | `limit_spinning` |
+| Numba's cache locators | kernels are declared | `numba_cache` |
+| the limit of open files (`RLIMIT_NOFILE`) | a service runs | `raised_file_limit` |
+| the environment variable `GOMP_SPINCOUNT` | the command line runs | `limit_spinning` |
 
-Signal handlers are not here: the two loops that wait for signals, of training and of the server, set and restore them.
+Signal handlers are set and restored elsewhere, in the loops of training and of the server.
 """
 
 import gc
@@ -30,26 +30,26 @@ from typing import Any, Generic, ParamSpec, TypeVar
 P = ParamSpec("P")
 V = TypeVar("V")
 
-COLLECT_EVERY = 50_000  # new objects, and no fewer, make the garbage collector look among them
-TURN_SECONDS = 0.0005  # for which a thread keeps the interpreter while others wait for it
-SPINS = "5000"  # rounds in which a thread of OpenMP waits for another before it sleeps
+GC_THRESHOLD = 50_000  # new objects before the garbage collector runs
+SWITCH_INTERVAL = 0.0005  # seconds for which a thread keeps the interpreter lock while others wait for it
+SPIN_COUNT = "5000"  # iterations for which an OpenMP thread polls before it sleeps
 _PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
 
 
-class _Shared(Generic[V]):
-    """How many are inside of a switch, and the generator that has set it and will restore it."""
+class _SharedSetting(Generic[V]):
+    """The number of users of a setting, and the generator that changed it and will restore it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._running: Iterator[V]
+        self._generator: Iterator[V]
         self._value: V
 
-    def enter(self, switch: Callable[[], Iterator[V]]) -> V:
+    def enter(self, setting: Callable[[], Iterator[V]]) -> V:
         with self._lock:
             if not self._users:
-                self._running = switch()
-                self._value = next(self._running)
+                self._generator = setting()
+                self._value = next(self._generator)
             self._users += 1
             return self._value
 
@@ -57,44 +57,44 @@ class _Shared(Generic[V]):
         with self._lock:
             self._users -= 1
             if not self._users:
-                next(self._running, None)
+                next(self._generator, None)
 
 
-class _Use(AbstractContextManager[V]):
-    __slots__ = ("_shared", "_switch")
+class _SettingContext(AbstractContextManager[V]):
+    __slots__ = ("_setting", "_shared")
 
-    def __init__(self, shared: _Shared[V], switch: Callable[[], Iterator[V]]) -> None:
-        self._shared, self._switch = shared, switch
+    def __init__(self, shared: _SharedSetting[V], setting: Callable[[], Iterator[V]]) -> None:
+        self._shared, self._setting = shared, setting
 
     def __enter__(self) -> V:
-        return self._shared.enter(self._switch)
+        return self._shared.enter(self._setting)
 
     def __exit__(self, *exc: object) -> None:
         self._shared.leave()
 
 
-def shared_switch(switch: Callable[P, Iterator[V]]) -> Callable[P, AbstractContextManager[V]]:
-    """A context manager that any number of threads may be inside of at once, nested too.
+def shared_setting(setting: Callable[P, Iterator[V]]) -> Callable[P, AbstractContextManager[V]]:
+    """Make a context manager that several threads can be inside of at once, also nested.
 
-    `switch` is a generator function as `contextlib.contextmanager` takes: the first to enter runs it up to its `yield`,
-    the last to leave runs the rest, also after an exception, which it does not see. All get what it yielded. It is
-    called with the arguments of the first: let all callers give the same.
+    `setting` is a generator function as for `contextlib.contextmanager`. The first thread to enter runs it up to its
+    `yield`, the last to leave runs the rest, also after an exception, which it does not see. All get the value that it
+    yielded. It is called with the arguments of the first, so all callers must pass the same.
     """
-    shared = _Shared[V]()
+    shared = _SharedSetting[V]()
 
-    @wraps(switch)
+    @wraps(setting)
     def use(*args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[V]:
-        return _Use(shared, partial(switch, *args, **kwargs))
+        return _SettingContext(shared, partial(setting, *args, **kwargs))
 
     return use
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """No warnings from Pillow (of odd EXIF, of its own limit of pixels) while any thread is inside.
+    """Silence the warnings of Pillow (about odd EXIF data, about its pixel limit) while any thread is inside.
 
-    `warnings.catch_warnings` replaces the filters of all threads and is not safe among them; here a single filter is
-    added, again if a program has replaced the list meanwhile, and removed.
+    `warnings.catch_warnings` replaces the filters of all threads and is not thread-safe. This adds one filter, adds it
+    again if a program has replaced the list meanwhile, and removes it at the end.
     """
     with _pillow_filter():
         if _PILLOW_FILTER not in warnings.filters:
@@ -102,35 +102,39 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-@shared_switch
+@shared_setting
 def _pillow_filter() -> Iterator[None]:
     yield
     while _PILLOW_FILTER in warnings.filters:  # twice if two threads added it at the same time
         warnings.filters.remove(_PILLOW_FILTER)  # type: ignore[attr-defined]
 
 
-@shared_switch
-def rarely_collected() -> Iterator[None]:
-    """The garbage collector looks for garbage after `COLLECT_EVERY` new objects, and no fewer, while any thread is
-    inside: indexing keeps images on their way in many objects, none of which is any. Where it is off it stays off."""
+@shared_setting
+def raised_gc_threshold() -> Iterator[None]:
+    """Run the garbage collector only after `GC_THRESHOLD` new objects while any thread is inside.
+
+    Images being indexed are many live objects, which the collector would traverse in vain. If it is off it stays off.
+    """
     before = gc.get_threshold()
-    if 0 < before[0] < COLLECT_EVERY:
-        gc.set_threshold(COLLECT_EVERY, *before[1:])
+    if 0 < before[0] < GC_THRESHOLD:
+        gc.set_threshold(GC_THRESHOLD, *before[1:])
     yield
     gc.set_threshold(*before)
 
 
 @contextmanager
 def frozen_objects() -> Iterator[None]:
-    """The garbage collector leaves out all objects that exist on entry, until the last user has left: to go through
-    those of PyTorch and Numba stops every thread for 0.2 s. If a program has frozen objects before, they stay so."""
+    """Exempt all objects that exist on entry from garbage collection until the last user leaves.
+
+    Traversing the objects of PyTorch and Numba stops every thread for 0.2 s. Objects frozen before stay frozen.
+    """
     with _frozen():
         gc.collect()
         gc.freeze()
         yield
 
 
-@shared_switch
+@shared_setting
 def _frozen() -> Iterator[None]:
     before = gc.get_freeze_count()
     yield
@@ -138,20 +142,24 @@ def _frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-@shared_switch
-def short_turns() -> Iterator[None]:
-    """Threads hand the interpreter on after `TURN_SECONDS`, or sooner if a program has set less, while any thread is
-    inside: every layer of a network, and every connection of a service, waits for the thread that holds it."""
+@shared_setting
+def short_switch_interval() -> Iterator[None]:
+    """Lower the interpreter's switch interval to `SWITCH_INTERVAL`, unless it is lower, while any thread is inside.
+
+    Every layer of a network and every connection of a service waits for the thread that holds the interpreter lock.
+    """
     before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, TURN_SECONDS))
+    sys.setswitchinterval(min(before, SWITCH_INTERVAL))
     yield
     sys.setswitchinterval(before)
 
 
-@shared_switch
+@shared_setting
 def full_float32() -> Iterator[int]:
-    """PyTorch multiplies float32 in float32, without TF32 or bfloat16, while any thread is inside, whatever the program
-    has chosen. Gives the number of threads that PyTorch had when the first entered, for `one_torch_thread`."""
+    """Make PyTorch multiply float32 matrices without TF32 or bfloat16 while any thread is inside.
+
+    Yield the number of threads that PyTorch had when the first thread entered, for `one_torch_thread`.
+    """
     import torch
 
     cudnn = torch.backends.cudnn
@@ -165,8 +173,10 @@ def full_float32() -> Iterator[int]:
 
 @contextmanager
 def one_torch_thread(before: int) -> Iterator[None]:
-    """PyTorch computes in the calling thread alone what that thread asks for. Each thread has its own number, but a new
-    thread begins with the number that any thread has set last: `before` is what to go back to, for both."""
+    """Make PyTorch compute in the calling thread alone; restore `before` threads afterwards.
+
+    PyTorch keeps the number of threads per thread, but a new thread starts with the number set last by any thread.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -178,8 +188,7 @@ def one_torch_thread(before: int) -> Iterator[None]:
 
 @contextmanager
 def one_faiss_thread() -> Iterator[None]:
-    """FAISS starts no OpenMP threads beside ours and PyTorch's for what the calling thread asks of it. OpenMP keeps the
-    number for each thread, so that nothing is shared."""
+    """Keep FAISS from starting OpenMP threads for calls from this thread; OpenMP keeps the number per thread."""
     import faiss
 
     before = faiss.omp_get_max_threads()
@@ -190,9 +199,9 @@ def one_faiss_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-@shared_switch
+@shared_setting
 def numba_cache(locator: type[object]) -> Iterator[None]:
-    """Let `locator`, a cache locator of Numba, choose the cache folders of functions that are declared meanwhile."""
+    """Make Numba ask `locator`, a cache locator, first for the cache folders of the functions declared meanwhile."""
     import numba
     from numba.core.caching import CacheImpl
 
@@ -203,9 +212,9 @@ def numba_cache(locator: type[object]) -> Iterator[None]:
     CacheImpl._locator_classes, config.CACHE_LOCATOR_CLASSES = classes, chosen
 
 
-@shared_switch
-def many_open_files() -> Iterator[None]:
-    """This process may open as many files, of which each connection is one, as its hard limit allows."""
+@shared_setting
+def raised_file_limit() -> Iterator[None]:
+    """Raise the limit of open files, which count connections too, to the hard limit of the process."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -215,19 +224,20 @@ def many_open_files() -> Iterator[None]:
 
 
 def limit_spinning() -> None:
-    """PyTorch's threads, of GCC's OpenMP, wait for each other in a loop for `SPINS` rounds, not for milliseconds, in
-    this process and those it starts, unless the user has chosen otherwise; to be called before PyTorch is loaded.
+    """Limit the busy waiting of PyTorch's OpenMP threads to `SPIN_COUNT` iterations, instead of milliseconds.
 
-    A busy machine may not run the thread that is waited for. It costs a training that has the machine to itself 5 %.
+    This holds in the current process, if it has not loaded PyTorch yet, and in its children, unless the user has set
+    OMP_WAIT_POLICY or GOMP_SPINCOUNT. On a busy machine the thread waited for may not be running. Training on an idle
+    machine takes 5 % longer.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 @cache
 def version() -> str:
-    """The version of hashret that is installed, which pyproject.toml gives; "0+unknown" if only a checkout is there."""
-    from importlib import metadata  # late: it takes a third of the time that `hashret --help` does
+    """Return the installed version of hashret, or "0+unknown" for a checkout that is not installed."""
+    from importlib import metadata  # here, as it takes a third of the time of `hashret --help`
 
     try:
         return metadata.version("hashret")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hashret.errors import HashretError, check_count
 
-TARGET = 0.95  # the precision that a radius is chosen for, if no other is asked for
+TARGET_PRECISION = 0.95  # the precision that a radius is chosen for, if no other is asked for
 
 # What a service takes and gives in one request, which its clients keep to.
 MAX_QUERIES = 256  # images or codes
@@ -212,7 +212,7 @@ class Calibration(NamedTuple):
         shown = right + wrong
         return np.asarray(np.divide(right, shown, out=np.ones(len(shown)), where=shown > 0))
 
-    def radius(self, target: float = TARGET, items: int | None = None) -> int:
+    def radius(self, target: float = TARGET_PRECISION, items: int | None = None) -> int:
         """The radius that finds most copies at this precision or better, among so many items; of several the least.
 
         Raises HashretError if there is none, and ValueError for a target that is no share.

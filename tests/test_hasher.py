@@ -31,7 +31,7 @@ from hashret.heads import HEADS
 from hashret.model_folder import FORMAT
 from hashret.models import MODELS, Member
 from hashret.models.vae import VariationalAutoencoder
-from hashret.process import TURN_SECONDS
+from hashret.process import SWITCH_INTERVAL
 from hashret.runtime.inputs import to_input
 from hashret.training.loop import split
 from hashret.training.options import TrainingOptions, parse_duration
@@ -239,7 +239,7 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and seen == {False} and turns == {TURN_SECONDS} != {before[2]}
+    assert not wrong and seen == {False} and turns == {SWITCH_INTERVAL} != {before[2]}
     assert (torch.backends.cudnn.allow_tf32, torch.get_num_threads(), sys.getswitchinterval()) == before
     after = []
     new = threading.Thread(target=lambda: after.append(torch.get_num_threads()))
@@ -931,7 +931,7 @@ def test_a_model_is_not_lost_when_the_disk_fails_at_the_last_moment(
     def fail(written: Path, target: Path) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("hashret.model_folder.put_in_place", fail)
+    monkeypatch.setattr("hashret.model_folder.replace_durably", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         Hasher("lsh", 16).fit(DIGITS[:20]).save(folder)
     assert Hasher.load(folder).fingerprint == small.fingerprint

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hashret import process
-from hashret.process import COLLECT_EVERY, TURN_SECONDS, shared_switch
+from hashret.process import GC_THRESHOLD, SWITCH_INTERVAL, shared_setting
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,19 +60,25 @@ def set_open_files(value: Any) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, value)
 
 
-# Each switch, how its setting is read and set, a value that a program may have chosen, and what stands meanwhile.
+# Each function with how its setting is read and set, a value that a program may have chosen, and the value meanwhile.
 HARD = open_files()[1]
-SWITCHES: dict[
+SETTINGS: dict[
     str, tuple[Callable[[], AbstractContextManager[Any]], Callable[[], Any], Callable[[Any], None], Any, Any]
 ] = {
-    "rarely_collected": (
-        process.rarely_collected,
+    "raised_gc_threshold": (
+        process.raised_gc_threshold,
         gc.get_threshold,
         lambda value: gc.set_threshold(*value),
         (500, 5, 5),
-        (COLLECT_EVERY, 5, 5),
+        (GC_THRESHOLD, 5, 5),
     ),
-    "short_turns": (process.short_turns, sys.getswitchinterval, sys.setswitchinterval, 0.004, TURN_SECONDS),
+    "short_switch_interval": (
+        process.short_switch_interval,
+        sys.getswitchinterval,
+        sys.setswitchinterval,
+        0.004,
+        SWITCH_INTERVAL,
+    ),
     "full_float32": (process.full_float32, precision, set_precision, ("medium", True), ("highest", False)),
     "numba_cache": (
         lambda: process.numba_cache(int),
@@ -81,95 +87,95 @@ SWITCHES: dict[
         ((str,), "theirs"),
         ((int, str), ""),
     ),
-    "many_open_files": (process.many_open_files, open_files, set_open_files, (min(256, HARD), HARD), (HARD, HARD)),
+    "raised_file_limit": (process.raised_file_limit, open_files, set_open_files, (min(256, HARD), HARD), (HARD, HARD)),
 }
 
 
 @contextmanager
-def chosen(name: str) -> Iterator[None]:
-    """A program has set the setting to a value of its own."""
-    _, get, put, value, _ = SWITCHES[name]
+def program_setting(name: str) -> Iterator[None]:
+    """Set the setting to a value of the program's own."""
+    _, get, set_, value, _ = SETTINGS[name]
     before = get()
-    put(value)
+    set_(value)
     try:
         yield
     finally:
-        put(before)
+        set_(before)
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_the_first_in_sets_and_the_last_out_restores(name: str) -> None:
-    switch, get, _, value, meanwhile = SWITCHES[name]
-    with chosen(name):
+    setting, get, _, value, meanwhile = SETTINGS[name]
+    with program_setting(name):
         first, second = ExitStack(), ExitStack()
         for stack in (first, second):
-            stack.enter_context(switch())
+            stack.enter_context(setting())
             assert get() == meanwhile
-        with switch():
+        with setting():
             assert get() == meanwhile
-        first.close()  # who came first may go first
+        first.close()  # the first to enter may leave first
         assert get() == meanwhile
         second.close()
         assert get() == value
-        with switch():
+        with setting():
             assert get() == meanwhile
         assert get() == value
 
 
-@pytest.mark.parametrize("name", SWITCHES)
-def test_an_exception_restores_too(name: str) -> None:
-    switch, get, _, value, meanwhile = SWITCHES[name]
-    with chosen(name):
-        with pytest.raises(ZeroDivisionError), switch(), switch():
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_restored_after_an_exception(name: str) -> None:
+    setting, get, _, value, meanwhile = SETTINGS[name]
+    with program_setting(name):
+        with pytest.raises(ZeroDivisionError), setting(), setting():
             raise ZeroDivisionError
         assert get() == value
-        with switch():
+        with setting():
             assert get() == meanwhile
         assert get() == value
 
 
-@pytest.mark.parametrize("name", SWITCHES)
-def test_threads_share_one_switch(name: str) -> None:
-    """Thirty-two threads go in and out; whoever is inside sees the setting, and in the end it is what it was."""
-    switch, get, _, value, meanwhile = SWITCHES[name]
+@pytest.mark.parametrize("name", SETTINGS)
+def test_threads_share_one_setting(name: str) -> None:
+    """Thirty-two threads enter and leave; each sees the setting while it is inside, and the end restores it."""
+    setting, get, _, value, meanwhile = SETTINGS[name]
     seen = set()
 
     def use(number: int) -> None:
         for _ in range(20):
-            with switch():
+            with setting():
                 seen.add(get())
 
-    with chosen(name):
+    with program_setting(name):
         with ThreadPoolExecutor(32) as pool:
             list(pool.map(use, range(32)))
         assert seen == {meanwhile} and get() == value
 
 
-def test_all_users_get_what_the_switch_yields_and_one_that_fails_counts_for_nothing() -> None:
+def test_all_users_get_the_value_yielded_and_a_failed_entry_does_not_count() -> None:
     calls: list[str] = []
 
-    @shared_switch
-    def switch(fail: bool = False) -> Iterator[int]:
+    @shared_setting
+    def setting(fail: bool = False) -> Iterator[int]:
         if fail:
             raise OSError("refused")
         calls.append("on")
         yield len(calls)
         calls.append("off")
 
-    with pytest.raises(OSError, match="refused"), switch(True):
+    with pytest.raises(OSError, match="refused"), setting(True):
         pass
-    with switch() as outer, switch() as inner:
+    with setting() as outer, setting() as inner:
         assert (outer, inner, calls) == (1, 1, ["on"])
     assert calls == ["on", "off"]
-    with switch() as later:
+    with setting() as later:
         assert later == 3
 
 
-def test_who_comes_while_the_first_is_setting_waits_for_it() -> None:
+def test_a_second_user_waits_until_the_first_has_changed_the_setting() -> None:
     entered, go = threading.Event(), threading.Event()
     state = ["before"]
 
-    @shared_switch
+    @shared_setting
     def slow() -> Iterator[None]:
         entered.set()
         assert go.wait(30)
@@ -190,36 +196,36 @@ def test_who_comes_while_the_first_is_setting_waits_for_it() -> None:
     assert state == ["before"]
 
 
-def test_a_program_without_garbage_collection_keeps_doing_without() -> None:
+def test_garbage_collection_that_is_off_stays_off() -> None:
     gc.disable()
     before = gc.get_threshold()
     gc.set_threshold(0)
     try:
-        with process.rarely_collected():
+        with process.raised_gc_threshold():
             assert gc.get_threshold()[0] == 0 and not gc.isenabled()
     finally:
         gc.set_threshold(*before)
         gc.enable()
 
 
-def test_a_program_that_has_set_shorter_turns_keeps_them() -> None:
+def test_a_shorter_switch_interval_of_the_program_is_kept() -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.0001)
-    shorter = sys.getswitchinterval()  # which may be off by a microsecond
+    shorter = sys.getswitchinterval()  # rounded to a microsecond
     try:
-        with process.short_turns():
+        with process.short_switch_interval():
             assert sys.getswitchinterval() == pytest.approx(shorter, abs=2e-6)
     finally:
         sys.setswitchinterval(before)
 
 
 def warn() -> None:
-    """A warning as if of Pillow."""
+    """Warn as Pillow does."""
     warnings.warn_explicit("odd", UserWarning, "Image.py", 1, module="PIL.Image")
 
 
-def test_the_filter_for_pillow_is_added_again_where_a_program_has_replaced_the_filters() -> None:
-    """Warnings are errors here."""
+def test_the_filter_for_pillow_is_added_again_after_a_program_replaced_the_filters() -> None:
+    """Unfiltered warnings are errors in the tests."""
     with pytest.raises(UserWarning):
         warn()
     before = list(warnings.filters)
@@ -234,27 +240,27 @@ def test_the_filter_for_pillow_is_added_again_where_a_program_has_replaced_the_f
                 warn()
             with process.quiet_pillow():
                 warn()
-            warn()  # somebody is inside still
+            warn()  # the first context is still open
     assert list(warnings.filters) == before
     with pytest.raises(UserWarning):
         warn()
 
 
-def test_the_filter_for_pillow_goes_though_two_threads_have_added_it() -> None:
+def test_the_filter_for_pillow_is_removed_even_if_two_threads_added_it() -> None:
     before = list(warnings.filters)
     with process.quiet_pillow():
         warnings.filters.insert(0, warnings.filters[0])  # type: ignore[attr-defined]
     assert list(warnings.filters) == before
 
 
-def test_objects_are_frozen_until_the_last_user_has_left_and_those_of_the_program_stay_so() -> None:
+def test_objects_are_frozen_until_the_last_user_leaves_and_those_of_the_program_stay_frozen() -> None:
     gc.unfreeze()
     first, second = ExitStack(), ExitStack()
     first.enter_context(process.frozen_objects())
     frozen = gc.get_freeze_count()
     more = [[i] for i in range(1000)]
     second.enter_context(process.frozen_objects())
-    assert gc.get_freeze_count() >= frozen + len(more) > 1000  # what came meanwhile is too
+    assert gc.get_freeze_count() >= frozen + len(more) > 1000  # new objects are frozen too
     first.close()
     assert gc.get_freeze_count() > 1000
     second.close()
@@ -268,7 +274,7 @@ def test_objects_are_frozen_until_the_last_user_has_left_and_those_of_the_progra
         gc.unfreeze()
 
 
-def test_pytorch_is_left_with_its_threads() -> None:
+def test_the_number_of_pytorch_threads_is_restored() -> None:
     import torch
 
     before = torch.get_num_threads()
@@ -276,7 +282,7 @@ def test_pytorch_is_left_with_its_threads() -> None:
     try:
         with process.full_float32() as threads, process.one_torch_thread(threads):
             assert (threads, torch.get_num_threads()) == (3, 1)
-            with process.full_float32() as again:  # not what `one_torch_thread` has set meanwhile
+            with process.full_float32() as again:  # not the number that `one_torch_thread` has set
                 assert again == 3
         with pytest.raises(ZeroDivisionError), process.one_torch_thread(3):
             raise ZeroDivisionError
@@ -288,11 +294,11 @@ def test_pytorch_is_left_with_its_threads() -> None:
 def test_each_thread_has_its_own_number_of_faiss_threads() -> None:
     import faiss
 
-    def number() -> tuple[int, int, int]:
+    def thread_counts() -> tuple[int, int, int]:
         faiss.omp_set_num_threads(2)
         with process.one_faiss_thread():
             inside = faiss.omp_get_max_threads()
-            barrier.wait(30)  # the other is inside too
+            barrier.wait(30)  # until the other thread is inside too
         after = faiss.omp_get_max_threads()
         with pytest.raises(ZeroDivisionError), process.one_faiss_thread():
             raise ZeroDivisionError
@@ -300,7 +306,7 @@ def test_each_thread_has_its_own_number_of_faiss_threads() -> None:
 
     barrier = threading.Barrier(2)
     with ThreadPoolExecutor(2) as pool:
-        assert [future.result() for future in [pool.submit(number) for _ in range(2)]] == [(1, 2, 2)] * 2
+        assert [future.result() for future in [pool.submit(thread_counts) for _ in range(2)]] == [(1, 2, 2)] * 2
 
 
 @pytest.mark.parametrize(
@@ -323,7 +329,7 @@ def test_spinning_is_limited_unless_the_user_has_chosen(
         assert os.environ.get("GOMP_SPINCOUNT") == expected
         getenv = ctypes.CDLL(None).getenv
         getenv.restype = ctypes.c_char_p
-        assert getenv(b"GOMP_SPINCOUNT") == (None if expected is None else expected.encode())  # what a library reads
+        assert getenv(b"GOMP_SPINCOUNT") == (None if expected is None else expected.encode())  # as a library reads it
     finally:
         os.environ.pop("GOMP_SPINCOUNT", None)
 
@@ -335,8 +341,8 @@ def test_the_version_is_that_of_pyproject() -> None:
     assert process.version() == hashret.__version__ == stated
 
 
-def test_a_checkout_that_is_not_installed_has_a_version_too(tmp_path: Path) -> None:
-    """`python -I -S` sees no installed package; what an installation leaves in the checkout is not beside the link."""
+def test_a_checkout_that_is_not_installed_has_a_version(tmp_path: Path) -> None:
+    """`python -I -S` sees no installed package; the link hides metadata that an installation left behind."""
     (tmp_path / "hashret").symlink_to(ROOT / "hashret")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"

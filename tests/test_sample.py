@@ -39,7 +39,7 @@ def pack(path: Path, folder: Path) -> Path:
 
 
 def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("hashret-order")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("hashret-map")]
 
 
 class ContentSource(Source):

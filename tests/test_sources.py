@@ -15,7 +15,7 @@ from hashret.data.contents import MAX_BYTES, Content
 from hashret.data.records import Source
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
-from hashret.parallel import in_order
+from hashret.parallel import ordered_map
 
 HIDDEN = {".thumbs/t.png": save(picture(7)), "a/.git/u.png": save(picture(8))}
 
@@ -209,7 +209,7 @@ def test_members_of_a_zip_fail_one_by_one(tmp_path: Path) -> None:
 def test_a_zip_is_read_in_many_threads(tmp_path: Path) -> None:
     files = {f"{i:03}.png": save(picture(i)) for i in range(60)}
     source = open_source(pack(tmp_path / "a.zip", write(tmp_path / "f", {"a/x.txt": b"", **files})))
-    contents = list(in_order(lambda record: record.read(), source, threads=6))
+    contents = list(ordered_map(lambda record: record.read(), source, threads=6))
     assert contents == [files[name] for name in sorted(files)]
 
 

@@ -25,7 +25,7 @@ from hashret.collection.parts import Parts
 from hashret.data.contents import Content, Inputs
 from hashret.data.images import decode, to_content
 from hashret.errors import HashretError, check_count
-from hashret.parallel import Progress, in_order
+from hashret.parallel import Progress, ordered_map
 from hashret.results import Calibration
 from hashret.stores.protocol import ModelKey
 
@@ -58,7 +58,7 @@ def by_augmentation(
         ids, codes = rows.codes(model=ModelKey(hasher.fingerprint, hasher.bits))
     drawn = np.random.default_rng(seed).permutation(ids)[: check_count(images, 1, "images")].tolist()
     altered = []
-    for item in in_order(partial(_augmented, hasher, seed), parts.contents(drawn), ahead=8):
+    for item in ordered_map(partial(_augmented, hasher, seed), parts.contents(drawn), max_pending=8):
         altered += [item] if item[1] else []
         if progress is not None:
             progress(Progress("altering", len(altered), len(drawn), {}))
@@ -99,7 +99,7 @@ def _codes_of(parts: Parts, images: list[Any], hasher: "Hasher") -> Codes:
         ids, codes = rows.codes([i for i in known if i is not None], model=ModelKey(hasher.fingerprint, hasher.bits))
     row = dict(zip(ids.tolist(), codes, strict=True))
     rest = [image for image, i in zip(images, known, strict=True) if i not in row]
-    prepared = list(in_order(partial(prepare_image, hasher.preprocessing), rest))
+    prepared = list(ordered_map(partial(prepare_image, hasher.preprocessing), rest))
     fresh = iter(hasher.encode_pixels(np.stack([image.pixels for _, image in prepared])) if prepared else ())
     return np.array([row[i] if i in row else next(fresh) for i in known], np.uint8).reshape(-1, hasher.bits // 8)
 

@@ -22,12 +22,12 @@ from hashret.collection.snapshot import Reader
 from hashret.data.contents import Content
 from hashret.data.metadata import open_metadata
 from hashret.data.sources import open_source
-from hashret.durable import make_folder
+from hashret.durable import make_folder_durably
 from hashret.errors import HashretError, NotFound, damaged
 from hashret.indexes import Searched, from_spec
 from hashret.parallel import Progress, batches
-from hashret.process import rarely_collected
-from hashret.results import TARGET, Calibration, Failure, Group, Hit, Indexed, IndexReport, Item, QueryOptions
+from hashret.process import raised_gc_threshold
+from hashret.results import TARGET_PRECISION, Calibration, Failure, Group, Hit, Indexed, IndexReport, Item, QueryOptions
 from hashret.stores.protocol import ItemStore
 from hashret.stores.sqlite import SqliteStore, locked
 
@@ -67,7 +67,7 @@ class Collection:
         folder = Path(tempfile.mkdtemp(prefix="hashret-")) if in_memory else Path(path).absolute()
         model = folder / "models" / hasher.fingerprint
         with plain_errors(folder):
-            make_folder(folder)
+            make_folder_durably(folder)
             with locked(folder):  # or two processes might each put a new store there
                 if cls.exists(folder):
                     raise HashretError(f"there is a collection at {folder} already: open it, or choose another folder")
@@ -324,7 +324,7 @@ class Collection:
             raise NotFound("what a radius means here is not known: run hashret calibrate, or give a number of bits")
         return Calibration.from_json(text)
 
-    def radius(self, target: float = TARGET) -> int:
+    def radius(self, target: float = TARGET_PRECISION) -> int:
         """The radius that finds most copies while this share of what it shows is right, as `calibration` has it."""
         return self.calibration().radius(target, len(self))
 
@@ -349,7 +349,7 @@ class Collection:
         `committed` is called with what each batch did once that is durable: at most 1,000 items or one second.
         An exception, KeyboardInterrupt too, loses no batch that was committed.
         """
-        with self._parts.writing(), rarely_collected():
+        with self._parts.writing(), raised_gc_threshold():
             if data_root is not None:
                 with self._parts.store.transaction(advance=False) as transaction:  # where reindex will look
                     transaction.put_setting("data_root", str(Path(data_root).absolute()))
@@ -366,7 +366,7 @@ class Collection:
     def retry(self, *, progress: Callable[[Progress], None] | None = None) -> list[Indexed]:
         """Try once more to read what could not be read, where its source is still there; what became of each path."""
         lines: list[Indexed] = []
-        with self._parts.writing(), rarely_collected():
+        with self._parts.writing(), raised_gc_threshold():
             ingest.retry(self._parts, ingest.Watchers(progress, lines.extend))
         return lines
 
@@ -377,7 +377,7 @@ class Collection:
         model can code it later; one that is there already keeps its id and its metadata. Raises HashretError for an
         image that cannot be read: of the thousand that it is among, and of those after, nothing is added.
         """
-        with self._parts.writing(), rarely_collected():
+        with self._parts.writing(), raised_gc_threshold():
             return ingest.add_contents(self._parts, images, metadata)
 
     def remove(
@@ -407,7 +407,7 @@ class Collection:
         Queries use the old model until then. Raises MissingContents, and does not switch, if contents cannot be read
         where they were indexed from, unless `drop_missing` has those items forgotten; how many were.
         """
-        with self._parts.writing(), rarely_collected():
+        with self._parts.writing(), raised_gc_threshold():
             return reindexing.reindex(self._parts, hasher, drop_missing=drop_missing, progress=progress)
 
     def use_index(self, spec: str) -> None:
@@ -441,7 +441,7 @@ class Collection:
         here ever had as high a one: all do in a collection that has been empty so far.
         """
         model, rows = export.read(Path(path))
-        with self._parts.writing(), rarely_collected():
+        with self._parts.writing(), raised_gc_threshold():
             if model.fingerprint != self.fingerprint:
                 raise HashretError(
                     f"{path} holds codes of another model, {model.fingerprint[:16]}: import it into a collection of "

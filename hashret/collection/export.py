@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from hashret.codes import check_bits
 from hashret.data.metadata import check_metadata
-from hashret.durable import put_in_place
+from hashret.durable import replace_durably
 from hashret.errors import HashretError, one_line
 from hashret.parallel import batches
 from hashret.results import BLOBS
@@ -57,7 +57,7 @@ def write(path: Path, kind: str, header: ModelKey, contents: Iterable[ItemRow]) 
     written = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         count = _WRITERS[kind](written, header, _items(contents))
-        put_in_place(written, path)
+        replace_durably(written, path)
     finally:
         written.unlink(missing_ok=True)
     return count

@@ -26,7 +26,7 @@ from hashret.data.metadata import MetadataRow, check_metadata
 from hashret.data.preprocessing import Preprocessing
 from hashret.data.records import Record, Source, read, without_traceback
 from hashret.errors import HashretError
-from hashret.parallel import Progress, batches, in_order
+from hashret.parallel import Progress, batches, ordered_map
 from hashret.results import BLOBS, Indexed, IndexReport, Root
 from hashret.stores.protocol import FailedPath, ItemRow, KnownPath, Metadata
 
@@ -137,10 +137,14 @@ class IndexRun:
             decoded = map(self._decode_new, map(self._drop_known, hashed))
         else:
             chunks = batches(changed, FILE_CHUNK, lambda pending: pending.weight)
-            read_chunks = in_order(hash_contents, chunks, ahead=4, weigh=weigh_chunk)
-            decoded = in_order(self._decode_new, map(self._drop_known, read_chunks), ahead=4, weigh=weigh_chunk)
+            read_chunks = ordered_map(hash_contents, chunks, max_pending=4, weight_of=weigh_chunk)
+            decoded = ordered_map(
+                self._decode_new, map(self._drop_known, read_chunks), max_pending=4, weight_of=weigh_chunk
+            )
         chunks_to_encode = _timed(decoded, MODEL_CHUNK)
-        yield from _timed(in_order(self._encode, chunks_to_encode, ahead=4, helping=self.source.arrays), BATCH_ITEMS)
+        yield from _timed(
+            ordered_map(self._encode, chunks_to_encode, max_pending=4, caller_runs=self.source.arrays), BATCH_ITEMS
+        )
         if self._broken is not None:
             raise self._broken
 
@@ -313,7 +317,7 @@ def add_contents(parts: Parts, images: Any, metadata: Sequence[Metadata | None] 
         metadata = [None if row is None else check_metadata(row) for row in metadata]
     hasher = parts.models.current()
     for batch in batches(images, BATCH_ITEMS):
-        contents, prepared = zip(*in_order(partial(prepare_image, hasher.preprocessing), batch), strict=True)
+        contents, prepared = zip(*ordered_map(partial(prepare_image, hasher.preprocessing), batch), strict=True)
         codes = hasher.encode_pixels(np.stack([image.pixels for image in prepared]))
         extra = [None] * len(batch) if metadata is None else metadata[len(ids) : len(ids) + len(batch)]
         rows = []

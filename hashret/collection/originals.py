@@ -17,7 +17,7 @@ from pathlib import Path
 from hashret.data.contents import Content, content_bytes, read_file, sha256
 from hashret.data.records import Record, Source, read
 from hashret.data.sources import open_source
-from hashret.durable import make_folder, write_durably
+from hashret.durable import make_folder_durably, write_durably
 from hashret.errors import HashretError
 from hashret.parallel import batches
 from hashret.results import BLOBS, Item, Root
@@ -111,7 +111,7 @@ class Originals:
         data, digest = content_bytes(content), sha256(content)
         blob = self.folder / BLOBS / digest
         with plain_errors(self.folder):
-            make_folder(blob.parent)
+            make_folder_durably(blob.parent)
             if not blob.exists():
                 write_durably(blob, data)
         return digest, len(data)

@@ -12,7 +12,7 @@ from hashret.data.contents import Inputs
 from hashret.data.records import Record, read
 from hashret.errors import HashretError, damaged
 from hashret.indexes import from_spec
-from hashret.parallel import Progress, batches, in_order
+from hashret.parallel import Progress, batches, ordered_map
 from hashret.results import Root
 from hashret.stores.protocol import ModelKey
 
@@ -110,7 +110,7 @@ def _pixels(hasher: "Hasher", uncoded: Iterator[_Uncoded], coded: set[int]) -> I
         same = hashed[0].sha256 == item.sha256
         return item.item_id, decode(hashed, hasher.preprocessing)[0].pixels if same else None
 
-    for item_id, pixels in in_order(prepare, uncoded, weigh=lambda item: max(1, 16 * item.record.weight)):
+    for item_id, pixels in ordered_map(prepare, uncoded, weight_of=lambda item: max(1, 16 * item.record.weight)):
         if pixels is not None and item_id not in coded:
             coded.add(item_id)
             yield item_id, pixels

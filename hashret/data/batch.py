@@ -8,7 +8,7 @@ import numpy as np
 
 from hashret.data.arrays import vector_dim
 from hashret.data.images import as_batch
-from hashret.parallel import in_order
+from hashret.parallel import ordered_map
 
 R = TypeVar("R")
 
@@ -38,7 +38,7 @@ def map_images(function: Callable[[Any], R], images: Any) -> Iterator[R]:
         if small:  # handing an image to a thread takes longer than decoding it
             yield from map(function, group)
         else:
-            yield from in_order(function, group)
+            yield from ordered_map(function, group)
 
 
 def _is_small(image: Any) -> bool:

@@ -16,7 +16,7 @@ from hashret.data.preprocessing import ImagePreprocessing, Preprocessing
 from hashret.data.records import Record, Source, read
 from hashret.data.vectors import NOT_FINITE, VectorPreprocessing
 from hashret.errors import HashretError
-from hashret.parallel import in_order
+from hashret.parallel import ordered_map
 
 MAX_SIDE, MIN_SIDE = 32, 8  # 32: a minute on two cores trains a useful model; a side of 64 takes four times as long
 MAX_ORIGINALS = 2**28  # bytes of original images in memory
@@ -131,7 +131,7 @@ def _sample_images(reservoir: _Reservoir, size: tuple[int, int] | None) -> Sampl
     decoded = (
         (decode_draw(draw) for draw in reservoir)
         if reservoir.source.arrays
-        else in_order(decode_draw, reservoir, weigh=_weight)
+        else ordered_map(decode_draw, reservoir, weight_of=_weight)
     )
     images = _DecodedImages()
     failures: Failures = []

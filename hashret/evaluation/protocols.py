@@ -29,7 +29,7 @@ from hashret.evaluation.measures import (
     recall_at,
     retrieval,
 )
-from hashret.parallel import Progress, batches, in_order
+from hashret.parallel import Progress, batches, ordered_map
 
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
@@ -168,7 +168,7 @@ def _prepared(source: Source, preprocessing: Preprocessing) -> Iterator[tuple[st
         except HashretError:
             return label, None
 
-    return in_order(prepare, ((record.label, read(record)) for record in source))
+    return ordered_map(prepare, ((record.label, read(record)) for record in source))
 
 
 def training_images(protocol: Protocol, data_root: str | os.PathLike[str] | None = None) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from hashret.process import full_float32 as float32_switches
-from hashret.process import one_torch_thread, short_turns
+from hashret.process import one_torch_thread, short_switch_interval
 
 
 @contextmanager
@@ -14,7 +14,7 @@ def full_float32(where: torch.device, single_thread: bool = False) -> Iterator[N
     """Inference in float32 as it is, without TF32, bf16 or autocast, whatever this process has chosen; its threads hand
     the interpreter on sooner meanwhile. With `alone` the calling thread does all the work."""
     with (
-        short_turns(),
+        short_switch_interval(),
         float32_switches() as threads,
         one_torch_thread(threads) if single_thread else nullcontext(),
         torch.inference_mode(),

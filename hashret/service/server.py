@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from hashret.errors import HashretError
-from hashret.process import many_open_files, short_turns
+from hashret.process import raised_file_limit, short_switch_interval
 from hashret.service.http11 import Protocol
 
 IDLE_SECONDS = 15.0  # without a request, or within the head of one
@@ -86,7 +86,7 @@ def serve(app: FastAPI, listening: socket.socket, begun: Callable[[], None] = la
     # uvicorn raises the signal that ended it once more, when it is done.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with short_turns(), many_open_files():
+        with short_switch_interval(), raised_file_limit():
             Server(app, begun).run([listening])
     finally:
         for number, handler in before.items():

@@ -13,7 +13,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from hashret.durable import put_in_place
+from hashret.durable import replace_durably
 from hashret.errors import HashretError
 from hashret.stores.sqlite_connections import Connections, connect, discard, quoted, sqlite_errors
 from hashret.stores.sqlite_reads import FilterCache, SqliteSnapshot
@@ -70,7 +70,7 @@ class SqliteStore:
         try:
             discard(written)
             self._connections.writing.execute("VACUUM INTO ?", (str(written),))
-            put_in_place(written, kept)
+            replace_durably(written, kept)
         finally:
             discard(written)
 
@@ -88,7 +88,7 @@ class SqliteStore:
                 db.table("settings").upsert_all(({"key": k, "value": v} for k, v in values.items()), pk="key")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            put_in_place(written, path)
+            replace_durably(written, path)
         finally:
             discard(written)
         return cls(folder)

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hashret.durable import put_in_place, sync
+from hashret.durable import replace_durably, sync
 from hashret.errors import HashretError
 from hashret.results import BLOBS
 from hashret.stores.protocol import ModelKey
@@ -128,7 +128,7 @@ class RecoveredRows:
                 conn.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (self._highest_id(),))
             backup = _keep(database)
             written = (made / DATABASE).replace(self._folder / f"{DATABASE}.new")
-            put_in_place(written, database)
+            replace_durably(written, database)
         finally:
             shutil.rmtree(made, ignore_errors=True)
         traces = {row[0] for row in self._tables["items"]} | {row[2] for row in self._tables["paths"]}
