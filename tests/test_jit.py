@@ -181,7 +181,7 @@ def test_use_keeps_a_folder(tmp_path: Path) -> None:
     os.close(descriptor)
 
 
-def test_a_process_that_meets_a_folder_being_deleted_makes_another(tmp_path: Path) -> None:
+def test_a_process_that_waited_for_a_deletion_locks_the_new_folder(tmp_path: Path) -> None:
     folder = make_cache(tmp_path, "0" * 16, 100)
     deleting = os.open(folder, os.O_RDONLY)
     fcntl.flock(deleting, fcntl.LOCK_EX)
@@ -192,6 +192,7 @@ def test_a_process_that_meets_a_folder_being_deleted_makes_another(tmp_path: Pat
     assert not descriptors
     (folder / "kernels.sort-1.py311.nbi").unlink()
     folder.rmdir()
+    folder.mkdir()  # by another process that needs it
     os.close(deleting)
     user.join(30)
     assert os.path.samestat(os.fstat(descriptors[0]), folder.stat()) and not list(folder.iterdir())

@@ -235,4 +235,4 @@ def _decode_draw(draw: _Draw, size: tuple[int, int] | None) -> tuple[_Draw, _Dec
 
 
 def _weight(draw: _Draw) -> float:
-    return max(1, draw.record.size / 2**22)  # in_order reads 64 of them ahead: a quarter of a gigabyte
+    return max(1, draw.record.size / 2**22)  # ordered_map reads 64 of them ahead: a quarter of a gigabyte
