@@ -20,6 +20,7 @@ test-lowest test-newest: test-%:
 	.venv-$*/bin/pytest
 
 coverage: $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,coverage]'
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine -q
