@@ -1,8 +1,8 @@
-"""How well codes find images of the query's label: the rows of docs/RESULTS.md, which it fills over days.
+"""How well codes find images of the query's label: the rows of docs/quality.md, which it fills over days.
 
     python benchmarks/quality.py --list                                  # which rows are done, and which are not
     python benchmarks/quality.py --data DIR --rows 'mnist/*/32/*'        # measure those that are not
-    python benchmarks/quality.py --write                                 # write docs/RESULTS.md from the rows done
+    python benchmarks/quality.py --write                                 # write docs/quality.md from the rows done
 
 A row is DATA/MODEL/HEAD/BITS/BUDGET/SEED; a finished one is kept in benchmarks/quality.json and not measured again.
 Every model is that of the last step, learned without labels (but those called -labels) from the training images of the
@@ -241,11 +241,11 @@ def compress(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 COPIES: dict[str, tuple[Callable[[Image.Image, np.random.Generator], Image.Image], str]] = {
-    "crop": (crop, "80 % of each side, anywhere (seed 0)"),
-    "resize": (lambda photo, _: photo.resize((photo.width // 2, photo.height // 2)), "half as wide and high"),
-    "JPEG 40": (compress, "quality 40"),
-    "brightness": (lambda photo, _: ImageEnhance.Brightness(photo).enhance(1.3), "1.3 times as bright"),
-    "rotation": (lambda photo, _: photo.rotate(5, Image.Resampling.BILINEAR), "by 5°, black in the corners"),
+    "crop": (crop, "a random crop of 80 % of each side (seed 0)"),
+    "resize": (lambda photo, _: photo.resize((photo.width // 2, photo.height // 2)), "half the width and height"),
+    "JPEG 40": (compress, "recompressed with quality 40"),
+    "brightness": (lambda photo, _: ImageEnhance.Brightness(photo).enhance(1.3), "brightness scaled by 1.3"),
+    "rotation": (lambda photo, _: photo.rotate(5, Image.Resampling.BILINEAR), "by 5°, with black corners"),
 }
 
 
@@ -260,38 +260,52 @@ def find_copies(encode: Callable[[Iterable[Any]], Codes], codes: Codes, place: P
 
 
 def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
-    """docs/RESULTS.md."""
+    """docs/quality.md."""
     names = "\n".join(
         f"- `{name}`: {protocol.description}." for name, protocol in PROTOCOLS.items() if protocol.sources
     )
     choices = "\n".join(f"- {name}: {text}." for name, text in CHOICES.items())
     copies = "\n".join(f"- {name}: {text}." for name, (_, text) in COPIES.items())
     parts = [
-        "# Results",
-        "Written by `python benchmarks/quality.py --write` from the rows in `benchmarks/quality.json`, not by hand. "
-        "All models see raw pixels and are those of the last step; none but those called `-labels` sees a label. "
-        f"`{DEFAULT_MODEL}` with head `{MODELS[DEFAULT_MODEL].head}` is what `hashret train` makes without options. "
-        "± is half the range over the seeds. CIFAR-10 is a copy in JPEG files, slightly lossy, where a row says so.",
-        f"## Protocols\n\n{names}\n- `photos`: leave-one-out over photos in folders by their labels.\n\n{choices}",
-        "Near-duplicates: a copy of each photo is asked for among all photos, and n that tie for the first place "
-        f"count 1/n each.\n\n{copies}",
+        "# Retrieval quality",
+        "`python benchmarks/quality.py --write` writes this page from the rows in `benchmarks/quality.json`; do not "
+        "edit it. [Results](results.md) has the summary.",
+        "All models are trained from raw pixels and evaluated after the last step, without early stopping. Only models "
+        "whose name ends in `-labels` are trained with labels. "
+        f"`{DEFAULT_MODEL}` with head `{MODELS[DEFAULT_MODEL].head}` is what `hashret train` trains without options. "
+        "A cell is the mean over the seeds; ± is half their range. Rows marked “JPEG copy” use CIFAR-10 re-encoded as "
+        "JPEG files, which is slightly lossy.",
+        f"## Protocols\n\n{names}\n- `photos`: leave-one-out over photos whose labels are their folders.",
+        f"## Measures\n\n{choices}",
+        "Near-duplicate retrieval: one augmented copy of each photo is a query, all photos are the database, and the "
+        "only relevant item is the original. The measure is the share of copies whose original ranks first; an original "
+        f"that ties with n − 1 others for the first rank counts 1/n.\n\n{copies}",
     ]
     for data in DATA:
         rows = [row for row in done if row["data"] == data]
         copied = [row for row in rows if "near_duplicates" in row]
         parts += [f"## {data}", table(rows, retrieved)] if rows else []
-        parts += ["Copies whose original comes first:", table(copied, itemgetter("near_duplicates"))] if copied else []
+        parts += (
+            [
+                "Near-duplicate retrieval: share of copies whose original ranks first.",
+                table(copied, itemgetter("near_duplicates")),
+            ]
+            if copied
+            else []
+        )
     parts += [
-        "## The head of the default\n\nRegret: how far a head is behind the best of the three, at worst, over the "
-        "data sets and widths for which all three are measured (seed 0, the budget of the default).",
+        "## Regret of the default head\n\nThe regret of a head on one data set and width is the difference between "
+        "the best of the three heads and this one. Listed is the maximum over all data sets and widths for which all "
+        "three are measured (seed 0, the default budget).",
         regret(done),
-        "## Not measured",
-        "\n".join(unmeasured(missing)) or "Nothing that was planned.",
-        "## To make a row again",
+        "## Rows not measured",
+        "\n".join(unmeasured(missing)) or "None.",
+        "## Reproduce a row",
         "A row is DATA/MODEL/HEAD/BITS/BUDGET/SEED. `python benchmarks/quality.py --data DIR --rows 'mnist/itq/*' "
-        "--file again.json` measures those of a pattern anew, and `--help` says what is in DIR; without `--file`, "
-        "those that `benchmarks/quality.json` lacks. A budget in time gives as many steps as the machine is fast: that "
-        "file has the steps, device and threads of each row, and `--steps N` repeats exactly.",
+        "--file again.json` measures the rows that match a pattern; `--help` describes the contents of DIR. Without "
+        "`--file`, only rows missing from `benchmarks/quality.json` are measured. The number of steps in a time budget "
+        "depends on the machine. `benchmarks/quality.json` records the steps, device and threads of each row, and "
+        "`--steps N` repeats a training exactly.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -379,7 +393,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the files, instead of what torchvision gets")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where torchvision's files are or go")
     parser.add_argument("--file", type=Path, metavar="JSON", default=HERE / "quality.json", help="of the rows done")
-    parser.add_argument("--page", type=Path, metavar="MD", default=HERE.parent / "docs" / "RESULTS.md")
+    parser.add_argument("--page", type=Path, metavar="MD", default=HERE.parent / "docs" / "quality.md")
     trial = parser.add_mutually_exclusive_group()
     trial.add_argument("--budget", help="for a trial, instead of each row's own")
     trial.add_argument("--steps", type=int, help="the same in steps")
