@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-lowest test-newest coverage soak lint bench clean
+.PHONY: demo test test-lowest test-newest coverage soak lint bench docs clean
 
 demo: $(READY)
 	$(BIN)/hashret demo
@@ -42,6 +42,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/dupes.py
 	$(BIN)/python benchmarks/quality.py --rows 'digits/*' --file build/quality.json
 	$(BIN)/python benchmarks/encode.py --arrays digits
+
+docs: $(READY)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -278,7 +278,7 @@ def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
         f"## Protocols\n\n{names}\n- `photos`: leave-one-out over photos whose labels are their folders.",
         f"## Measures\n\n{choices}",
         "Near-duplicate retrieval: one augmented copy of each photo is a query, all photos are the database, and the "
-        "only relevant item is the original. The measure is the share of copies whose original ranks first; an original "
+        "only relevant item is the original. Reported is the share of copies whose original ranks first; an original "
         f"that ties with n − 1 others for the first rank counts 1/n.\n\n{copies}",
     ]
     for data in DATA:

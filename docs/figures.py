@@ -1,9 +1,11 @@
 """Make the pictures of the documentation: python docs/figures.py
 
-All of them show the handwritten digits that come with scikit-learn, or are drawn. Steps are fixed, so that the same machine draws the same.
+They show the handwritten digits that come with scikit-learn, or are drawn. The number of steps is fixed, so that the
+same machine draws the same pictures.
 """
 
 import tempfile
+from itertools import pairwise
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +148,7 @@ def draw_family(path: Path) -> None:
         axes.add_patch(rectangle(x, 2, width, 1, colour))
         axes.text(x + width / 2, 2.5, text, color=ink, ha="center", va="center")
     arrow = {"arrowstyle": "->", "color": GREY}
-    for (_, x, width, *_), (_, following, *_) in zip(boxes, boxes[1:], strict=False):
+    for (_, x, width, *_), (_, following, *_) in pairwise(boxes):
         axes.annotate("", (following - 0.05, 2.5), (x + width + 0.05, 2.5), arrowprops=arrow)
     axes.annotate("", (6.9, 1.05), (6.9, 1.95), arrowprops=arrow)
     axes.add_patch(rectangle(5.8, 0, 2.2, 1, ORANGE))

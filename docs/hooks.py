@@ -1,4 +1,4 @@
-"""MkDocs hooks: the command reference, made from the Typer application, and a check that pages load nothing from afar."""
+"""MkDocs hooks: the command reference from the Typer application, and a check that pages load no foreign file."""
 
 import html
 import re
