@@ -82,8 +82,7 @@ class Reader:
         if not command.startswith("hashret "):
             return _shell(command)
         command, _, pipe = command.partition(" | ")
-        command, _, out = command.partition(" > ")
-        command, _, source = command.partition(" < ")
+        command, out, source = _redirected(command)
         words = shlex.split(command, comments=True)[1:]
         if words[0] == "serve":
             self._address = self._serve() if words == ["serve"] else self._address
@@ -97,6 +96,15 @@ class Reader:
             Path(out).write_text(output.getvalue())
             return messages.getvalue()
         return _shell(pipe, output.getvalue()) if pipe else output.getvalue()
+
+
+def _redirected(command: str) -> tuple[str, str, str]:
+    """A command line without the redirection at its end, and the files of its output and its input."""
+    redirection = re.search(r" ([<>]) (\S+)$", command)
+    if redirection is None:
+        return command, "", ""
+    files = redirection[2] if redirection[1] == ">" else "", redirection[2] if redirection[1] == "<" else ""
+    return command[: redirection.start()], *files
 
 
 def quick(words: list[str]) -> list[str]:
