@@ -5,6 +5,8 @@ import inspect
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -185,3 +187,9 @@ def test_every_picture_is_used() -> None:
 def test_the_hasher_of_the_examples_is_the_default(demo: Path) -> None:
     with Collection.open(demo / ".hashret", read_only=True) as photos:
         assert photos.hasher.model == Hasher().model
+
+
+def test_the_page_of_retrieval_quality_is_written_from_its_rows(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/quality.py"), "--write", "--page", str(tmp_path / "quality.md")]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (tmp_path / "quality.md").read_text("utf-8") == (DOCS / "quality.md").read_text("utf-8")

@@ -56,7 +56,10 @@ def test_a_source_is_measured_with_the_collections_model(place: Path, hashret: C
     told = dict(re.split("  +", line, maxsplit=1) for line in choices.splitlines())
     assert told["model"] == "lsh, 32 bits, head lsh" and told["sources"] == f"{place}/photos/"
     assert told["learned from"] == f"60 images from {place}/photos/"
-    assert told["protocol"] == "photos: leave-one-out: each image is asked for among all others; all are learned from"
+    assert (
+        told["protocol"]
+        == "photos: leave-one-out: each image is a query against all others; all are in the training set"
+    )
     assert told["queries"].startswith("60; 0 images left out") and told.keys() > CHOICES.keys()
     numbers = dict(re.split("  +", line) for line in figures.splitlines())
     assert numbers == {

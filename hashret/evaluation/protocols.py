@@ -38,15 +38,15 @@ ASKED = 1000  # queries whose nearest images by pixels are found
 NEAREST = 10  # of those
 
 CHOICES = {
-    "relevant": "an image with the label of the query; labels only score",
-    "ties": "images at one distance are in no order: each measure is the mean over all their orders, exactly",
-    "mAP@all": "divided by the relevant images among all",
-    "mAP@1000": "divided by the relevant images among the first 1,000 (0 where there are none)",
-    "@k": "of all images, where there are fewer than k",
-    "within 2": "a query that finds nothing within 2 bits has a precision of 0",
-    "recall@10": f"of the {NEAREST} images nearest in the pixels that the model sees (Euclidean distance), for "
-    f"{ASKED:,} queries at most, drawn with seed 0; also among the images of the query's own label alone",
-    "codes": "health is that of the codes of the images that are searched",
+    "relevant": "an image with the label of the query; labels are used for scoring only",
+    "ties": "images at equal distance have no order: each measure is its exact mean over all orders of the ties",
+    "mAP@all": "average precision over the whole database, normalised by the relevant images in it",
+    "mAP@1000": "average precision over the first 1,000, normalised by the relevant images among them (0 if none)",
+    "@k": "over the whole database if it has fewer than k images",
+    "within 2": "a query with an empty result within 2 bits has precision 0",
+    "recall@10": f"share of the {NEAREST} nearest neighbours in the pixels that the model sees (Euclidean distance), "
+    f"for at most {ASKED:,} queries drawn with seed 0; also among the images with the query's label only",
+    "codes": "health of the codes of the database",
 }
 
 
@@ -75,21 +75,28 @@ class Protocol(NamedTuple):
         return every[: lengths[0]], every[: lengths[0]], every[lengths[0] :]
 
 
-_SPLIT = "each test image is asked for among the training images, which are learned from"
+_SPLIT = "the queries are the test split; the training split is the database and the training set"
 PROTOCOLS = {
-    "mnist": Protocol(f"the official split, 60,000 and 10,000: {_SPLIT}", ("mnist:train", "mnist:test")),
-    "fashion-mnist": Protocol(
-        f"the official split, 60,000 and 10,000: {_SPLIT}", ("fashion-mnist:train", "fashion-mnist:test")
+    "mnist": Protocol(
+        f"the official split into 60,000 training and 10,000 test images: {_SPLIT}", ("mnist:train", "mnist:test")
     ),
-    "cifar10": Protocol(f"the official split, 50,000 and 10,000: {_SPLIT}", ("cifar10:train", "cifar10:test")),
+    "fashion-mnist": Protocol(
+        f"the official split into 60,000 training and 10,000 test images: {_SPLIT}",
+        ("fashion-mnist:train", "fashion-mnist:test"),
+    ),
+    "cifar10": Protocol(
+        f"the official split into 50,000 training and 10,000 test images: {_SPLIT}", ("cifar10:train", "cifar10:test")
+    ),
     "cifar10-1k-59k": Protocol(
-        "1,000 queries drawn with seed 0 from all 60,000 images, whatever their labels; the other 59,000 are searched, "
-        "and 5,000 drawn of those are learned from",
+        "1,000 queries drawn with seed 0 from all 60,000 images, regardless of their labels; the other 59,000 are the "
+        "database, and 5,000 drawn from these are the training set",
         ("cifar10:train", "cifar10:test"),
         n_queries=1000,
         n_training=5000,
     ),
-    "digits": Protocol(f"the first 1,437 and the other 360: {_SPLIT}", ("digits:train", "digits:test")),
+    "digits": Protocol(
+        f"the first 1,437 images for training and the other 360 for testing: {_SPLIT}", ("digits:train", "digits:test")
+    ),
     "split": Protocol(_SPLIT, ()),  # of the sources that are given
 }
 
@@ -101,7 +108,7 @@ def choose_protocol(name: str, train: str | None = None, test: str | None = None
     if len(given) == 1 or (given and name not in PROTOCOLS) or (not given and name == "split"):
         raise ValueError(f"--train SOURCE and --test SOURCE go together, with one of {', '.join(PROTOCOLS)}")
     if name not in PROTOCOLS:
-        return Protocol("leave-one-out: each image is asked for among all others; all are learned from", (name,))
+        return Protocol("leave-one-out: each image is a query against all others; all are in the training set", (name,))
     return PROTOCOLS[name]._replace(sources=given or PROTOCOLS[name].sources)
 
 
