@@ -1,8 +1,8 @@
-"""hashret: compact binary codes for your images, and similar images in milliseconds.
+"""Learn compact binary codes of images, and find similar images in milliseconds.
 
 >>> from hashret import Collection, Hasher
 
-Importing this package loads nothing else: every public name is fetched on first use.
+Importing this package loads no other module; public names are imported on first use.
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__: str
 __all__ = ["Client", "Collection", "Hasher", "HashretError", "Hit", "__version__"]
 
-_HOMES = {
+_MODULES = {
     "Client": "hashret.client",
     "Collection": "hashret.collection",
     "Hasher": "hashret.hasher",
@@ -32,6 +32,6 @@ def __getattr__(name: str) -> Any:
         from hashret.process import version
 
         return version()
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'hashret' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

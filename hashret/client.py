@@ -1,4 +1,4 @@
-"""`Client`: a collection that is served elsewhere, with the verbs of `Collection`."""
+"""`Client`: a collection that `hashret serve` serves over HTTP, with the methods of `Collection`."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +20,20 @@ _ERRORS: dict[str, type[Exception]] = {
 
 
 class Client:
-    """The collection that `hashret serve` serves at `url`.
+    """A client for the collection that `hashret serve` serves at `url`.
 
-    Code that uses a `Collection` runs with a `Client` instead: images are given as there, and read here. Many threads
-    may use one object. Raises what a Collection does, and HashretError where the service cannot be reached.
+    Its methods take and return the values of the methods of `Collection`. An image is a path, bytes, a PIL image, a
+    uint8 array (h, w) or (h, w, 1 | 3 | 4), or a vector, floats (d,); files are read on the client. A client is
+    thread-safe, and a context manager that closes its connections.
+
+    `token` is sent with every request: a service needs it for writing and, on a host other than loopback, for all
+    requests. `timeout` is in seconds.
+
+    Raises:
+        HashretError: the service cannot be reached, refuses the token, or reports an error of the collection.
+        NotFound: an item or a calibration does not exist.
+        TooLarge: an image is over a limit of the service.
+        ValueError: an argument is invalid, or `url` has no valid form.
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 60.0) -> None:
@@ -31,15 +41,16 @@ class Client:
             import httpx
         except ImportError:
             raise HashretError("a client needs more packages: pip install 'hashret[serve]'") from None
-        self._failed = httpx.HTTPError
+        self._http_error = httpx.HTTPError
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
             self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         except httpx.InvalidURL as error:
-            raise HashretError(f"{url} is no address ({error}): give one such as http://127.0.0.1:8000") from None
+            raise HashretError(f"{url} is not a valid URL ({error}): give one like http://127.0.0.1:8000") from None
         self.url = url
 
     def close(self) -> None:
+        """Close the connections to the service."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -49,23 +60,23 @@ class Client:
         self.close()
 
     def __len__(self) -> int:
-        """How many items, that is different contents, there are."""
+        """Return the number of items, which are distinct contents."""
         return int(self.info()["items"])
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the model that the codes are of."""
+        """The fingerprint of the collection's model, as hex."""
         return str(self.info()["fingerprint"])
 
     @property
     def bits(self) -> int:
-        """The width of a code."""
+        """The number of bits of a code."""
         return int(self.info()["bits"])
 
     def info(self) -> dict[str, Any]:
-        """Counts, model, index and size on disk."""
-        told: dict[str, Any] = self._ask("GET", "/v1/info")
-        return told
+        """Return counts, model, index, size on disk, and whether the service is read-only, by name."""
+        document: dict[str, Any] = self._request("GET", "/v1/info")
+        return document
 
     def query(
         self,
@@ -76,7 +87,16 @@ class Client:
         where: str | None = None,
         rank: str = "distance",
     ) -> list[Hit]:
-        """What `Collection.query` gives; HashretError where that may be more than the thousand hits a service gives."""
+        """Search for images similar to an image, as `Collection.query` does.
+
+        The hits are the `k` nearest, those within `max_distance` bits (with `k` None), or both, ordered by distance, or
+        by `rank` "asymmetric". `where` is an SQLite expression that filters items.
+
+        Raises:
+            HashretError: the image cannot be decoded, `where` is invalid, or `k` is None and the service returns its
+                maximum of 1,000 hits, so that more may exist.
+            ValueError: `k`, `max_distance` or `rank` is invalid.
+        """
         return self.query_batch([image], k, max_distance, where=where, rank=rank)[0]
 
     def query_batch(
@@ -88,121 +108,165 @@ class Client:
         where: str | None = None,
         rank: str = "distance",
     ) -> list[list[Hit]]:
-        """What `query` gives, for each of a batch of images."""
+        """Search for each image of a batch, as `query` does; return one list of hits per image."""
         params = {name: str(value) for name, value in _params(QueryOptions(k, max_distance, rank, where)).items()}
         answers: list[list[Hit]] = []
-        for files in _requests(_files(images), k):
-            documents = self._ask("POST", "/v1/query", files=files, data=params | {"rank": rank})
+        for files in _batches(_files(images), k):
+            documents = self._request("POST", "/v1/query", files=files, data=params | {"rank": rank})
             answers += [_hits(answer, k) for answer in (documents if isinstance(documents, list) else [documents])]
         return answers
 
     def query_codes(
         self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[list[Hit]]:
-        """What `query` gives, for codes, uint8 (n, bits // 8); raises ValueError for codes of another width."""
+        """Search for codes, uint8 (n, bits // 8), as `query` does; return one list of hits per code.
+
+        Raises:
+            ValueError: the codes have another dtype or width.
+        """
         params = _params(QueryOptions(k, max_distance, where=where))
         answers: list[list[Hit]] = []
-        for texts in _requests(to_hex(check_codes(codes)), k):
-            answers += [_hits(answer, k) for answer in self._ask("POST", "/v1/query", json={"code": texts} | params)]
+        for texts in _batches(to_hex(check_codes(codes)), k):
+            answers += [
+                _hits(answer, k) for answer in self._request("POST", "/v1/query", json={"code": texts} | params)
+            ]
         return answers
 
     def query_item(
         self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[Hit]:
-        """What `query` gives for the image of an item, leaving out the item itself; NotFound if there is none."""
+        """Search for images similar to an item, as `query` does, without the item itself.
+
+        Raises:
+            NotFound: no item has this id.
+        """
         params = _params(QueryOptions(k, max_distance, where=where))
-        return _hits(self._ask("POST", "/v1/query", json={"id": item_id} | params), k)
+        return _hits(self._request("POST", "/v1/query", json={"id": item_id} | params), k)
 
     def encode(self, images: Any) -> Codes:
-        """Codes, uint8 (n, bits // 8), as `Hasher.encode` gives."""
+        """Return the codes of images, uint8 (n, bits // 8), as `Hasher.encode` does."""
         texts: list[str] = []
-        for files in _requests(_files(images)):
-            texts += self._ask("POST", "/v1/encode", files=files)["codes"]
+        for files in _batches(_files(images)):
+            texts += self._request("POST", "/v1/encode", files=files)["codes"]
         return from_hex(texts) if texts else np.empty((0, self.bits // 8), np.uint8)
 
     def add(self, images: Any, metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
-        """Add contents; the item's id of each, as `Collection.add` does."""
+        """Add images, and return their item ids in order, as `Collection.add` does.
+
+        `metadata` has a dict, or None, for each image. A content that exists keeps its id. More than 256 images are
+        added in several transactions.
+
+        Raises:
+            ValueError: the number or a value of `metadata` is invalid.
+        """
         files = _files(images)
         if metadata is not None and len(metadata) != len(files):
             raise ValueError(f"{len(files)} images need as many metadata, not {len(metadata)}")
-        texts = [json.dumps(one) for one in metadata or []]
+        texts = [json.dumps(values) for values in metadata or []]
         ids: list[int] = []
-        for some in _requests(range(len(files))):
-            told = {"metadata": texts[some.start : some.stop]}
-            ids += self._ask("POST", "/v1/items", files=files[some.start : some.stop], data=told)["ids"]
+        for batch in _batches(range(len(files))):
+            fields = {"metadata": texts[batch.start : batch.stop]}
+            ids += self._request("POST", "/v1/items", files=files[batch.start : batch.stop], data=fields)["ids"]
         return ids
 
     def dupes(self, max_distance: int = 3, *, by: str = "connected", keep: str = "largest") -> list[Group]:
-        """What `Collection.dupes` gives; HashretError where that is more than a service gives: a thousand groups of a
-        thousand items."""
+        """Return groups of near-duplicates within `max_distance` bits, as `Collection.dupes` does.
+
+        Raises:
+            HashretError: there are more than 1,000 groups, or more than 1,000 items in a group, which is the limit of a
+                service.
+        """
         options = {"max_distance": max_distance, "by": by, "keep": keep, "limit": 1000}
-        told = self._ask("GET", "/v1/dupes", params=options)
-        if told["more"] or any(group["size"] > len(group["items"]) for group in told["groups"]):
-            raise HashretError("there are more duplicates than a service tells: run hashret dupes where it runs")
-        return [Group([Item(**item) for item in group["items"]], group["distances"]) for group in told["groups"]]
+        document = self._request("GET", "/v1/dupes", params=options)
+        if document["more"] or any(group["size"] > len(group["items"]) for group in document["groups"]):
+            raise HashretError("there are more duplicates than a service returns: run hashret dupes on its machine")
+        return [Group([Item(**item) for item in group["items"]], group["distances"]) for group in document["groups"]]
 
     def calibration(self) -> Calibration:
-        """What `hashret calibrate` found for the service's model; raises NotFound if it was not asked to."""
-        return Calibration(**self._ask("GET", "/v1/calibration"))
+        """Return the calibration of the collection's model.
+
+        Raises:
+            NotFound: `hashret calibrate` has not been run for this model.
+        """
+        return Calibration(**self._request("GET", "/v1/calibration"))
 
     def radius(self, target: float = TARGET_PRECISION) -> int:
-        """The radius that finds most copies while this share of what it shows is right, as `calibration` has it."""
+        """Return the radius in bits with the highest recall of near-duplicates at a precision of at least `target`.
+
+        Raises:
+            NotFound: `hashret calibrate` has not been run for this model.
+            HashretError: no radius has this precision.
+            ValueError: `target` is not above 0 and at most 1.
+        """
         return self.calibration().radius(target, len(self))
 
     def verdict(self, a: int, b: int, verdict: str) -> None:
-        """Remember that two items, by their ids, are the "same" or "different", as `Collection.verdict` does."""
-        self._ask("POST", "/v1/verdicts", json={"a": a, "b": b, "verdict": verdict})
+        """Store the verdict that items `a` and `b` are the "same" or "different", as `Collection.verdict` does.
+
+        Raises:
+            NotFound: no item has one of these ids.
+            ValueError: the ids are equal, or the verdict has another value.
+        """
+        self._request("POST", "/v1/verdicts", json={"a": a, "b": b, "verdict": verdict})
 
     def remove(self, ids: Iterable[int]) -> int:
-        """Forget items; how many of them were there."""
-        return sum(int(self._ask("DELETE", f"/v1/items/{int(i)}")["removed"]) for i in ids)
+        """Remove items by their ids, and return how many existed. Files are not deleted."""
+        return sum(int(self._request("DELETE", f"/v1/items/{int(i)}")["removed"]) for i in ids)
 
     def get(self, item_id: int) -> Item:
-        """The item with this id; raises NotFound if there is none."""
-        told = self._ask("GET", f"/v1/items/{int(item_id)}")
-        return Item(**{name: told[name] for name in Item._fields})
+        """Return the item with this id.
+
+        Raises:
+            NotFound: no item has this id.
+        """
+        document = self._request("GET", f"/v1/items/{int(item_id)}")
+        return Item(**{name: document[name] for name in Item._fields})
 
     def items(self, after: int = 0, limit: int = 100, *, where: str | None = None) -> list[Item]:
-        """What `Collection.items` gives; `limit` is 1,000 at most."""
-        options: dict[str, Any] = {"cursor": after, "limit": limit} | ({} if where is None else {"where": where})
-        told = self._ask("GET", "/v1/items", params=options)
-        return [Item(**item) for item in told["items"]]
+        """Return at most `limit` items with ids above `after`, in the order of their ids, as `Collection.items` does.
 
-    def _ask(self, method: str, path: str, **request: Any) -> Any:
-        """What the service answers; raises what it refuses with."""
+        `limit` is at most 1,000; `where` is an SQLite expression that filters items.
+        """
+        options: dict[str, Any] = {"cursor": after, "limit": limit} | ({} if where is None else {"where": where})
+        document = self._request("GET", "/v1/items", params=options)
+        return [Item(**item) for item in document["items"]]
+
+    def _request(self, method: str, path: str, **request: Any) -> Any:
+        """Return the JSON of a response, or raise the exception that an error response names."""
         try:
             response = self._http.request(method, path, **request)
-            told = response.json()
-        except self._failed as error:
+            document = response.json()
+        except self._http_error as error:
             raise HashretError(f"{self.url} cannot be reached ({error}): start it with hashret serve") from None
         except ValueError:
-            raise HashretError(f"{self.url} is no hashret service: check the address") from None
+            raise HashretError(f"{self.url} is not a hashret service: check the URL") from None
         if response.is_success:
-            return told
-        raise _ERRORS.get(told.get("error"), HashretError)(told.get("detail", response.reason_phrase))
+            return document
+        raise _ERRORS.get(document.get("error"), HashretError)(document.get("detail", response.reason_phrase))
 
 
 def _params(options: QueryOptions) -> dict[str, Any]:
-    """What every query may say, as members of a JSON body or fields of a form."""
+    """Return the options of a query as members of a JSON body or fields of a form."""
     params = {"k": options.k, "max_distance": options.max_distance, "where": options.where}
     return {name: value for name, value in params.items() if value is not None}
 
 
 def _files(images: Any) -> list[tuple[str, tuple[str, bytes]]]:
-    """Each of a batch of images as a file of a form."""
+    """Return the images of a batch as the files of a form."""
     return [("file", ("image", content_bytes(to_content(image)))) for image in as_batch(images)]
 
 
-def _requests(items: Sequence[Any], k: int | None = 1) -> Iterator[Any]:
-    """Items as many at a time as one request may have, which depends on the hits of each."""
-    most = max(1, min(MAX_QUERIES, MAX_HITS // (k or MAX_K)))
-    for start in range(0, len(items), most):
-        yield items[start : start + most]
+def _batches(items: Sequence[Any], k: int | None = 1) -> Iterator[Any]:
+    """Yield slices of the items, each as large as one request with `k` hits per item may be."""
+    size = max(1, min(MAX_QUERIES, MAX_HITS // (k or MAX_K)))
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _hits(answer: dict[str, Any], k: int | None) -> list[Hit]:
+    """Return the hits of an answer. Raise HashretError if `k` is None and hits may be missing."""
     if k is None and len(answer["hits"]) == MAX_K:
         raise HashretError(
-            f"there may be more than the {MAX_K:,} hits that a service gives: give k, or a smaller distance"
+            f"the service returns at most {MAX_K:,} hits, and there may be more: give k, or a smaller max_distance"
         )
     return [Hit(**{name: hit[name] for name in Hit._fields if name in hit}) for hit in answer["hits"]]

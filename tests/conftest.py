@@ -45,9 +45,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., str]]:
-    """Serves a collection on loopback, as `create_app` takes it, while the module is tested; gives the address.
+    """Serve a collection on loopback, with the options of `create_app`, until the module ends; return the URL.
 
-    It is ready then, or cannot be: for kernels that are compiled the first of who asks would wait, and give up.
+    Wait until the service is ready, or has failed to load: the first request would time out while kernels compile.
     """
     import httpx
 
@@ -57,13 +57,13 @@ def serve() -> Iterator[Callable[..., str]]:
 
     @contextmanager
     def serving(collection: Collection, **options: Any) -> Iterator[str]:
-        begun = threading.Event()
+        started = threading.Event()
         listening = listen("127.0.0.1", 0)
-        server = Server(create_app(collection, **options), begun.set)
+        server = Server(create_app(collection, **options), started.set)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
-            assert begun.wait(30)
+            assert started.wait(30)
             address = f"http://127.0.0.1:{listening.getsockname()[1]}"
             deadline = time.monotonic() + 300
             while "being loaded" in httpx.get(f"{address}/readyz", timeout=60).text:

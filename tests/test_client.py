@@ -1,4 +1,4 @@
-"""`Client` gives what the collection gives that is served."""
+"""A `Client` returns what the served collection returns."""
 
 import io
 import json
@@ -49,13 +49,13 @@ def client(collection: Collection, serve: Callable[..., str]) -> Iterator[Client
 
 @pytest.fixture
 def images(folder: Path) -> list[object]:
-    """An image in each form that is taken."""
+    """Return an image in each accepted form."""
     path = folder / "photos" / "03.png"
     return [path, str(path), path.read_bytes(), Image.open(path), pixels(3), pixels(40)]
 
 
-def test_a_client_loads_nothing_that_searches_or_trains() -> None:
-    """Nor httpx before there is one."""
+def test_importing_the_client_loads_no_heavy_module() -> None:
+    """httpx too is loaded only by `Client()`."""
     code = "import sys\nfrom hashret import Client\nprint(Client.__module__, *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
@@ -64,7 +64,7 @@ def test_a_client_loads_nothing_that_searches_or_trains() -> None:
     assert not unwanted & {*loaded}
 
 
-def test_every_query_gives_what_the_collection_gives(
+def test_queries_return_what_the_collection_returns(
     client: Client, collection: Collection, images: list[object]
 ) -> None:
     for image in images:
@@ -80,7 +80,7 @@ def test_every_query_gives_what_the_collection_gives(
     assert client.query_batch([]) == client.query_codes(collection.codes([])) == []
 
 
-def test_batches_of_any_size_are_cut_up(client: Client, collection: Collection) -> None:
+def test_large_batches_are_split_into_requests(client: Client, collection: Collection) -> None:
     many = np.stack([pixels(i) for i in range(300)])
     codes = client.encode(many)
     assert np.array_equal(codes, collection.hasher.encode(many))
@@ -89,20 +89,20 @@ def test_batches_of_any_size_are_cut_up(client: Client, collection: Collection) 
     assert client.encode([]).shape == (0, 4)
 
 
-def test_a_collection_is_looked_at(client: Client, collection: Collection) -> None:
+def test_items_and_info_are_those_of_the_collection(client: Client, collection: Collection) -> None:
     assert len(client) == len(collection)
     assert (client.bits, client.fingerprint) == (collection.bits, collection.fingerprint)
     assert client.get(5) == collection.get(5) and client.items(3, 4) == collection.items(3, 4)
     filtered = [item.id for item in collection.items(3, 4, where="name > '05'")]
     assert filtered == [item.id for item in client.items(3, 4, where="name > '05'")] == [6, 7, 8, 9]
-    for there in (client, collection):
-        assert there.items(where="name = 'none'") == []
+    for source in (client, collection):
+        assert source.items(where="name = 'none'") == []
         with pytest.raises(HashretError, match="where: "):
-            there.items(where="name =")
+            source.items(where="name =")
     assert {**collection.info(), "read_only": False}.keys() == client.info().keys()
 
 
-def test_copies_are_grouped_and_judged(client: Client, collection: Collection) -> None:
+def test_near_duplicates_are_grouped_and_judged(client: Client, collection: Collection) -> None:
     for options in ({}, {"by": "star", "keep": "oldest"}):
         assert client.dupes(9, **options) == collection.dupes(9, **options)
     client.verdict(2, 5, "different")
@@ -112,29 +112,29 @@ def test_copies_are_grouped_and_judged(client: Client, collection: Collection) -
         client.verdict(2, 999, "same")
 
 
-def test_a_radius_is_chosen_as_the_collection_chooses_it(
+def test_the_radius_is_that_of_the_collection(
     client: Client, collection: Collection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answers() -> list[tuple[int, str, str]]:
-        """Of the command to the service, and to the collection."""
-        told = []
-        for place in (["--url", client.url], ["-c", str(collection.path)]):
-            code = run(["query", "id:3", "-r", "auto", "--target", "0.1", "--json", *place])
-            told.append((code, *capsys.readouterr()))
-        return told
+        """Return exit code and output of the command for the service, and for the collection."""
+        outputs = []
+        for options in (["--url", client.url], ["-c", str(collection.path)]):
+            code = run(["query", "id:3", "-r", "auto", "--target", "0.1", "--json", *options])
+            outputs.append((code, *capsys.readouterr()))
+        return outputs
 
     served, local = answers()
     assert served == local and served[0] == 1
-    for there in (client, collection):
+    for source in (client, collection):
         with pytest.raises(NotFound, match="run hashret calibrate"):
-            there.radius()
+            source.radius()
     collection.calibrate(images=10)
     assert client.calibration() == collection.calibration()
     for target in (0.1, 0.5):
         assert client.radius(target) == collection.radius(target)
-    for there in (client, collection):
+    for source in (client, collection):
         with pytest.raises(ValueError, match="a target is a precision"):
-            there.radius(2)
+            source.radius(2)
     served, local = answers()
     assert served == local and served[0] == 0 and f"within {collection.radius(0.1)} bits" in served[2]
 
@@ -143,7 +143,7 @@ def test_images_are_added_and_removed(client: Client, collection: Collection) ->
     before = len(collection)
     images = [pixels(i) for i in range(1000, 1300)]
     ids = client.add(images, [{"i": i} if i % 2 else None for i in range(300)])
-    assert ids == client.add(images) == collection.add(images)  # they are there by now
+    assert ids == client.add(images) == collection.add(images)  # they exist by now
     assert collection.get(ids[299]).metadata == {"i": 299} and collection.get(ids[298]).metadata is None
     assert client.query(images[7], 1)[0].id == ids[7]
     assert client.remove(ids[:3]) == 3 and client.remove(ids[:1]) == 0
@@ -154,54 +154,54 @@ def test_images_are_added_and_removed(client: Client, collection: Collection) ->
 
 
 def test_errors_are_those_of_the_collection(client: Client, collection: Collection, folder: Path) -> None:
-    for there in (client, collection):
-        for item in (there.get, there.query_item):
+    for source in (client, collection):
+        for method in (source.get, source.query_item):
             with pytest.raises(NotFound, match="there is no item 999"):
-                item(999)
+                method(999)
         with pytest.raises(ValueError, match="32 bits, not 8"):
-            there.query_codes(np.zeros((1, 1), np.uint8))
+            source.query_codes(np.zeros((1, 1), np.uint8))
         with pytest.raises(ValueError, match="give k, max_distance, or both"):
-            there.query(pixels(0), None)
+            source.query(pixels(0), None)
         with pytest.raises(ValueError, match="k must be an integer of at least 1, not 0"):
-            there.query(pixels(0), 0)
+            source.query(pixels(0), 0)
         with pytest.raises(ValueError, match="max_distance must be an integer of at least 0, not -1"):
-            there.query_item(1, max_distance=-1)
+            source.query_item(1, max_distance=-1)
         with pytest.raises(ValueError, match="there is no rank 'colour'; choose distance or asymmetric"):
-            there.query(pixels(0), rank="colour")
+            source.query(pixels(0), rank="colour")
         with pytest.raises(HashretError, match="no image"):
-            there.query(b"nothing")
+            source.query(b"nothing")
         with pytest.raises(HashretError, match="cannot be read: No such file"):
-            there.query(folder / "nothing.png")
+            source.query(folder / "nothing.png")
         bomb = io.BytesIO()
         Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
         with pytest.raises(TooLarge, match="400 megapixels"):
-            there.query(bomb.getvalue())
+            source.query(bomb.getvalue())
 
 
-def test_a_service_that_cannot_be_asked_is_said(client: Client, collection: Collection) -> None:
-    with Client("http://127.0.0.1:9") as nobody, pytest.raises(HashretError, match="cannot be reached"):
-        nobody.info()
-    with pytest.raises(HashretError, match="no address"):
+def test_an_unusable_service_is_an_error(client: Client, collection: Collection) -> None:
+    with Client("http://127.0.0.1:9") as unreachable, pytest.raises(HashretError, match="cannot be reached"):
+        unreachable.info()
+    with pytest.raises(HashretError, match="not a valid URL"):
         Client("http://a:b")
-    with Client(client.url) as stranger, pytest.raises(HashretError, match="needs the token"):
-        stranger.remove([1])
+    with Client(client.url) as tokenless, pytest.raises(HashretError, match="needs the token"):
+        tokenless.remove([1])
     assert len(collection) == len(client)
 
 
-def test_the_command_asks_a_service(
+def test_the_query_command_uses_a_service(
     client: Client, collection: Collection, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for asked in (
+    for arguments in (
         ["id:3"],
         ["hex:00ff00ff", "id:4"],
         [str(folder / "photos")],
         [str(folder / "photos" / "07.png"), "id:99"],
     ):
         outputs = []
-        for where in (["--url", client.url], ["-c", str(collection.path)]):
-            code = run(["query", *asked, *where, "-k", "3", "--json"])
-            told = capsys.readouterr()
-            outputs.append((code, json.loads(told.out), told.err))
+        for options in (["--url", client.url], ["-c", str(collection.path)]):
+            code = run(["query", *arguments, *options, "-k", "3", "--json"])
+            output = capsys.readouterr()
+            outputs.append((code, json.loads(output.out), output.err))
         assert outputs[0] == outputs[1]
     assert run(["query", "id:1", "--url", "http://127.0.0.1:9"]) == 1
     assert "hashret serve" in capsys.readouterr().err

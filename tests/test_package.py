@@ -123,7 +123,7 @@ def imported(file: Path) -> set[str]:
     assert not {name for name in names if name.split(".")[0] in ("cli", "indexes", "tests")}, file
     assert "hashret" not in names, f"{file}: import hashret"
     found = {name.split(".")[1] for name in names if name.startswith("hashret.")}
-    return {hashret._HOMES[name].split(".")[1] if name in hashret._HOMES else name for name in found}
+    return {hashret._MODULES[name].split(".")[1] if name in hashret._MODULES else name for name in found}
 
 
 def files_of(room: str) -> list[Path]:

@@ -1,1 +1,1 @@
-"""HTTP over a `Collection`, and its web page; needs the extra `hashret[serve]`."""
+"""The HTTP service of a `Collection`, and its web page. Needs the extra `hashret[serve]`."""

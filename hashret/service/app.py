@@ -1,7 +1,7 @@
-"""The application of the service: its layers, what becomes of errors, and its page.
+"""The ASGI application of the service: middleware, error handlers, routes and the web page.
 
-Bodies are read and answers written by hand in the routes, because that costs a fraction of what FastAPI takes for it;
-the OpenAPI document is made of the same models.
+Routes parse bodies and write answers by hand, because FastAPI takes several times as long. The OpenAPI document is made
+from the same pydantic models.
 """
 
 import re
@@ -25,18 +25,18 @@ from hashret.collection import Collection
 from hashret.errors import HashretError
 from hashret.process import version
 from hashret.service import routes_health, routes_items, routes_queries
-from hashret.service.guard import COOKIE, Guard, cookie_of, is_loopback
+from hashret.service.guard import COOKIE, Guard, cookie_value, is_loopback
+from hashret.service.handlers import Handlers
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Problem, to_problem, to_response
 from hashret.service.query_route import QueryRoute
-from hashret.service.work import Work
 
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'"
 PAGE = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
 class Service(FastAPI):
-    """FastAPI with a guard around all of its own layers."""
+    """FastAPI whose outermost layer is the `Guard`."""
 
     guard: Callable[[ASGIApp], Guard]
 
@@ -47,34 +47,35 @@ class Service(FastAPI):
 def create_app(
     collection: Collection, *, host: str = "127.0.0.1", token: str | None = None, origins: Sequence[str] = ()
 ) -> FastAPI:
-    """The service of a collection on `host`, read-only if that is.
+    """Return the application that serves a collection on `host`; it is read-only if the collection is.
 
-    `token` is what whoever writes must know, and off loopback whoever asks anything: ValueError if it is None there.
-    Pages of the `origins` may use the service from a browser.
+    Requests that write need `token`; on a host other than loopback all requests need it, except for health. None means
+    no token. Browser pages from `origins` may use the service. Raise ValueError for an invalid origin, or for no token
+    on a host other than loopback.
     """
     if token is None and not is_loopback(host):
         raise ValueError(f"a service on {host} needs a token")
     metrics = Metrics()
-    work = Work(collection, metrics)
+    handlers = Handlers(collection, metrics)
     app = Service(
         title="hashret",
         version=version(),
         description="Find similar images by compact binary codes.",
         lifespan=_lifespan,
-        docs_url=None,  # they load scripts from elsewhere
+        docs_url=None,  # both pages load scripts from other hosts
         redoc_url=None,
     )
-    app.state.work, app.state.metrics = work, metrics
+    app.state.handlers, app.state.metrics = handlers, metrics
     app.guard = partial(
         Guard,
         metrics=metrics,
-        queries=QueryRoute(work),
+        queries=QueryRoute(handlers),
         host=host,
         token=token,
         read_only=collection.read_only,
         origins=origins,
     )
-    _let_pages_ask(app, origins)
+    _allow_origins(app, origins)
     _add_error_handlers(app)
     for routes in (routes_queries, routes_items, routes_health):
         app.include_router(routes.router)
@@ -84,18 +85,20 @@ def create_app(
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    work: Work = app.state.work
+    handlers: Handlers = app.state.handlers
     metrics: Metrics = app.state.metrics
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(anyio.to_thread.run_sync, work.warm_up)
-        yield {"turned_away": partial(metrics.answered, "other", "other", 503, 0.0)}  # which the server calls
-    await anyio.to_thread.run_sync(work.close)
+        tasks.start_soon(anyio.to_thread.run_sync, handlers.warm_up)
+        yield {
+            "count_rejected": partial(metrics.count_response, "other", "other", 503, 0.0)
+        }  # called by http11.Protocol
+    await anyio.to_thread.run_sync(handlers.close)
 
 
-def _let_pages_ask(app: FastAPI, origins: Sequence[str]) -> None:
+def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
     for origin in origins:
         if not re.fullmatch(r"https?://[^/@?#]+", origin):
-            raise ValueError(f"an origin is such as https://photos.example, not {origin!r}")
+            raise ValueError(f"an origin has the form https://photos.example, not {origin!r}")
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -106,26 +109,29 @@ def _let_pages_ask(app: FastAPI, origins: Sequence[str]) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    for kind in (Problem, HashretError, Exception):
-        app.add_exception_handler(kind, _tell)
-    app.add_exception_handler(HTTPException, _tell_http)
-    app.add_exception_handler(RequestValidationError, _tell_invalid)
-    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # to nobody
+    for error_type in (Problem, HashretError, Exception):
+        app.add_exception_handler(error_type, _respond)
+    app.add_exception_handler(HTTPException, _respond_http)
+    app.add_exception_handler(RequestValidationError, _respond_invalid)
+    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # not received
 
 
-async def _tell(request: Request, error: Exception) -> Response:
+async def _respond(request: Request, error: Exception) -> Response:
     return to_response(to_problem(error))
 
 
-async def _tell_http(request: Request, error: Exception) -> Response:
+async def _respond_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    names = {404: "there is no such route: see /openapi.json", 405: "this route has no such method: see /openapi.json"}
-    problem = Problem(error.status_code, names.get(error.status_code, str(error.detail)))
+    details = {
+        404: "there is no such route: see /openapi.json",
+        405: "this route has no such method: see /openapi.json",
+    }
+    problem = Problem(error.status_code, details.get(error.status_code, str(error.detail)))
     problem.headers = dict(error.headers or {})
     return to_response(problem)
 
 
-async def _tell_invalid(request: Request, error: Exception) -> Response:
+async def _respond_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return to_response(Problem(422, f"{first['loc'][-1]}: {first['msg']}", "ValueError"))
@@ -137,13 +143,13 @@ def _add_page(app: FastAPI, token: str | None) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
-        given = request.query_params.get("token")
-        if given is None or token is None:
+        query_token = request.query_params.get("token")
+        if query_token is None or token is None:
             return Response(files["index.html"], media_type="text/html", headers={"Content-Security-Policy": POLICY})
-        if not compare_digest(given.encode(), token.encode()):
-            raise Problem(401, "this is not the token: look where the service was started")
+        if not compare_digest(query_token.encode(), token.encode()):
+            raise Problem(401, "this is not the token: take the one that hashret serve printed or was given")
         response = RedirectResponse("/", 303)
-        response.set_cookie(COOKIE, cookie_of(token), httponly=True, samesite="strict")
+        response.set_cookie(COOKIE, cookie_value(token), httponly=True, samesite="strict")
         return response
 
     for name, media_type in PAGE.items():

@@ -1,4 +1,4 @@
-"""Which of the requests that are answered together is at fault, so that the others are answered all the same."""
+"""Find the faulty requests of a batch, so that the others are still answered."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -11,48 +11,48 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def result_of_each(
-    work: Callable[[list[T]], Sequence[R]], items: list[T], fault: Callable[[T], Exception | None]
+def isolate_faults(
+    process: Callable[[list[T]], Sequence[R]], items: list[T], find_fault: Callable[[T], Exception | None]
 ) -> list[R | Exception]:
-    """What `work` gives for all items, or an exception for those that it cannot be done for.
+    """Return the results of `process(items)`, with an exception in place of the result of each faulty item.
 
-    Where it fails, each item that `fault` gives an exception for gets that, and the others are tried again, so that a
-    slow item is not tried over and over; if the fault is of none, each half is tried.
+    If `process` raises, the items for which `find_fault` returns an exception get that exception, and the others are
+    processed again. If it finds no fault, each half is processed by itself. So a slow item is not processed repeatedly.
     """
     try:
-        return list(work(items))
+        return list(process(items))
     except (HashretError, Problem) as error:
-        faults = [fault(item) for item in items]
+        faults = [find_fault(item) for item in items]
         if any(faults):
-            sound = [item for item, found in zip(items, faults, strict=True) if found is None]
-            rest = iter(result_of_each(work, sound, fault) if sound else [])
-            return [next(rest) if found is None else found for found in faults]
+            valid = [item for item, fault in zip(items, faults, strict=True) if fault is None]
+            results = iter(isolate_faults(process, valid, find_fault) if valid else [])
+            return [next(results) if fault is None else fault for fault in faults]
         half = len(items) // 2
-        return [*_halved(work, items[:half]), *_halved(work, items[half:])] if half else [error]
+        return [*_bisect(process, items[:half]), *_bisect(process, items[half:])] if half else [error]
 
 
-def _halved(work: Callable[[list[T]], Sequence[R]], items: list[T]) -> list[R | Exception]:
-    return result_of_each(work, items, lambda item: None)
+def _bisect(process: Callable[[list[T]], Sequence[R]], items: list[T]) -> list[R | Exception]:
+    return isolate_faults(process, items, lambda item: None)
 
 
-def fault_of_images(collection: Collection, images: Iterable[bytes]) -> Exception | None:
-    """How the first of these images that cannot be decoded is refused; None if all can be."""
+def find_image_fault(collection: Collection, images: Iterable[bytes]) -> Exception | None:
+    """Return the error of the first image that cannot be decoded; None if all can be."""
     preprocessing = collection.hasher.preprocessing
     for image in images:
         try:
             preprocessing(image)
         except HashretError as error:
-            return fault_of_image(error)
+            return to_request_fault(error)
     return None
 
 
-def fault_of_image(error: HashretError) -> Exception:
-    """The same as an error of the request, which gave the image."""
+def to_request_fault(error: HashretError) -> Exception:
+    """Return the error of an uploaded image as an error of its request."""
     return error if isinstance(error, NotFound | TooLarge) else Problem(422, str(error))
 
 
 def check_filter(collection: Collection, where: str | None) -> None:
-    """Raises Problem 422 if this filter is none."""
+    """Raise Problem 422 for an invalid filter."""
     if where is not None:
         try:
             collection.matching(where)

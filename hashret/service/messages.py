@@ -1,4 +1,8 @@
-"""What requests and answers look like: pydantic models, from which the OpenAPI document is made too."""
+"""Requests and responses as pydantic models, from which the OpenAPI document is made.
+
+`Hit`, `Item`, `Group` and `Calibration` are the JSON forms of the types of the same names in `hashret.results`; the
+OpenAPI document takes the names and docstrings of all models, so that they cannot change. Use them as `messages.Hit`.
+"""
 
 import json
 from typing import Annotated, Any, Literal, TypeVar
@@ -35,12 +39,12 @@ class Options(_Model):
     codes: Annotated[bool, Field(description="Whether to give the codes of queries and hits.")] = False
 
     @property
-    def most(self) -> int:
-        """How many hits a query may have."""
+    def limit(self) -> int:
+        """The maximum number of hits of a query."""
         return self.k or (10 if self.max_distance is None else MAX_K)
 
     def query_options(self) -> QueryOptions:
-        return QueryOptions(self.most, self.max_distance, where=self.where)
+        return QueryOptions(self.limit, self.max_distance, where=self.where)
 
 
 class ImageOptions(Options):
@@ -49,7 +53,7 @@ class ImageOptions(Options):
     rank: Annotated[Literal["distance", "asymmetric"], Field(description="What hits are ordered by.")] = "distance"
 
     def query_options(self) -> QueryOptions:
-        return QueryOptions(self.most, self.max_distance, self.rank, self.where)
+        return QueryOptions(self.limit, self.max_distance, self.rank, self.where)
 
 
 class ByCode(Options):
@@ -72,8 +76,8 @@ class ById(Options):
     id: Id
 
 
-class OneItem(_Model):
-    """An item."""
+class ItemReference(_Model):
+    """A request by an item."""
 
     id: Id
 
@@ -201,33 +205,33 @@ class Health(_Model):
 
 
 def validate(model: type[M], value: Any, *, text: bool = False) -> M:
-    """The value as a model; raises Problem 422 with what is wrong. With `text` its members are all given as text."""
+    """Return the value as a model. Raise Problem 422 for an invalid value. With `text` all members are strings."""
     try:
         return model.model_validate_strings(value) if text else model.model_validate(value, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the request"
-        raise Problem(422, f"{where}: {first['msg']}", "ValueError") from None
+        location = ".".join(map(str, first["loc"])) or "the request"
+        raise Problem(422, f"{location}: {first['msg']}", "ValueError") from None
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of a JSON text; raises Problem 400 if it is none."""
+    """Return the value of a JSON text. Raise Problem 400 for invalid JSON or a lone surrogate."""
     try:
         value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
-        if b"\\u" in data:  # of text that cannot be written there may be more
+        if b"\\u" in data:  # an escape can make a lone surrogate, which has no encoding
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # a UnicodeError is a ValueError
-        raise Problem(400, f"no JSON: {one_line(error)}", "ValueError") from None
+        raise Problem(400, f"invalid JSON: {one_line(error)}", "ValueError") from None
     return value
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # which json.loads would make for each text
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would build one per call
 
 
 def to_json(value: Any, status: int = 200) -> Response:
-    """A response; paths that are not UTF-8 go as the lone surrogates that stand for them in Python."""
+    """Return a JSON response. Paths that are not UTF-8 have the lone surrogates of Python's surrogateescape."""
     return Response(json.dumps(value, separators=(",", ":")), status, media_type="application/json")

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -8,12 +8,12 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counters and histograms of one service."""
+    """The counters, histograms and gauges of a service."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        asked = ("route", "method", "status")
-        self._requests = Counter("hashret_requests", "Requests answered.", asked, registry=registry)
+        labels = ("route", "method", "status")
+        self._requests = Counter("hashret_requests", "Requests answered.", labels, registry=registry)
         self._seconds = Histogram(
             "hashret_request_seconds", "From request to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
@@ -34,29 +34,31 @@ class Metrics:
                 ("probes", "Buckets that the index looked up for them, none where it scanned all codes."),
             )
         )
-        self._before = (0, 0)
+        self._last_searched = (0, 0)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        key = route, method if method in _METHODS else "other", status  # whoever asks may name methods
-        if key not in self._children:  # looking labels up costs more than counting
+    def count_response(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a response, and observe the seconds since its request."""
+        key = route, method if method in _METHODS else "other", status  # clients can send any method name
+        if key not in self._children:  # labels() takes longer than counting
             self._children[key] = self._requests.labels(*map(str, key)), self._seconds.labels(route)
         requests, histogram = self._children[key]
         requests.inc()
         histogram.observe(seconds)
 
-    def worked(self, stage: str, size: int, waited: float, seconds: float) -> None:
+    def observe_batch(self, stage: str, size: int, waited: float, seconds: float) -> None:
+        """Observe the size of a batch, the longest wait in it, and the seconds of processing it."""
         self._wait.labels(stage).observe(waited)
         self._work.labels(stage).observe(seconds)
         self._size.labels(stage).observe(size)
 
-    def page(self, items: int, generation: int, searched: tuple[int, int]) -> bytes:
-        """The text that Prometheus reads; `searched` are the queries and probes of the present index, from its
-        beginning on."""
+    def render(self, items: int, generation: int, searched: tuple[int, int]) -> bytes:
+        """Return the text format of Prometheus; `searched` counts queries and probes of the present index."""
         self._items.set(items)
         self._generation.set(generation)
-        before = self._before if searched[0] >= self._before[0] else (0, 0)  # of an index since gone
-        self._searched.inc(searched[0] - before[0])
-        self._probes.inc(max(0, searched[1] - before[1]))
-        self._before = searched
+        # A new index counts from zero.
+        last = self._last_searched if searched[0] >= self._last_searched[0] else (0, 0)
+        self._searched.inc(searched[0] - last[0])
+        self._probes.inc(max(0, searched[1] - last[1]))
+        self._last_searched = searched
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What a request is told when it is refused: RFC 9457, with the texts of Python and the command line."""
+"""Error responses: problem details of RFC 9457, with the error texts of Python and the command line."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ SCHEMA: dict[str, Any] = {
 
 
 class Problem(Exception):
-    """A request that is refused; `error` names the exception that the Python client raises of it."""
+    """An error response. `error` names the exception that the Python client raises."""
 
     def __init__(self, status: int, detail: str, error: str = "HashretError", **headers: str) -> None:
         super().__init__(detail)
@@ -33,14 +33,14 @@ class Problem(Exception):
 
 
 class Busy(Problem):
-    """More is waiting already than can be answered soon."""
+    """The response to a request beyond a limit of the service; `items` names what is too many."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(503, f"too many {what} at once: try again in a second", Retry_After="1")
+    def __init__(self, items: str) -> None:
+        super().__init__(503, f"too many {items} at once: try again in a second", Retry_After="1")
 
 
 def to_problem(error: Exception) -> Problem:
-    """How the errors of a collection are told; those that are not the request's fault are a 503."""
+    """Return an error as a problem. Errors of the collection that the request did not cause have status 503."""
     text = one_line(error)
     if isinstance(error, Problem):
         return error
@@ -50,22 +50,23 @@ def to_problem(error: Exception) -> Problem:
         return Problem(413, text, "TooLarge")
     if isinstance(error, HashretError):
         return Problem(503, text, Retry_After="1")
-    return Problem(500, f"an error of the service ({type(error).__name__}): its log says more")
+    return Problem(500, f"internal error ({type(error).__name__}): see the log of the service")
 
 
 def to_response(problem: Problem) -> Response:
+    """Return a problem as a response."""
     status = HTTPStatus(problem.status)
-    told = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": problem.detail}
+    document = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": problem.detail}
     return Response(
-        json.dumps(told | {"error": problem.error}),
+        json.dumps(document | {"error": problem.error}),
         status,
         headers=problem.headers,
         media_type=MEDIA_TYPE,
     )
 
 
-def documented(*statuses: int) -> Mapping[int | str, dict[str, Any]]:
-    """These refusals, and those that any route may give, for the OpenAPI document."""
+def problem_responses(*statuses: int) -> Mapping[int | str, dict[str, Any]]:
+    """Return the error responses with these statuses, and those of every route, for the OpenAPI document."""
     content = {MEDIA_TYPE: {"schema": SCHEMA}}
-    every = {400, 401, 403, 413, 500, 503, *statuses}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(every)}
+    all_statuses = {400, 401, 403, 413, 500, 503, *statuses}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(all_statuses)}

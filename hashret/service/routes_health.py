@@ -1,31 +1,33 @@
-"""Routes that say how the collection and the service are."""
+"""Routes about the collection and the service: info, calibration, health and metrics."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from hashret.service import messages
+from hashret.service.handlers import handlers_of
 from hashret.service.messages import to_json
 from hashret.service.metrics import Metrics
-from hashret.service.problems import Problem, documented
-from hashret.service.work import work_of
+from hashret.service.problems import Problem, problem_responses
 
 router = APIRouter()
 
 
-@router.get("/v1/info", summary="What the collection holds", responses={200: {"model": messages.Info}, **documented()})
+@router.get(
+    "/v1/info", summary="What the collection holds", responses={200: {"model": messages.Info}, **problem_responses()}
+)
 async def info(request: Request) -> Response:
-    work = work_of(request)
-    return to_json(await work.reads.ask(work.info))
+    handlers = handlers_of(request)
+    return to_json(await handlers.reads.submit(handlers.info))
 
 
 @router.get(
     "/v1/calibration",
     summary="What each radius means on these images, if hashret calibrate has measured it",
-    responses={200: {"model": messages.Calibration}, **documented(404)},
+    responses={200: {"model": messages.Calibration}, **problem_responses(404)},
 )
 async def calibration(request: Request) -> Response:
-    work = work_of(request)
-    return to_json((await work.reads.ask(work.collection.calibration))._asdict())
+    handlers = handlers_of(request)
+    return to_json((await handlers.reads.submit(handlers.collection.calibration))._asdict())
 
 
 @router.get("/healthz", summary="Whether the service is alive", responses={200: {"model": messages.Health}})
@@ -36,13 +38,13 @@ async def healthz() -> Response:
 @router.get(
     "/readyz",
     summary="Whether model and index are loaded and the database can be read",
-    responses={200: {"model": messages.Health}, **documented()},
+    responses={200: {"model": messages.Health}, **problem_responses()},
 )
 async def readyz(request: Request) -> Response:
-    work = work_of(request)
-    if not work.ready.is_set():
-        raise Problem(503, work.trouble or "the model and the index are being loaded: wait", Retry_After="1")
-    await work.reads.ask(lambda: work.collection.generation)
+    handlers = handlers_of(request)
+    if not handlers.ready.is_set():
+        raise Problem(503, handlers.startup_error or "the model and the index are being loaded: wait", Retry_After="1")
+    await handlers.reads.submit(lambda: handlers.collection.generation)
     return to_json({"status": "ready"})
 
 
@@ -50,11 +52,11 @@ async def readyz(request: Request) -> Response:
     "/metrics",
     summary="Figures for Prometheus",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented()},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problem_responses()},
 )
 async def figures(request: Request) -> Response:
-    work, metrics = work_of(request), request.app.state.metrics
+    handlers, metrics = handlers_of(request), request.app.state.metrics
     assert isinstance(metrics, Metrics)
-    collection = work.collection
-    counts = await work.reads.ask(lambda: (len(collection), collection.generation, collection.searched))
-    return Response(metrics.page(*counts), media_type="text/plain; version=0.0.4; charset=utf-8")
+    collection = handlers.collection
+    counts = await handlers.reads.submit(lambda: (len(collection), collection.generation, collection.searched))
+    return Response(metrics.render(*counts), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,4 +1,4 @@
-"""Routes of items: listing, adding, showing and removing them, and their near-duplicates."""
+"""Routes of items: list, add, show and remove them, and find near-duplicates."""
 
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -9,10 +9,10 @@ from starlette.responses import Response
 from hashret.codes import MAX_BITS, to_hex
 from hashret.results import MAX_K, Group
 from hashret.service import messages
+from hashret.service.handlers import Addition, handlers_of
 from hashret.service.messages import parse_json, to_json, validate
-from hashret.service.problems import Problem, documented
-from hashret.service.uploads import BINARY, documented_body, read_upload
-from hashret.service.work import Addition, work_of
+from hashret.service.problems import Problem, problem_responses
+from hashret.service.uploads import BINARY, image_body, read_upload
 
 ItemId = Annotated[int, Path(ge=1, le=2**63 - 1, description="The item.")]
 
@@ -22,7 +22,7 @@ router = APIRouter()
 @router.get(
     "/v1/items",
     summary="All items, or those that a filter lets through",
-    responses={200: {"model": messages.Items}, **documented(422)},
+    responses={200: {"model": messages.Items}, **problem_responses(422)},
 )
 async def list_items(
     request: Request,
@@ -30,20 +30,18 @@ async def list_items(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     where: messages.Where | None = None,
 ) -> Response:
-    work = work_of(request)
-    gather = work.reads if where is None else work.filtered_reads
-    items = await gather.ask(partial(work.items, cursor, limit, where))
-    following = items[-1].id if len(items) == limit else None
-    return to_json({"items": [item._asdict() for item in items], "next": following})
+    handlers = handlers_of(request)
+    batcher = handlers.reads if where is None else handlers.filtered_reads
+    items = await batcher.submit(partial(handlers.items, cursor, limit, where))
+    next_cursor = items[-1].id if len(items) == limit else None
+    return to_json({"items": [item._asdict() for item in items], "next": next_cursor})
 
 
 @router.post(
     "/v1/items",
     summary="Add images; one that is there already keeps its id",
-    responses={200: {"model": messages.Added}, **documented(415, 422)},
-    openapi_extra={
-        "requestBody": documented_body({"metadata": {"type": "string", "contentMediaType": "application/json"}})
-    },
+    responses={200: {"model": messages.Added}, **problem_responses(415, 422)},
+    openapi_extra={"requestBody": image_body({"metadata": {"type": "string", "contentMediaType": "application/json"}})},
 )
 async def add_items(request: Request) -> Response:
     upload = await read_upload(request)
@@ -53,49 +51,53 @@ async def add_items(request: Request) -> Response:
     metadata = [parse_json(text.encode()) for text in upload.metadata] or [None] * len(images)
     if not all(row is None or isinstance(row, dict) for row in metadata):
         raise Problem(422, "metadata: give none, or a JSON object for each file", "ValueError")
-    return to_json({"ids": await work_of(request).additions.ask(Addition(images, metadata))})
+    return to_json({"ids": await handlers_of(request).additions.submit(Addition(images, metadata))})
 
 
 @router.get(
-    "/v1/items/{item_id}", summary="An item", responses={200: {"model": messages.CodedItem}, **documented(404, 422)}
+    "/v1/items/{item_id}",
+    summary="An item",
+    responses={200: {"model": messages.CodedItem}, **problem_responses(404, 422)},
 )
 async def get_item(request: Request, item_id: ItemId) -> Response:
-    collection = work_of(request).collection
+    collection = handlers_of(request).collection
 
     def get() -> dict[str, Any]:
         return collection.get(item_id)._asdict() | {"code": to_hex(collection.codes([item_id]))[0]}
 
-    return to_json(await work_of(request).reads.ask(get))
+    return to_json(await handlers_of(request).reads.submit(get))
 
 
 @router.delete(
     "/v1/items/{item_id}",
     summary="Forget an item; the file stays",
-    responses={200: {"model": messages.Removed}, **documented(422)},
+    responses={200: {"model": messages.Removed}, **problem_responses(422)},
 )
 async def remove_item(request: Request, item_id: ItemId) -> Response:
-    work = work_of(request)
-    return to_json({"removed": await work.changes.ask(partial(work.collection.remove, [item_id]))})
+    handlers = handlers_of(request)
+    return to_json({"removed": await handlers.changes.submit(partial(handlers.collection.remove, [item_id]))})
 
 
 @router.get(
     "/v1/items/{item_id}/image",
     summary="The picture of an item, scaled",
     response_class=Response,
-    responses={200: {"content": {"image/png": BINARY, "image/jpeg": BINARY}}, **documented(404, 422)},
+    responses={200: {"content": {"image/png": BINARY, "image/jpeg": BINARY}}, **problem_responses(404, 422)},
 )
 async def item_image(
     request: Request,
     item_id: ItemId,
     size: Annotated[int, Query(ge=16, le=2048, description="Of the longer side.")] = 256,
 ) -> Response:
-    work = work_of(request)
-    data, kind = await work.reads.ask(partial(work.pictures.of_item, item_id, size))
-    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+    handlers = handlers_of(request)
+    data, media_type = await handlers.reads.submit(partial(handlers.pictures.of_item, item_id, size))
+    return Response(data, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
 
 
 @router.get(
-    "/v1/dupes", summary="Groups of near-duplicates", responses={200: {"model": messages.Groups}, **documented(422)}
+    "/v1/dupes",
+    summary="Groups of near-duplicates",
+    responses={200: {"model": messages.Groups}, **problem_responses(422)},
 )
 async def dupes(
     request: Request,
@@ -104,8 +106,8 @@ async def dupes(
     keep: Annotated[Literal["largest", "oldest"], Query(description="Which comes first.")] = "largest",
     limit: Annotated[int, Query(ge=1, le=1000, description="How many groups.")] = 200,
 ) -> Response:
-    work = work_of(request)
-    groups = await work.groupings.ask(partial(work.collection.dupes, max_distance, by=by, keep=keep))
+    handlers = handlers_of(request)
+    groups = await handlers.groupings.submit(partial(handlers.collection.dupes, max_distance, by=by, keep=keep))
     return to_json({"groups": [_group_document(group) for group in groups[:limit]], "more": len(groups) > limit})
 
 
@@ -120,7 +122,7 @@ def _group_document(group: Group) -> dict[str, Any]:
 @router.post(
     "/v1/verdicts",
     summary="Judge a pair of items; queries and duplicates heed it",
-    responses={200: {"model": messages.Verdict}, **documented(404, 422)},
+    responses={200: {"model": messages.Verdict}, **problem_responses(404, 422)},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -132,6 +134,6 @@ async def judge(request: Request) -> Response:
     pair = validate(messages.Verdict, parse_json(await request.body()))
     if pair.a == pair.b:
         raise Problem(422, f"both are item {pair.a}, one content: a verdict is of two", "ValueError")
-    work = work_of(request)
-    await work.changes.ask(partial(work.collection.verdict, pair.a, pair.b, pair.verdict))
+    handlers = handlers_of(request)
+    await handlers.changes.submit(partial(handlers.collection.verdict, pair.a, pair.b, pair.verdict))
     return to_json(pair.model_dump())

@@ -1,4 +1,4 @@
-"""uvicorn around the service, with an eye on connections that do nothing."""
+"""The uvicorn server of the service, which closes idle connections."""
 
 import signal
 import socket
@@ -13,24 +13,24 @@ from hashret.errors import HashretError
 from hashret.process import raised_file_limit, short_switch_interval
 from hashret.service.http11 import Protocol
 
-IDLE_SECONDS = 15.0  # without a request, or within the head of one
-UPLOAD_SECONDS = 60.0  # for the body of one
-REQUEST_SECONDS = 300.0  # for a request and its answer
-HEAD_BYTES = 2**16  # of a request's address and headers
-WAITING = 4096  # connections that have come and have not been looked at
+IDLE_SECONDS = 15.0  # between requests, or for the URL and headers of one
+UPLOAD_SECONDS = 60.0  # for the body of a request
+REQUEST_SECONDS = 300.0  # for a request and its response
+MAX_HEAD_BYTES = 2**16  # URL and headers of a request
+BACKLOG = 4096  # connections that are not accepted yet
 
 
 class Server(uvicorn.Server):
-    """A server that tells when it has begun, and closes connections that hold a place and do nothing with it."""
+    """A server that calls `on_start` once it listens, and closes idle connections."""
 
-    def __init__(self, app: FastAPI, begun: Callable[[], None]) -> None:
+    def __init__(self, app: FastAPI, on_start: Callable[[], None]) -> None:
         quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
         super().__init__(
             uvicorn.Config(
                 app,
                 http=Protocol,
-                backlog=WAITING,
-                h11_max_incomplete_event_size=HEAD_BYTES,
+                backlog=BACKLOG,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 proxy_headers=False,
                 ws="none",
                 timeout_keep_alive=30,
@@ -38,13 +38,13 @@ class Server(uvicorn.Server):
                 **quiet,
             )
         )
-        self._begun = begun
-        self._since: dict[Any, tuple[object, float]] = {}  # what each connection is at, and since when
+        self._on_start = on_start
+        self._states: dict[Any, tuple[object, float]] = {}  # the state of each connection, and its start time
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._begun()
+            self._on_start()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
@@ -52,42 +52,42 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _close_idle(self, now: float) -> None:
-        last, self._since = self._since, {}
+        last_states, self._states = self._states, {}
         connections: list[Any] = list(self.server_state.connections)
         for connection in connections:
             cycle = connection.cycle
-            running = cycle is not None and not cycle.response_complete
-            before, since = last.get(connection, (None, now))
-            since = since if before == (cycle, running) else now
-            self._since[connection] = (cycle, running), since
-            most = (UPLOAD_SECONDS if cycle.more_body else REQUEST_SECONDS) if running else IDLE_SECONDS
-            if now - since > most:
+            in_progress = cycle is not None and not cycle.response_complete
+            last_state, since = last_states.get(connection, (None, now))
+            since = since if last_state == (cycle, in_progress) else now
+            self._states[connection] = (cycle, in_progress), since
+            limit = (UPLOAD_SECONDS if cycle.more_body else REQUEST_SECONDS) if in_progress else IDLE_SECONDS
+            if now - since > limit:
                 connection.transport.abort()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; raises HashretError if that cannot be had. Port 0 is any that is free."""
+    """Return a listening socket; port 0 chooses a free port. Raise HashretError if it cannot listen."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named, and answers would wait 40 ms each with it.
+    # asyncio disables Nagle's algorithm, which delays responses by 40 ms, only if the protocol is explicit.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
-        listening.listen(WAITING)
+        listening.listen(BACKLOG)
         return listening
     except (OSError, UnicodeError) as error:
         listening.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise HashretError(f"{host} port {port} cannot be listened on ({reason}): choose another --port") from None
+        raise HashretError(f"cannot listen on {host} port {port} ({reason}): choose another --port") from None
 
 
-def serve(app: FastAPI, listening: socket.socket, begun: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was asked."""
-    # uvicorn raises the signal that ended it once more, when it is done.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+def serve(app: FastAPI, listening: socket.socket, on_start: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the requests in progress."""
+    # uvicorn raises the signal again after its shutdown, which these handlers ignore.
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with short_switch_interval(), raised_file_limit():
-            Server(app, begun).run([listening])
+            Server(app, on_start).run([listening])
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

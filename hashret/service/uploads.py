@@ -1,4 +1,4 @@
-"""Images that come in requests: one as it is, or several as the files of a form."""
+"""Uploaded images: the body of a request, or the files of a form."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-st
 
 
 class Upload(NamedTuple):
-    """Images that came in a request, each with its name, and the fields that came with them."""
+    """The images of a request, each with its file name, and the fields and metadata of its form."""
 
     images: list[tuple[str | None, bytes]]
     fields: dict[str, str]
@@ -21,16 +21,16 @@ class Upload(NamedTuple):
 
 
 def media_type(request: Request) -> str:
-    """What a request says that its body is."""
+    """Return the media type of a request's body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_upload(request: Request) -> Upload:
-    """The images of a request that is one, or a form with files; raises Problem for any other."""
-    kind = media_type(request)
-    if kind.startswith("image/") or kind == "application/octet-stream":
+    """Read the images of a request. Raise Problem for a body that is neither an image nor a form with files."""
+    body_type = media_type(request)
+    if body_type.startswith("image/") or body_type == "application/octet-stream":
         return Upload([(None, await request.body())], {}, [])
-    if kind != "multipart/form-data":
+    if body_type != "multipart/form-data":
         raise Problem(415, "send an image as image/*, images as multipart/form-data, or codes and ids as JSON")
     try:
         form = await request.form(max_files=MAX_QUERIES, max_fields=MAX_QUERIES + 16, max_part_size=2**16)
@@ -39,7 +39,7 @@ async def read_upload(request: Request) -> Upload:
     upload = Upload([], {}, [])
     try:
         for name, value in form.multi_items():
-            await _take(upload, name, value)
+            await _add_part(upload, name, value)
     finally:
         await form.close()
     if not upload.images:
@@ -48,15 +48,15 @@ async def read_upload(request: Request) -> Upload:
 
 
 async def read_images(request: Request) -> list[bytes]:
-    """The images of a request that may have nothing else."""
+    """Read the images of a request. Raise Problem if it has fields or metadata."""
     upload = await read_upload(request)
     if upload.fields or upload.metadata:
-        raise Problem(422, f"{next(iter(upload.fields), 'metadata')}: there is no such field here", "ValueError")
+        raise Problem(422, f"{next(iter(upload.fields), 'metadata')}: this route has no such field", "ValueError")
     return [image for _, image in upload.images]
 
 
-async def _take(upload: Upload, name: str, value: UploadFile | str) -> None:
-    """Add a part of a form."""
+async def _add_part(upload: Upload, name: str, value: UploadFile | str) -> None:
+    """Add a part of a form to an upload."""
     if isinstance(value, UploadFile):
         if name != "file":
             raise Problem(422, f"{name[:40]}: files go in the field 'file'", "ValueError")
@@ -64,14 +64,14 @@ async def _take(upload: Upload, name: str, value: UploadFile | str) -> None:
     elif name == "metadata":
         upload.metadata.append(value)
     elif name == "file":
-        raise Problem(422, "file: give a file, with a name, not a text", "ValueError")
+        raise Problem(422, "file: give a file with a file name, not a text field", "ValueError")
     else:
         upload.fields[name] = value
 
 
-def documented_body(fields: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The OpenAPI of a body of images, by a form with these fields besides, or a single one as it is."""
+def image_body(fields: dict[str, Any], other_types: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the OpenAPI of a body with images: a form, which may have these fields, or a single image."""
     files = {"type": "array", "items": BINARY["schema"], "minItems": 1, "maxItems": MAX_QUERIES}
     form = {"type": "object", "required": ["file"], "properties": {"file": files, **fields}}
     content = {"multipart/form-data": {"schema": form}, "image/*": BINARY, "application/octet-stream": BINARY}
-    return {"required": True, "content": content | (more or {})}
+    return {"required": True, "content": content | (other_types or {})}
