@@ -122,11 +122,13 @@ def draw_probes(path: Path) -> None:
     several = [sum(comb(16, level // 4) for level in range(radius + 1)) for radius in radii]
     figure = new_figure(6.6, 3.5)
     axes = figure.subplots()
-    axes.plot(radii, single, color=ORANGE, linewidth=2, marker="o", markersize=3.5, label="one table of 64 bits")
+    axes.plot(
+        radii[:11], single[:11], color=ORANGE, linewidth=2, marker="o", markersize=3.5, label="one table of 64 bits"
+    )
     axes.plot(radii, several, color=BLUE, linewidth=2, marker="o", markersize=3.5, label="four tables of 16 bits")
     axes.axhline(N_CODES, color=GREY, linewidth=1, linestyle=":")
     axes.text(16.2, N_CODES * 1.5, "a scan of 1 M codes", color=GREY, fontsize=9, ha="right")
-    axes.set(yscale="log", ylim=(0.7, 1e12), xlim=(-0.3, 16.3), xlabel="radius, bits", ylabel="buckets to look up")
+    axes.set(yscale="log", ylim=(0.7, 1e11), xlim=(-0.3, 16.3), xlabel="radius, bits", ylabel="buckets to look up")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
