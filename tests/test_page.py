@@ -1,4 +1,4 @@
-"""The page, in a real browser."""
+"""The web page, in Chromium."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ COUNT = 40
 
 
 def pixels(i: int) -> NDArray[np.uint8]:
-    """Image i: a few large blocks, so that a person can tell them apart."""
+    """Return image i: large blocks of random colours."""
     blocks = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return np.kron(blocks, np.ones((8, 8, 1), np.uint8))
 
@@ -60,25 +60,25 @@ def address(collection: Collection, serve: Callable[..., str]) -> str:
 
 @pytest.fixture(params=[1200])
 def page(request: Any, browser: Any, address: str) -> Iterator[Any]:
-    """The page of the collection; when the test is over, the browser has had no complaints and asked nobody else."""
+    """Open the page of the collection; check after the test that it logged no errors and requested no other host."""
     context = browser.new_context(viewport={"width": request.param, "height": 900})
     page = context.new_page()
-    complaints: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.complaints, page.asked = complaints, asked
+    errors: list[str] = []
+    urls: list[str] = []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: urls.append(request.url))
+    page.errors, page.urls = errors, urls
     page.goto(address)
     expect(page.locator("article").first).to_be_visible()
     yield page
-    assert not complaints
-    assert all(url.startswith((f"{address}/", "blob:", "data:")) for url in asked)
+    assert not errors
+    assert all(url.startswith((f"{address}/", "blob:", "data:")) for url in urls)
     context.close()
 
 
 def ids(page: Any) -> list[int]:
-    """The items that are shown, in order."""
+    """Return the ids of the shown items, in order."""
     return [int(card.get_attribute("data-id")) for card in page.locator("article").all()]
 
 
@@ -89,9 +89,9 @@ def slide(page: Any, name: str, value: int) -> None:
 
 
 def upload(page: Any, path: Path) -> None:
-    expect(page.locator("article").first).to_be_visible()  # or the page does not listen yet
+    expect(page.locator("article").first).to_be_visible()  # the page has its event listeners
     page.set_input_files("#file", path)
-    expect(page.locator("#title")).to_contain_text("neighbours")
+    expect(page.locator("#title")).to_contain_text("images within")
 
 
 def new_image(folder: Path, i: int = 99) -> Path:
@@ -100,15 +100,15 @@ def new_image(folder: Path, i: int = 99) -> Path:
     return path
 
 
-def test_the_images_of_the_collection_are_shown_first(page: Any, collection: Collection) -> None:
+def test_the_page_lists_the_images_of_the_collection(page: Any, collection: Collection) -> None:
     assert ids(page) == [item.id for item in collection.items()]
-    expect(page.locator("#counts")).to_have_text("40 images, 16-bit codes by ae")
+    expect(page.locator("#counts")).to_have_text("40 images, 16-bit codes (model: ae)")
     loaded = "() => [...document.images].filter((image) => image.src).every((image) => image.naturalWidth)"
     page.locator("article").last.scroll_into_view_if_needed()
     page.wait_for_function(loaded)
 
 
-def test_an_image_is_searched_for(page: Any, collection: Collection, tmp_path: Path) -> None:
+def test_similar_images_of_a_file_are_found(page: Any, collection: Collection, tmp_path: Path) -> None:
     path = new_image(tmp_path)
     upload(page, path)
     hits = collection.query(path, 30)
@@ -119,14 +119,14 @@ def test_an_image_is_searched_for(page: Any, collection: Collection, tmp_path: P
         int.from_bytes(code.tobytes()) for code in (*collection.hasher.encode([path]), *collection.codes([hits[5].id]))
     ]
     differing = [i for i in range(16) if (codes[0] ^ codes[1]) >> (15 - i) & 1]
-    assert page.locator("canvas").nth(5).get_attribute("title") == f"Bits that differ: {', '.join(map(str, differing))}"
+    assert page.locator("canvas").nth(5).get_attribute("title") == f"Differing bits: {', '.join(map(str, differing))}"
     expect(page.locator("#caption")).to_have_text(path.name)
 
 
-def test_the_sliders_answer_without_asking(page: Any, collection: Collection, tmp_path: Path) -> None:
+def test_the_sliders_filter_without_a_request(page: Any, collection: Collection, tmp_path: Path) -> None:
     path = new_image(tmp_path)
     upload(page, path)
-    before = len([url for url in page.asked if "/v1/query" in url])
+    before = len([url for url in page.urls if "/v1/query" in url])
     slide(page, "k", 7)
     assert ids(page) == [hit.id for hit in collection.query(path, 7)]
     slide(page, "k", 200)
@@ -135,16 +135,16 @@ def test_the_sliders_answer_without_asking(page: Any, collection: Collection, tm
     assert ids(page) == within and len(within) < COUNT
     slide(page, "radius", 0)
     if not collection.query(path, None, 0):
-        expect(page.locator("#empty")).to_contain_text("Nothing within 0 bits: the nearest is")
-    assert len([url for url in page.asked if "/v1/query" in url]) == before
+        expect(page.locator("#empty")).to_contain_text("No image within 0 bits. The nearest image differs in")
+    assert len([url for url in page.urls if "/v1/query" in url]) == before
 
 
-def test_similar_images_of_a_result_are_found_and_back_goes_back(page: Any, collection: Collection) -> None:
+def test_similar_images_of_a_result_are_found_and_back_returns(page: Any, collection: Collection) -> None:
     page.locator("article").nth(4).locator(".picture").click()
-    expect(page.locator("#title")).to_contain_text("neighbours")
+    expect(page.locator("#title")).to_contain_text("images within")
     assert ids(page) == [hit.id for hit in collection.query_item(5, 30)]
     expect(page.locator("#caption")).to_have_text(collection.get(5).paths[0])
-    page.locator("article").first.get_by_role("button", name="Similar").click()
+    page.locator("article").first.get_by_role("button", name="Find similar").click()
     second = collection.query_item(5, 1)[0].id
     expect(page.locator("#caption")).to_have_text(collection.get(second).paths[0])
     page.go_back()
@@ -153,31 +153,31 @@ def test_similar_images_of_a_result_are_found_and_back_goes_back(page: Any, coll
     expect(page.locator("#title")).to_have_text("All images")
 
 
-@pytest.mark.parametrize("how", ["paste", "drop"])
-def test_an_image_is_pasted_or_dropped(page: Any, collection: Collection, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("action", ["paste", "drop"])
+def test_an_image_is_pasted_or_dropped(page: Any, collection: Collection, tmp_path: Path, action: str) -> None:
     path = new_image(tmp_path)
     page.evaluate(
-        """([how, bytes]) => {
+        """([action, bytes]) => {
           const data = new DataTransfer();
-          data.items.add(new File([new Uint8Array(bytes)], "given.png", { type: "image/png" }));
-          const event = how === "paste" ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true })
+          data.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
+          const event = action === "paste" ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true })
             : new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
           document.body.dispatchEvent(event);
         }""",
-        [how, list(path.read_bytes())],
+        [action, list(path.read_bytes())],
     )
-    expect(page.locator("#title")).to_contain_text("neighbours")
+    expect(page.locator("#title")).to_contain_text("images within")
     assert ids(page) == [hit.id for hit in collection.query(path, 30)]
 
 
-def test_all_can_be_done_by_keys(page: Any, collection: Collection) -> None:
+def test_the_keyboard_selects_and_searches(page: Any, collection: Collection) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     expect(page.locator("#caption")).to_have_text(collection.get(2).paths[0])
-    expect(page.locator("#title")).to_contain_text("neighbours")
+    expect(page.locator("#title")).to_contain_text("images within")
     assert ids(page) == [hit.id for hit in collection.query_item(2, 30)]
     page.keyboard.press("/")
     expect(page.locator("#where")).to_be_focused()
@@ -186,38 +186,38 @@ def test_all_can_be_done_by_keys(page: Any, collection: Collection) -> None:
     expect(page.locator("#title")).to_have_text("All images")
 
 
-def test_what_the_model_remembers_stands_beside_the_image(page: Any, tmp_path: Path) -> None:
+def test_a_reconstruction_is_shown_beside_the_query(page: Any, tmp_path: Path) -> None:
     upload(page, new_image(tmp_path))
-    page.get_by_role("button", name="What the model remembers").click()
-    page.wait_for_function("() => document.getElementById('remembered').naturalWidth === 32")
+    page.get_by_role("button", name="Reconstruct").click()
+    page.wait_for_function("() => document.getElementById('reconstruction').naturalWidth === 32")
 
 
 def test_an_image_is_added(page: Any, collection: Collection, tmp_path: Path) -> None:
     path = new_image(tmp_path)
     upload(page, path)
-    page.get_by_role("button", name="Add to the collection").click()
+    page.get_by_role("button", name="Add to collection").click()
     expect(page.locator("#counts")).to_contain_text("41 images")
     expect(page.locator("#caption")).to_contain_text("blobs")
     assert collection.query(path, 1)[0].distance == 0
     assert ids(page) == [hit.id for hit in collection.query_item(COUNT + 1, 30)]
 
 
-def test_a_result_is_judged_no_match(page: Any, collection: Collection) -> None:
+def test_a_result_is_marked_as_no_match(page: Any, collection: Collection) -> None:
     page.locator("article").first.locator(".picture").click()
-    expect(page.locator("#title")).to_contain_text("neighbours")
+    expect(page.locator("#title")).to_contain_text("images within")
     near = collection.query_item(1, 1)[0].id
     card = page.locator("article").first
     card.get_by_role("button", name="Not a match").click()
-    expect(card).to_have_class("gone")
+    expect(card).to_have_class("rejected")
     assert collection.verdicts() == [(1, near, "different")]
     page.reload()
-    expect(page.locator("#title")).to_contain_text("neighbours")
+    expect(page.locator("#title")).to_contain_text("images within")
     assert ids(page) == [hit.id for hit in collection.query_item(1, 30)] and near not in ids(page)
 
 
 def test_duplicates_are_shown_in_groups(page: Any, collection: Collection) -> None:
     page.get_by_role("link", name="Duplicates").click()
-    expect(page.locator("#title")).to_contain_text("groups of duplicates within 3 bits")
+    expect(page.locator("#title")).to_contain_text("of near-duplicates within 3 bits")
     expected = collection.dupes(3)
     assert page.locator(".group").count() == len(expected)
     assert ids(page) == [item.id for group in expected for item in group.items]
@@ -235,11 +235,11 @@ def test_all_images_are_filtered(page: Any, collection: Collection) -> None:
     page.keyboard.press("/")
     page.keyboard.type("name < '05'")
     page.keyboard.press("Enter")
-    expect(page.locator("#title")).to_have_text("All images that the filter lets through")
+    expect(page.locator("#title")).to_have_text("Images that match the filter")
     assert ids(page) == [item.id for item in collection.items(where="name < '05'")] == [1, 2, 3, 4, 5]
     page.locator("#where").fill("name = 'none'")
     page.locator("#where").press("Enter")
-    expect(page.locator("#empty")).to_have_text("The filter lets no image through.")
+    expect(page.locator("#empty")).to_have_text("No image matches the filter.")
     page.locator("#where").fill("")
     page.locator("#where").press("Enter")
     expect(page.locator("#title")).to_have_text("All images")
@@ -247,45 +247,47 @@ def test_all_images_are_filtered(page: Any, collection: Collection) -> None:
     page.locator("#where").fill("name =")
     page.locator("#where").press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("where: ")
-    assert len(page.complaints) == 1 and "422" in page.complaints[0]  # which Chromium itself says of the answer
-    page.complaints.clear()
+    assert len(page.errors) == 1 and "422" in page.errors[0]  # Chromium logs the error response
+    page.errors.clear()
     page.get_by_role("link", name="Duplicates").click()
     expect(page.locator("#where")).to_be_hidden()
 
 
-def test_the_next_page_is_filtered_as_the_one_before(page: Any, collection: Collection) -> None:
+def test_the_next_page_has_the_same_filter(page: Any, collection: Collection) -> None:
     collection.add([pixels(i) for i in range(100, 170)], [{"new": i % 2} for i in range(70)])
     page.reload()
     page.locator("#where").fill("new is null or new = 1")
     page.locator("#where").press("Enter")
-    expect(page.locator("#title")).to_have_text("All images that the filter lets through")
-    page.locator("#where").evaluate("(field) => { field.value = 'what is being typed'; }")
+    expect(page.locator("#title")).to_have_text("Images that match the filter")
+    page.locator("#where").evaluate("(field) => { field.value = 'unfinished text'; }")
     page.locator("#more").click()
     expected = [item.id for item in collection.items(limit=1000, where="new is null or new = 1")]
     expect(page.locator("article")).to_have_count(len(expected))
     assert ids(page) == expected and len(expected) == 75
 
 
-def test_an_error_is_shown_and_goes_away(page: Any, tmp_path: Path) -> None:
+def test_an_error_is_shown_until_the_next_query(page: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"none")
+    broken.write_bytes(b"broken")
     page.set_input_files("#file", broken)
     expect(page.get_by_role("alert")).to_contain_text("no image: no format begins with")
-    assert len(page.complaints) == 1 and "422" in page.complaints[0]  # which Chromium itself says of the answer
-    page.complaints.clear()
+    assert len(page.errors) == 1 and "422" in page.errors[0]  # Chromium logs the error response
+    page.errors.clear()
     upload(page, new_image(tmp_path))
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
 @pytest.mark.parametrize("page", [400, 1600], indirect=True)
-def test_nothing_sticks_out(page: Any, tmp_path: Path) -> None:
+def test_the_page_does_not_scroll_sideways(page: Any, tmp_path: Path) -> None:
     width = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(width) == 0
     upload(page, new_image(tmp_path))
     assert page.evaluate(width) == 0
 
 
-def test_an_empty_collection_says_what_to_do(browser: Any, hasher: Hasher, tmp_path: Path, serve: Any) -> None:
+def test_an_empty_collection_names_the_command_to_fill_it(
+    browser: Any, hasher: Hasher, tmp_path: Path, serve: Any
+) -> None:
     with Collection.create(tmp_path / "empty", hasher) as collection:
         page = browser.new_page()
         page.goto(serve(collection))
@@ -293,16 +295,16 @@ def test_an_empty_collection_says_what_to_do(browser: Any, hasher: Hasher, tmp_p
         page.close()
 
 
-def test_the_token_is_asked_for_and_kept(browser: Any, collection: Collection, serve: Any, tmp_path: Path) -> None:
+def test_the_token_is_requested_and_stored(browser: Any, collection: Collection, serve: Any, tmp_path: Path) -> None:
     address = serve(collection, token="secret")
     page = browser.new_page()
     page.goto(address)
     upload(page, new_image(tmp_path))
-    page.get_by_role("button", name="Add to the collection").click()
+    page.get_by_role("button", name="Add to collection").click()
     page.get_by_label("Token").fill("secret")
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Continue").click()
     page.wait_for_url(re.compile(f"^{address}/$"))
     upload(page, new_image(tmp_path))
-    page.get_by_role("button", name="Add to the collection").click()
+    page.get_by_role("button", name="Add to collection").click()
     expect(page.locator("#counts")).to_contain_text("41 images")
     page.close()

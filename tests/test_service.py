@@ -820,13 +820,13 @@ def test_an_idle_connection_is_closed(collection: Collection) -> None:
 def test_the_examples_of_the_documentation_run(own: Collection, serve: Serve, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    document = (Path(__file__).parent.parent / "docs" / "service.md").read_text()
+    document = (Path(__file__).parent.parent / "docs" / "howto" / "serve.md").read_text()
     for name, i in (("cat.png", 50), ("dog.png", 51)):
         (tmp_path / name).write_bytes(png(i))
-    address = serve(own, token=TOKEN)
+    address = serve(own)
     hashret = f"{sys.executable} -c 'from hashret.cli import main; main()'"
-    commands = re.findall(r"^\$ (.*)$", document, re.MULTILINE)
-    assert len(commands) == 7
+    commands = re.findall(r"^\$ (?!hashret serve)(.*)$", document, re.MULTILINE)
+    assert len(commands) == 9
     for command in commands:
         command = command.replace("http://127.0.0.1:8000", address).replace("curl ", "curl -fsS ")
         done = subprocess.run(

@@ -1,65 +1,65 @@
 "use strict";
 
-// All that is asked of the service: at most so many neighbours once, of which the sliders show some at once.
-const MOST = 200;
-const PAGE = 60;
+// A query fetches MAX_HITS hits once; the sliders filter them without another request.
+const MAX_HITS = 200;
+const PAGE_SIZE = 60;
 
 const $ = (id) => document.getElementById(id);
 let info = null;
-let query = null; // {id} or {file, name, url}
-let answer = null; // of the service, for the query
-let grouped = false; // whether duplicates are shown
-let running = new AbortController();
+let query = null; // {id, name} or {file, name, url}
+let answer = null; // the response to the query
+let showsDuplicates = false;
+let currentTask = new AbortController();
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   let response;
   try {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The service does not answer: is hashret serve still running?");
+    throw new Error("The service does not respond: check that hashret serve is running.");
   }
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({ detail: response.statusText }));
-  if (response.status === 401) $("ask-token").showModal();
+  if (response.status === 401) $("token-dialog").showModal();
   throw new Error(problem.detail);
 }
 
-const asJson = (value, method = "POST") => ({
-  method,
+const jsonRequest = (value) => ({
+  method: "POST",
   headers: { "Content-Type": "application/json" },
   body: JSON.stringify(value),
 });
 
-function fail(error) {
+function showError(error) {
   if (error.name === "AbortError") return;
   $("error").hidden = false;
   $("error").firstElementChild.textContent = error.message;
 }
 
-// Runs one thing at a time: what was under way is given up.
-async function run(work) {
-  running.abort();
-  running = new AbortController();
-  const mine = running;
+// Runs a task and aborts the one before it.
+async function run(task) {
+  currentTask.abort();
+  currentTask = new AbortController();
+  const controller = currentTask;
   $("error").hidden = true;
   $("results").setAttribute("aria-busy", "true");
   try {
-    await work(mine.signal);
+    await task(controller.signal);
   } catch (error) {
-    fail(error);
+    showError(error);
   } finally {
-    if (mine === running) $("results").setAttribute("aria-busy", "false");
+    if (controller === currentTask) $("results").setAttribute("aria-busy", "false");
   }
 }
 
-function say(title, empty = "") {
+function setHeading(title, emptyText = "") {
   $("title").textContent = title;
-  $("empty").hidden = !empty;
-  $("empty").textContent = empty;
+  $("empty").hidden = !emptyText;
+  $("empty").textContent = emptyText;
 }
 
-// The bits of two codes that differ, as a strip of cells.
+// Draws a cell per bit, coloured where the two codes differ.
 function drawBits(canvas, a, b) {
   const bits = a.length * 4;
   canvas.width = Math.max(8, bits / 4);
@@ -72,17 +72,18 @@ function drawBits(canvas, a, b) {
     context.fillStyle = style.getPropertyValue(differs ? "--bit" : "--bit-off");
     context.fillRect(i % canvas.width, Math.floor(i / canvas.width), 1, 1);
   }
-  canvas.title = differing.length ? `Bits that differ: ${differing.join(", ")}` : "No bit differs";
+  canvas.title = differing.length ? `Differing bits: ${differing.join(", ")}` : "Equal codes";
 }
 
 const inBits = (distance) => (distance === 1 ? "1 bit" : `${distance} bits`);
+const setPixelated = ({ currentTarget: image }) => image.classList.toggle("pixelated", image.naturalWidth < 100);
 
-function makeCard(item, { note = null, code = null, base = null, against = null } = {}) {
+function makeCard(item, { note = null, code = null, queryCode = null, queryId = null } = {}) {
   const card = $("card").content.firstElementChild.cloneNode(true);
   const name = item.path ?? item.paths?.[0] ?? `item ${item.id}`;
   const image = card.querySelector("img");
   image.alt = name.split("/").pop();
-  image.onload = () => image.classList.toggle("small", image.naturalWidth < 100);
+  image.onload = setPixelated;
   image.src = `v1/items/${item.id}/image?size=320`;
   card.dataset.id = item.id;
   card.querySelector(".path").textContent = `\u200e${name}`;
@@ -90,30 +91,30 @@ function makeCard(item, { note = null, code = null, base = null, against = null 
     .filter(Boolean).join("\n");
   const line = card.querySelector(".distance");
   line.firstElementChild.textContent = note;
-  if (code && base) drawBits(line.querySelector("canvas"), code, base);
+  if (code && queryCode) drawBits(line.querySelector("canvas"), code, queryCode);
   else line.querySelector("canvas").remove();
   line.hidden = note === null;
-  const similar = () => { location.hash = `id=${item.id}`; };
-  card.querySelector(".picture").onclick = card.querySelector(".similar").onclick = similar;
+  const findSimilar = () => { location.hash = `id=${item.id}`; };
+  card.querySelector(".picture").onclick = card.querySelector(".similar").onclick = findSimilar;
   const different = card.querySelector(".different");
-  if (against === null || info.read_only) different.remove();
-  else different.onclick = () => judge(card, against, item.id);
+  if (queryId === null || info.read_only) different.remove();
+  else different.onclick = () => markDifferent(card, queryId, item.id);
   return card;
 }
 
-async function judge(card, a, b) {
+async function markDifferent(card, a, b) {
   try {
-    await ask("v1/verdicts", asJson({ a, b, verdict: "different" }));
-    card.classList.add("gone");
+    await request("v1/verdicts", jsonRequest({ a, b, verdict: "different" }));
+    card.classList.add("rejected");
     for (const button of card.querySelectorAll("button")) button.disabled = true;
     if (answer) answer.hits = answer.hits.filter((hit) => hit.id !== b);
   } catch (error) {
-    fail(error);
+    showError(error);
   }
 }
 
-// The neighbours that the sliders let through.
-function show() {
+// Shows the hits within the limits of the sliders.
+function showHits() {
   const k = Number($("k").value);
   const radius = Number($("radius").value);
   $("k-shown").textContent = k;
@@ -122,24 +123,26 @@ function show() {
   const within = answer.hits.filter((hit) => hit.distance <= radius);
   const shown = within.slice(0, k);
   $("results").replaceChildren(...shown.map((hit) =>
-    makeCard(hit, { note: inBits(hit.distance), code: hit.code, base: answer.code, against: query.id ?? null })));
-  const more = within.length < answer.hits.length ? "" : answer.hits.length === MOST ? " or more" : "";
-  const near = answer.hits[0] ? `: the nearest is ${answer.hits[0].distance} bits away` : "";
-  say(`${shown.length} of ${within.length}${more} neighbours within ${radius} bits`,
-    shown.length ? "" : `Nothing within ${radius} bits${near}.`);
+    makeCard(hit, {
+      note: inBits(hit.distance), code: hit.code, queryCode: answer.code, queryId: query.id ?? null,
+    })));
+  const orMore = within.length === MAX_HITS ? " or more" : "";
+  const nearest = answer.hits[0] ? ` The nearest image differs in ${inBits(answer.hits[0].distance)}.` : "";
+  setHeading(`${shown.length} of ${within.length}${orMore} images within ${inBits(radius)}`,
+    shown.length ? "" : `No image within ${inBits(radius)}.${nearest}`);
 }
 
 function showQuery() {
-  const there = query !== null;
-  $("query").hidden = !there;
-  $("hint").hidden = there;
-  $("remembered").hidden = true;
-  $("clear").disabled = $("remember").disabled = !there;
-  $("where-label").hidden = grouped;
-  $("add").disabled = !there || query.id !== undefined || info.read_only;
-  if (!there) return;
+  const hasQuery = query !== null;
+  $("query").hidden = !hasQuery;
+  $("hint").hidden = hasQuery;
+  $("reconstruction").hidden = true;
+  $("clear").disabled = $("reconstruct").disabled = !hasQuery;
+  $("where-label").hidden = showsDuplicates;
+  $("add").disabled = !hasQuery || query.id !== undefined || info.read_only;
+  if (!hasQuery) return;
   const image = $("original");
-  image.onload = () => image.classList.toggle("small", image.naturalWidth < 100);
+  image.onload = setPixelated;
   image.src = query.url ?? `v1/items/${query.id}/image?size=480`;
   $("caption").textContent = query.name;
 }
@@ -150,74 +153,76 @@ function search() {
     const where = $("where").value.trim();
     let options;
     if (query.id !== undefined) {
-      options = asJson({ id: query.id, k: MOST, codes: true, ...(where && { where }) });
+      options = jsonRequest({ id: query.id, k: MAX_HITS, codes: true, ...(where && { where }) });
     } else {
       const form = new FormData();
       form.append("file", query.file, query.name);
-      form.append("k", MOST);
+      form.append("k", MAX_HITS);
       form.append("codes", "true");
       if (where) form.append("where", where);
       options = { method: "POST", body: form };
     }
     answer = null;
-    const found = await (await ask("v1/query", { ...options, signal })).json();
-    answer = found;
+    const response = await (await request("v1/query", { ...options, signal })).json();
+    answer = response;
     $("more").hidden = true;
-    show();
+    showHits();
   });
 }
 
-function browse(cursor = 0, where = $("where").value.trim()) {
+function listItems(cursor = 0, where = $("where").value.trim()) {
   return run(async (signal) => {
-    const asked = new URLSearchParams({ limit: PAGE, cursor, ...(where && { where }) });
-    const page = await (await ask(`v1/items?${asked}`, { signal })).json();
+    const params = new URLSearchParams({ limit: PAGE_SIZE, cursor, ...(where && { where }) });
+    const page = await (await request(`v1/items?${params}`, { signal })).json();
     const cards = page.items.map((item) => makeCard(item));
     if (cursor) $("results").append(...cards);
     else $("results").replaceChildren(...cards);
     $("more").hidden = page.next === null;
-    $("more").onclick = () => browse(page.next, where);
-    if (cards.length || cursor) say(where ? "All images that the filter lets through" : "All images");
-    else say("", where ? "The filter lets no image through." :
-      "The collection is empty: fill it with hashret index SOURCE.");
+    $("more").onclick = () => listItems(page.next, where);
+    if (cards.length || cursor) setHeading(where ? "Images that match the filter" : "All images");
+    else setHeading("", where ? "No image matches the filter." :
+      "The collection is empty: add images with hashret index SOURCE.");
   });
 }
 
-function dupes(radius) {
+function showDuplicates(radius) {
   return run(async (signal) => {
-    say(`Looking for duplicates within ${radius} bits …`);
-    const found = await (await ask(`v1/dupes?max_distance=${radius}`, { signal })).json();
-    const groups = found.groups.map((group) => {
+    setHeading(`Searching for near-duplicates within ${inBits(radius)} …`);
+    const response = await (await request(`v1/dupes?max_distance=${radius}`, { signal })).json();
+    const groups = response.groups.map((group) => {
       const section = document.createElement("section");
       section.className = "group";
       const title = document.createElement("h3");
-      title.textContent = group.size === 1 ? "1 image at several paths" : `${group.size} images`;
+      title.textContent = group.size === 1 ? "1 image, several paths" : `${group.size} images`;
       const row = document.createElement("div");
       row.append(...group.items.map((item, i) => makeCard(item, i
-        ? { note: inBits(group.distances[i]), against: group.items[0].id }
+        ? { note: inBits(group.distances[i]), queryId: group.items[0].id }
         : { note: "Keep" })));
       section.append(title, row);
       return section;
     });
     $("results").replaceChildren(...groups);
-    say(`${groups.length} groups of duplicates within ${radius} bits${found.more ? " and more" : ""}`,
-      groups.length ? "" : `No duplicates within ${radius} bits.`);
+    const count = response.more ? `More than ${groups.length}` : groups.length;
+    setHeading(`${count} ${groups.length === 1 ? "group" : "groups"} of near-duplicates within ${inBits(radius)}`,
+      groups.length ? "" : "Increase the maximum distance to find less similar images.");
   });
 }
 
-// The address says what is shown, so that "back" goes back.
+// The hash of the URL selects the view, so that the back button works.
 async function route() {
-  const [, kind, value] = location.hash.match(/^#(id|dupes)=(\d+)$/) ?? [];
-  const duplicates = kind === "dupes";
+  const [, view, value] = location.hash.match(/^#(id|dupes)=(\d+)$/) ?? [];
+  const duplicates = view === "dupes";
   $(duplicates ? "to-dupes" : "to-search").setAttribute("aria-current", "page");
   $(duplicates ? "to-search" : "to-dupes").removeAttribute("aria-current");
-  if ($("results").classList.toggle("groups", duplicates) !== grouped && grouped) $("radius").value = info.bits;
-  grouped = duplicates;
+  $("results").classList.toggle("groups", duplicates);
+  if (showsDuplicates && !duplicates) $("radius").value = info.bits;
+  showsDuplicates = duplicates;
   $("more").hidden = true;
   if (query?.url && location.hash !== "#file") forgetFile();
   answer = null;
-  if (kind === "id") {
+  if (view === "id") {
     query = { id: Number(value), name: `item ${value}` };
-    ask(`v1/items/${value}`).then((response) => response.json()).then((item) => {
+    request(`v1/items/${value}`).then((response) => response.json()).then((item) => {
       if (query?.id === item.id) $("caption").textContent = item.paths[0] ?? query.name;
     }).catch(() => {});
     await search();
@@ -229,9 +234,9 @@ async function route() {
     showQuery();
     if (duplicates) {
       $("radius").value = value;
-      show();
-      await dupes(Number(value));
-    } else await browse();
+      showHits();
+      await showDuplicates(Number(value));
+    } else await listItems();
   }
 }
 
@@ -240,7 +245,7 @@ function forgetFile() {
   query = null;
 }
 
-function take(file) {
+function setFile(file) {
   if (!file) return;
   if (query?.url) forgetFile();
   query = { file, name: file.name || "pasted image", url: URL.createObjectURL(file) };
@@ -248,86 +253,87 @@ function take(file) {
   else location.hash = "file";
 }
 
-function move(step) {
+function moveFocus(step) {
   const cards = [...document.querySelectorAll("article")];
-  const at = cards.indexOf(document.activeElement.closest?.("article"));
-  cards[Math.min(cards.length - 1, Math.max(0, at < 0 ? 0 : at + step))]?.focus();
+  const index = cards.indexOf(document.activeElement.closest?.("article"));
+  cards[Math.min(cards.length - 1, Math.max(0, index < 0 ? 0 : index + step))]?.focus();
 }
 
-function across() {
+function countColumns() {
   const cards = [...document.querySelectorAll("article")];
   return Math.max(1, cards.filter((card) => card.offsetTop === cards[0].offsetTop).length);
 }
 
-$("file").onchange = () => { take($("file").files[0]); $("file").value = ""; };
+$("file").onchange = () => { setFile($("file").files[0]); $("file").value = ""; };
 $("drop").onkeydown = (event) => {
   if (event.key === "Enter" || event.key === " ") { event.preventDefault(); $("file").click(); }
 };
-document.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
-document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
+document.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("dragover"); });
+document.addEventListener("dragleave", () => $("drop").classList.remove("dragover"));
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  $("drop").classList.remove("over");
-  take([...event.dataTransfer.files][0]);
+  $("drop").classList.remove("dragover");
+  setFile([...event.dataTransfer.files][0]);
 });
-document.addEventListener("paste", (event) => take([...event.clipboardData.files][0]));
-$("k").oninput = show;
-$("radius").oninput = show;
+document.addEventListener("paste", (event) => setFile([...event.clipboardData.files][0]));
+$("k").oninput = showHits;
+$("radius").oninput = showHits;
 $("radius").onchange = () => { if (location.hash.startsWith("#dupes=")) location.hash = `dupes=${$("radius").value}`; };
 $("controls").onsubmit = (event) => event.preventDefault();
-$("where").onchange = () => { if (query) search(); else if (!grouped) browse(); };
+$("where").onchange = () => { if (query) search(); else if (!showsDuplicates) listItems(); };
 $("clear").onclick = () => { location.hash = ""; };
-$("remember").onclick = async () => {
+$("reconstruct").onclick = async () => {
   try {
     const body = query.id === undefined ? { method: "POST", body: query.file, headers: { "Content-Type":
-      "application/octet-stream" } } : asJson({ id: query.id });
-    const picture = await (await ask("v1/reconstruct", body)).blob();
-    const image = $("remembered");
-    image.onload = () => { image.classList.toggle("small", image.naturalWidth < 100); URL.revokeObjectURL(image.src); };
+      "application/octet-stream" } } : jsonRequest({ id: query.id });
+    const picture = await (await request("v1/reconstruct", body)).blob();
+    const image = $("reconstruction");
+    image.onload = (event) => { setPixelated(event); URL.revokeObjectURL(image.src); };
     image.src = URL.createObjectURL(picture);
     image.hidden = false;
   } catch (error) {
-    fail(error);
+    showError(error);
   }
 };
 $("add").onclick = async () => {
   try {
     const form = new FormData();
     form.append("file", query.file, query.name);
-    const { ids } = await (await ask("v1/items", { method: "POST", body: form })).json();
-    await count();
+    const { ids } = await (await request("v1/items", { method: "POST", body: form })).json();
+    await loadInfo();
     location.hash = `id=${ids[0]}`;
   } catch (error) {
-    fail(error);
+    showError(error);
   }
 };
 $("error").lastElementChild.onclick = () => { $("error").hidden = true; };
-$("give").onclick = () => { location.href = `./?token=${encodeURIComponent($("token").value)}`; };
+$("submit-token").onclick = () => { location.href = `./?token=${encodeURIComponent($("token").value)}`; };
 document.addEventListener("keydown", (event) => {
   if (event.target.closest("input, dialog") || event.ctrlKey || event.metaKey || event.altKey) {
     if (event.key === "Escape") event.target.blur();
     return;
   }
   const card = event.target.closest("article");
-  const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across(), ArrowUp: -across() };
-  if (event.key in steps) { event.preventDefault(); move(steps[event.key]); }
+  const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: countColumns(), ArrowUp: -countColumns() };
+  if (event.key in steps) { event.preventDefault(); moveFocus(steps[event.key]); }
   else if (event.key === "Enter" && card === event.target) card.querySelector(".similar").click();
   else if (event.key === "n" && card) card.querySelector(".different")?.click();
-  else if (event.key === "/" && !grouped) { event.preventDefault(); $("where").focus(); }
+  else if (event.key === "/" && !showsDuplicates) { event.preventDefault(); $("where").focus(); }
   else if (event.key === "Escape") location.hash = "";
 });
 window.addEventListener("hashchange", route);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showHits);
 
-async function count() {
-  info = await (await ask("v1/info")).json();
-  const many = info.items === 1 ? "1 image" : `${info.items.toLocaleString("en")} images`;
-  $("counts").textContent = `${many}, ${info.bits}-bit codes by ${info.model}${info.read_only ? ", read-only" : ""}`;
+async function loadInfo() {
+  info = await (await request("v1/info")).json();
+  const images = info.items === 1 ? "1 image" : `${info.items.toLocaleString("en")} images`;
+  const readOnly = info.read_only ? ", read-only" : "";
+  $("counts").textContent = `${images}, ${info.bits}-bit codes (model: ${info.model})${readOnly}`;
 }
 
-count().then(() => {
+loadInfo().then(() => {
   $("radius").max = $("radius").value = info.bits;
   if (location.hash === "#file") history.replaceState(null, "", "#");
-  show();
+  showHits();
   return route();
-}).catch(fail);
+}).catch(showError);
