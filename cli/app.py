@@ -1,6 +1,6 @@
-"""The application: its commands, and what every one of them does about errors and interruption.
+"""The application: its commands in groups, and how every command reports errors and interruption.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 """
 
 import io
@@ -11,9 +11,10 @@ from functools import wraps
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hashret.cli.calibrate import calibrate
-from hashret.cli.common import visible
+from hashret.cli.common import require_command, visible
 from hashret.cli.demo import demo
 from hashret.cli.doctor import doctor
 from hashret.cli.dupes import dupes, verdict
@@ -35,11 +36,46 @@ from hashret.process import limit_spinning, version
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(name="hashret", add_completion=False, rich_markup_mode=None)
+GROUPS: dict[str, dict[str, Callable[..., int]]] = {
+    "Start": {"demo": demo, "index": index},
+    "Search": {"query": query, "dupes": dupes, "verdict": verdict, "calibrate": calibrate},
+    "Keep a collection": {
+        "info": info,
+        "remove": remove,
+        "reindex": reindex,
+        "failures": failures,
+        "doctor": doctor,
+        "estimate": estimate,
+        "export": export,
+        "import": import_,
+    },
+    "Models": {"train": train, "eval": evaluate},
+    "Serve": {"serve": serve},
+}
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+class _GroupedCommands(TyperGroup):
+    """Lists the commands of the help in groups (`rich_help_panel`), in plain text. Typer does so only with Rich."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))
+        limit = formatter.width - 6 - width  # what Typer leaves to a description
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.commands[name]
+            groups.setdefault(command.rich_help_panel, []).append(
+                (name.ljust(width), command.get_short_help_str(limit))
+            )
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+
+app = typer.Typer(name="hashret", cls=_GroupedCommands, rich_markup_mode=None)
+
+
+def _show_version(is_given: bool) -> None:
+    if is_given:
         print(version())
         raise typer.Exit
 
@@ -47,19 +83,22 @@ def _show_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def hashret(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Find similar images in milliseconds by compact binary codes, learned from your own images without labels.
 
-    Two commands to begin with: hashret index photos/, then hashret query image.png
+    \b
+    Two commands to begin with:
+      hashret index photos/
+      hashret query image.png
     """
-    if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
-        raise typer.Exit(2)
+    require_command(context)
 
 
 class _Interrupted(Exception):
-    """Ctrl-C in a command. Typer would make of a KeyboardInterrupt what its version likes."""
+    """Ctrl-C in a command. What Typer does with a KeyboardInterrupt differs between its versions."""
 
 
 def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
@@ -73,64 +112,45 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
     return interruptible
 
 
-COMMANDS: dict[str, Callable[..., int]] = {
-    "train": train,
-    "index": index,
-    "query": query,
-    "eval": evaluate,
-    "dupes": dupes,
-    "verdict": verdict,
-    "calibrate": calibrate,
-    "info": info,
-    "reindex": reindex,
-    "remove": remove,
-    "failures": failures,
-    "doctor": doctor,
-    "estimate": estimate,
-    "export": export,
-    "import": import_,
-    "serve": serve,
-    "demo": demo,
-}
-
-for name, command in COMMANDS.items():
-    app.command(name)(_interruptible(command))
-for ability in (reconstruct, denoise, upscale, sample, plot):
-    model.command()(_interruptible(ability))
-app.add_typer(model)
+for group, commands in GROUPS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=group)(_interruptible(command))
+for task in (reconstruct, denoise, upscale, sample, plot):
+    model.command()(_interruptible(task))
+app.add_typer(model, rich_help_panel="Models")
 
 
-def main() -> None:
-    """Run the command line of this process and exit."""
+def main(name: str = "hashret") -> None:
+    """Run the command line of this process, called by `name`, and exit."""
     limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 come out as the bytes they are
-    sys.exit(run(sys.argv[1:]))
+        sys.stdout.reconfigure(errors="surrogateescape")  # print paths that are not UTF-8 as the bytes they are
+    sys.exit(run(sys.argv[1:], name))
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command line; its exit code."""
+def run(arguments: list[str], name: str = "hashret") -> int:
+    """Run one command line and return its exit code."""
     try:
-        code: int = app(arguments, prog_name="hashret", standalone_mode=False) or 0
-        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+        code: int = app(arguments, prog_name=name, standalone_mode=False) or 0
+        sys.stdout.flush()  # here a full disk or a closed pipe can still be reported
         return code
     except _UsageError as error:
         context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "hashret"
+        command = context.command_path if context is not None else name
         return _fail(f"{error.format_message().rstrip('.')}: see {command} --help", 2)
     except _ClickException as error:
         return _fail(error.format_message(), 1)
     except HashretError as error:
         return _fail(str(error), 1)
-    except BrokenPipeError:  # the reader has had enough, as `head` has
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         return _fail(f"{error.filename or 'the system'}: {error.strerror or error}: check the disk and permissions", 1)
     except (_Interrupted, KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted: run the same command to go on", 130)
+        return _fail("interrupted: run the same command to continue", 130)
 
 
-def _fail(text: str, code: int) -> int:
-    print(f"hashret: {visible(' '.join(text.split()))}", file=sys.stderr)
+def _fail(message: str, code: int) -> int:
+    print(f"hashret: {visible(' '.join(message.split()))}", file=sys.stderr)
     return code

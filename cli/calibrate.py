@@ -1,4 +1,4 @@
-"""hashret calibrate: what each radius means on one's own images."""
+"""hashret calibrate: the precision and recall of each radius on the collection's own images."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, Target, check_writable, progress, say
-from hashret.errors import HashretError
+from hashret.cli.common import CollectionFolder, Json, Quiet, Seed, Target, check_writable, progress, say
+from hashret.errors import HashretError, format_count
 
 if TYPE_CHECKING:
     from hashret.results import Calibration
@@ -15,77 +15,83 @@ if TYPE_CHECKING:
 
 def calibrate(
     pairs: Annotated[
-        Path | None, typer.Argument(metavar="PAIRS.csv", help="Judged pairs: lines of path_a,path_b,same|different.")
+        Path | None, typer.Argument(metavar="PAIRS.csv", help="Labelled pairs: lines of path_a,path_b,same|different.")
     ] = None,
-    verdicts: Annotated[bool, typer.Option("--verdicts", help="From the verdicts in the collection instead.")] = False,
-    images: Annotated[int, typer.Option(help="Images to make altered copies of, without pairs.", min=1)] = 500,
-    seed: Annotated[int, typer.Option(help="Of all randomness.", min=0, max=2**31 - 1)] = 0,
+    verdicts: Annotated[bool, typer.Option("--verdicts", help="Use the verdicts in the collection.")] = False,
+    images: Annotated[int, typer.Option(help="Images to make augmented copies of.", min=1)] = 500,
+    seed: Seed = 0,
     target: Target = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture of it.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Plot the curves to this file.")] = None,
     collection: CollectionFolder = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Measure what each radius means on these images, for -r auto: how many of the images shown are right, and how many
-    copies are found.
+    """Measure precision and recall at each radius, for -r auto.
 
-    From judged pairs, or from altered copies (cropped, resized, JPEG, brighter, turned) of the images that are indexed.
+    Near-duplicates are augmented copies (cropped, resized, JPEG, brightened, rotated) of indexed images, or the pairs
+    in PAIRS.csv, or the verdicts. Precision is the share of near-duplicates among the images within a radius; recall is
+    the share of near-duplicates that lie within it.
     """
     from hashret.collection import locate
     from hashret.results import TARGET_PRECISION
 
     if pairs is not None and verdicts:
         raise typer.BadParameter("give one of PAIRS.csv and --verdicts")
-    place = locate(collection)
+    folder = locate(collection)
     if plot is not None:
         check_writable(plot.absolute().parent)
-    found = _calibrated(place, pairs, verdicts, images, seed, quiet)
-    wanted = TARGET_PRECISION if target is None else target
+    calibration = _measure(folder, pairs, verdicts, images, seed, quiet)
+    precision = TARGET_PRECISION if target is None else target
     radius, reason = None, ""
     try:
-        radius = found.radius(wanted)
+        radius = calibration.radius(precision)
     except HashretError as error:
         reason = str(error)
     if as_json:
-        curves = {"precision": found.precision().tolist(), "recall": found.recall.tolist()}
-        print(json.dumps({"source": found.source, "items": found.items, "target": wanted, "radius": radius, **curves}))
+        _print_json(calibration, precision, radius)
     else:
-        print(*_table(found), sep="\n")
+        print(*_table(calibration), sep="\n")
     if plot is not None:
-        _draw(found, plot, radius, wanted)
-    _say_radius(found, wanted, radius, reason, quiet)
+        _plot(calibration, plot, radius, precision)
+    _say_radius(calibration, precision, radius, reason, quiet)
     return 0
 
 
-def _calibrated(place: Path, pairs: Path | None, verdicts: bool, images: int, seed: int, quiet: bool) -> "Calibration":
-    """What the radii mean, measured on pairs of a file, on verdicts, or on altered copies of so many images."""
+def _measure(folder: Path, pairs: Path | None, verdicts: bool, images: int, seed: int, quiet: bool) -> "Calibration":
+    """Calibrate by the pairs of a file, by verdicts, or by augmented copies of at most `images` images."""
     from hashret.collection import Collection
     from hashret.collection.pairs import read_pairs
 
-    with Collection.open(place) as photos:
+    with Collection.open(folder) as collection:
         if pairs is not None:
-            return photos.calibrate(read_pairs(pairs), source=str(pairs))
+            return collection.calibrate(read_pairs(pairs), source=str(pairs))
         if verdicts:
-            judged = [(a, b, verdict == "same") for a, b, verdict in photos.verdicts()]
-            return photos.calibrate(judged, source="verdicts")
+            labelled = [(a, b, verdict == "same") for a, b, verdict in collection.verdicts()]
+            return collection.calibrate(labelled, source="verdicts")
         with progress(quiet) as show:
-            return photos.calibrate(images=images, seed=seed, progress=show)
+            return collection.calibrate(images=images, seed=seed, progress=show)
 
 
-def _say_radius(found: "Calibration", target: float, radius: int | None, reason: str, quiet: bool) -> None:
-    copies = sum(map(sum, found.copies.values()))
-    among = "" if found.items is None else f" among {found.items:,} items"
-    say(f"measured with {copies:,} copies ({found.source}){among}", quiet)
+def _say_radius(calibration: "Calibration", target: float, radius: int | None, reason: str, quiet: bool) -> None:
+    pairs = format_count(sum(map(sum, calibration.copies.values())), "near-duplicate")
+    among = "" if calibration.items is None else f" among {format_count(calibration.items, 'item')}"
+    say(f"measured with {pairs} ({calibration.source}){among}", quiet)
     if radius is None:
         say(f"hashret: {reason}", quiet)
     else:
-        share = found.recall[radius]
-        say(f"-r auto is {radius} for a precision of {target:g}: it finds {share:.1%} of the copies", quiet)
+        bits, recall = format_count(radius, "bit"), calibration.recall[radius]
+        say(f"-r auto is {bits}, for a precision of {target:g}: its recall is {recall:.3f}", quiet)
 
 
-def _table(found: "Calibration") -> list[str]:
-    """A line for each radius that shows anything, until all copies are found or hardly anything shown is right."""
-    precision, recall = found.precision(), found.recall
+def _print_json(calibration: "Calibration", target: float, radius: int | None) -> None:
+    curves = {"precision": calibration.precision().tolist(), "recall": calibration.recall.tolist()}
+    origin = {"source": calibration.source, "items": calibration.items}
+    print(json.dumps(origin | {"target": target, "radius": radius} | curves))
+
+
+def _table(calibration: "Calibration") -> list[str]:
+    """Return a line for each radius, from the first with any result to full recall or a precision below 1 %."""
+    precision, recall = calibration.precision(), calibration.recall
     lines = ["radius  precision  recall"]
     first = next(radius for radius in range(len(recall)) if recall[radius] > 0 or precision[radius] < 1)
     for radius in range(first, len(recall)):
@@ -95,9 +101,9 @@ def _table(found: "Calibration") -> list[str]:
     return lines
 
 
-def _draw(found: "Calibration", path: Path, radius: int | None, target: float) -> None:
+def _plot(calibration: "Calibration", path: Path, radius: int | None, target: float) -> None:
     from hashret import plots
 
-    among = "" if found.items is None else f", among {found.items:,} items"
-    title = f"what a radius means: {found.source}{among} (target {target:g})"
-    plots.radii(found.precision(), found.recall, found.recalls, path, radius=radius, title=title)
+    among = "" if calibration.items is None else f", among {format_count(calibration.items, 'item')}"
+    title = f"precision and recall by radius: {calibration.source}{among} (target {target:g})"
+    plots.radii(calibration.precision(), calibration.recall, calibration.recalls, path, radius=radius, title=title)

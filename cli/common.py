@@ -1,5 +1,6 @@
-"""What commands share: options, and progress on stderr."""
+"""What commands share: options, messages, and progress on stderr."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hashret.errors import HashretError
+from hashret.errors import HashretError, format_count
 
 if TYPE_CHECKING:
     from hashret.client import Client
@@ -17,37 +18,62 @@ if TYPE_CHECKING:
     from hashret.parallel import Progress
 
 Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Folder, .zip, .tar.gz, IDX, .npy, .npz, or data set such as digits.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A folder, a .zip, .tar.gz, IDX, .npy or .npz file, or a data set such as digits."
+    ),
 ]
 CollectionFolder = Annotated[
     Path | None,
     typer.Option(
-        "-c", "--collection", metavar="DIR", help="The collection: default .hashret, here or in a folder above."
+        "-c",
+        "--collection",
+        metavar="DIR",
+        help="The collection. [default: $HASHRET_COLLECTION, or .hashret here or in a folder above]",
     ),
 ]
 DataRoot = Annotated[
-    Path | None, typer.Option("--root", metavar="DIR", help="Where the files of data sets by name are or go.")
+    Path | None,
+    typer.Option("--root", metavar="DIR", help="The folder of data sets by name. [default: hashret's cache]"),
 ]
+Bits = Annotated[int, typer.Option(help="Bits of a code: a multiple of 8 from 8 to 1024.")]
+Seed = Annotated[int, typer.Option(help="The random seed.", min=0, max=2**31 - 1)]
 Radius = Annotated[
-    str | None, typer.Option("-r", metavar="DISTANCE|auto", help="Within this Hamming distance; auto: as calibrated.")
+    str | None,
+    typer.Option(
+        "-r", metavar="DISTANCE|auto", help="Only images within this Hamming distance; auto: the calibrated radius."
+    ),
 ]
 Target = Annotated[
     float | None,
-    typer.Option("--target", metavar="PRECISION", min=0.01, max=1.0, help="That -r auto aims at. [default: 0.95]"),
+    typer.Option("--target", metavar="PRECISION", min=0.01, max=1.0, help="The precision for -r auto. [default: 0.95]"),
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only results and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def say(text: str, quiet: bool = False) -> None:
-    """A message for the person, on stderr."""
+def say(message: str, quiet: bool = False) -> None:
+    """Print a message on stderr, unless `quiet`."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
 
 def visible(text: str) -> str:
-    """The same text in one line that commands no terminal, whatever characters the paths in it have."""
+    """Escape the characters of a text that would break the line or control the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def require_command(context: typer.Context) -> None:
+    """Print the help of a group of commands and exit with 2 if no command of it was given."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+def command_line(*words: object, collection: Path | None = None) -> str:
+    """Return a hashret command that can be pasted into a shell; `collection` is for its -c option."""
+    options = [] if collection is None else ["-c", str(collection)]
+    return shlex.join(["hashret", *map(str, words), *options])
 
 
 Show = Callable[["Progress"], None]
@@ -55,9 +81,10 @@ Show = Callable[["Progress"], None]
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Show]:
-    """A bar on a terminal, a line every half minute elsewhere, nothing if `quiet`."""
+    """Yield a function that shows progress: as a bar on a terminal, as a line every half minute elsewhere, and not at
+    all if `quiet`."""
     if quiet:
-        yield lambda told: None
+        yield lambda progress: None
     elif sys.stderr.isatty():
         with _bars() as show:
             yield show
@@ -65,7 +92,7 @@ def progress(quiet: bool) -> Iterator[Show]:
         yield _lines()
 
 
-def _words(terms: dict[str, float]) -> str:
+def _format_terms(terms: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" if value % 1 else f"{value:,.0f} {name}" for name, value in terms.items())
 
 
@@ -75,14 +102,17 @@ def _bars() -> Iterator[Show]:
     from rich.console import Console
 
     columns: list[Any] = [rich.TextColumn("{task.description:<10}"), rich.BarColumn(), rich.MofNCompleteColumn()]
-    columns += [rich.TimeRemainingColumn(compact=True), rich.TextColumn("{task.fields[words]}")]
+    columns += [rich.TimeRemainingColumn(compact=True), rich.TextColumn("{task.fields[terms]}")]
     tasks: dict[str, Any] = {}
     with rich.Progress(*columns, console=Console(stderr=True), refresh_per_second=5) as bars:
 
-        def show(told: "Progress") -> None:
-            if told.stage not in tasks:
-                tasks[told.stage] = bars.add_task(told.stage, words="")
-            bars.update(tasks[told.stage], completed=told.done, total=told.total, words=_words(told.terms))
+        def show(progress: "Progress") -> None:
+            stage = progress.stage
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, terms="")
+            bars.update(
+                tasks[stage], completed=progress.done, total=progress.total, terms=_format_terms(progress.terms)
+            )
 
         yield show
 
@@ -90,27 +120,27 @@ def _bars() -> Iterator[Show]:
 def _lines(seconds: float = 30.0) -> Show:
     last = time.monotonic()
 
-    def show(told: "Progress") -> None:
+    def show(progress: "Progress") -> None:
         nonlocal last
         if time.monotonic() - last >= seconds:
             last = time.monotonic()
-            total = "" if told.total is None else f" of {told.total:,}"
-            say(f"{told.stage} {told.done:,}{total}  {_words(told.terms)}".rstrip())
+            total = "" if progress.total is None else f" of {progress.total:,}"
+            say(f"{progress.stage} {progress.done:,}{total}  {_format_terms(progress.terms)}".rstrip())
 
     return show
 
 
 @contextmanager
 def usage(option: str) -> Iterator[None]:
-    """Turn the ValueError of an impossible value into a usage error that names the option."""
+    """Turn a ValueError into a usage error that names the option."""
     try:
         yield
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
-def chosen_radius(text: str | None, target: float | None, collection: "Collection | Client", quiet: bool) -> int | None:
-    """The radius that -r asks for; for "auto" that of the calibration."""
+def parse_radius(text: str | None, target: float | None, collection: "Collection | Client", quiet: bool) -> int | None:
+    """Return the radius that -r names: a number of bits, or for "auto" the calibrated radius at precision `target`."""
     from hashret.results import TARGET_PRECISION
 
     if text != "auto":
@@ -119,24 +149,24 @@ def chosen_radius(text: str | None, target: float | None, collection: "Collectio
         if text is not None and not (text.isascii() and text.isdecimal()):
             raise typer.BadParameter(f"a distance is a whole number of bits, or auto, not {text!r}", param_hint="-r")
         return None if text is None else int(text)
-    wanted = TARGET_PRECISION if target is None else target
-    radius = collection.radius(wanted)
-    say(f"within {radius} bits, for a precision of {wanted:g}", quiet)
+    precision = TARGET_PRECISION if target is None else target
+    radius = collection.radius(precision)
+    say(f"-r auto is {format_count(radius, 'bit')}, for a precision of {precision:g}", quiet)
     return radius
 
 
 def check_writable(folder: Path) -> None:
-    """Raises HashretError now, rather than after long work, if nothing can be written at `folder`."""
+    """Raise HashretError if `folder` cannot be made or written to; so that this shows before long work, not after."""
     import os
 
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise HashretError(f"{there} cannot be written to: choose another folder, or change its permissions")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise HashretError(f"{existing} cannot be written to: choose another folder, or change its permissions")
 
 
-def item_id(text: str) -> int:
-    """The number in id:N; raises HashretError if it is none."""
+def parse_item_id(text: str) -> int:
+    """Return the number N of "id:N"; raise HashretError if it is not a number."""
     number = text.removeprefix("id:")
-    if not number.isdecimal() or len(number) > 18:  # SQLite's are of 64 bits
+    if not number.isdecimal() or len(number) > 18:  # SQLite's ids have 64 bits
         raise HashretError("an item is named by its number, such as id:7")
     return int(number)

@@ -1,45 +1,55 @@
-"""hashret doctor: whether a collection is whole, and what can be saved of one that is not."""
+"""hashret doctor: check a collection for damage, and recover what can be read."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, say
+from hashret.cli.common import CollectionFolder, Json, Quiet, command_line, say
+from hashret.errors import format_count
 
 
 def doctor(
     collection: CollectionFolder = None,
     recover: Annotated[
-        bool, typer.Option("--recover", help="Save what can be read of a damaged collection; the old one is kept.")
+        bool, typer.Option("--recover", help="Recover what can be read of a damaged database; keep the old one.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Check the database, the models, the contents kept in the collection and the index, and say what is wrong.
+    """Check a collection for damage, and recover what is readable.
 
-    Exits 1 if anything is.
+    Checks the database, the models, the contents stored in the collection and the index. Exits with 1 if any is
+    damaged.
     """
     from hashret.collection import Collection, locate, repair
-    from hashret.results import Root
 
     folder = locate(collection)
-    found = repair.check(folder)
-    if recover and any(finding.part in ("database", "items") for finding in found):
-        saved = repair.recover(folder)
-        say(f"{saved.items:,} items saved, {saved.dropped:,} incomplete; the old database is {saved.backup}")
-        for root in saved.roots:
-            say(f"to bring back what was lost: hashret index {Root(root).location}")
-        found = repair.check(folder)
-    if recover and any(finding.part == "index" for finding in found):
-        with Collection.open(folder) as there:
-            there.rebuild_index()
-        found = repair.check(folder)
+    findings = repair.check(folder)
+    if recover and any(finding.part in ("database", "items") for finding in findings):
+        _recover(folder, collection)
+        findings = repair.check(folder)
+    if recover and any(finding.part == "index" for finding in findings):
+        with Collection.open(folder) as images:
+            images.rebuild_index()
+        findings = repair.check(folder)
     if as_json:
-        print(json.dumps([finding._asdict() for finding in found]))
+        print(json.dumps([finding._asdict() for finding in findings]))
     else:
-        print(*(f"{finding.part:<10}{finding.text}" for finding in found), sep="\n", end="\n" if found else "")
-    if not found:
-        with Collection.open(folder, read_only=True) as there:
-            say(f"nothing is wrong with the {len(there):,} items in {folder}", quiet)
-    return 1 if found else 0
+        print(*(f"{finding.part:<10}{finding.text}" for finding in findings), sep="\n", end="\n" if findings else "")
+    if not findings:
+        with Collection.open(folder, read_only=True) as images:
+            say(f"no damage found: {format_count(len(images), 'item')} in {folder}", quiet)
+    return 1 if findings else 0
+
+
+def _recover(folder: Path, collection: Path | None) -> None:
+    from hashret.collection import repair
+    from hashret.results import Root
+
+    recovered = repair.recover(folder)
+    items = format_count(recovered.items, "item")
+    say(f"recovered {items}, and left out {recovered.dropped:,} incomplete; the old database is {recovered.backup}")
+    for root in recovered.roots:
+        say(f"to index again what was lost: {command_line('index', Root(root).location, collection=collection)}")

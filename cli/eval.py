@@ -1,4 +1,4 @@
-"""hashret eval: what the codes of a model are worth, by a named protocol."""
+"""hashret eval: the retrieval quality of a model's codes, by a named protocol."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hashret.cli.common import CollectionFolder, DataRoot, Json, Quiet, progress, say, usage
+from hashret.errors import format_count
 
 if TYPE_CHECKING:
     from hashret.evaluation.protocols import Evaluation
@@ -19,20 +20,26 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="[MODEL_DIR] PROTOCOL|SOURCE",
-            help=f"A model (default: the collection's); and {NAMES}, or a labelled source, each image of which is "
-            "asked for among the others.",
+            help=f"A model, by default the collection's, and a protocol ({NAMES}) or a labelled source, each image of "
+            "which is a query among the others.",
         ),
     ],
     train: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="The training images of the protocol, from here.")
+        str | None, typer.Option(metavar="SOURCE", help="The training images, in place of the protocol's.")
     ] = None,
-    test: Annotated[str | None, typer.Option(metavar="SOURCE", help="Its test images, from here.")] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="The test images, in place of the protocol's.")
+    ] = None,
     root: DataRoot = None,
     collection: CollectionFolder = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Measure how well codes find the images that have the label of a query, and how healthy the codes are."""
+    """Evaluate the retrieval quality of a model's codes.
+
+    Images with the label of the query are relevant. Prints mean average precision and other measures, and the health of
+    the codes.
+    """
     from hashret.cli.model import load
     from hashret.evaluation import protocols
 
@@ -44,13 +51,13 @@ def evaluate(
     hasher = load(Path(model_dir[0]) if model_dir else None, collection)
     with progress(quiet) as show:
         evaluation = protocols.evaluate(hasher, protocol, data_root=root, progress=show)
-    learned = hasher.training["source"]
-    if not protocol.n_queries and learned != evaluation.roots[0]:
-        asked = f"the protocol's do from {evaluation.roots[0]}: say so with the figures"
-        say(f"hashret: this model learned from {learned}, {asked}", quiet)
+    trained_on = hasher.training["source"]
+    if not protocol.n_queries and trained_on != evaluation.roots[0]:
+        expected = f"the models of this protocol on {evaluation.roots[0]}"
+        say(f"hashret: this model was trained on {trained_on}, {expected}: report that with the results", quiet)
     origin = {
         "model": f"{hasher.model}, {hasher.bits} bits, head {hasher.head}",
-        "learned from": f"{hasher.training['images']:,} images from {learned}",
+        "learned from": f"{format_count(hasher.training['images'], 'image')} from {trained_on}",
         "protocol": f"{name}: {protocol.description}",
     }
     if as_json:
@@ -62,7 +69,7 @@ def evaluate(
 
 
 def as_document(evaluation: "Evaluation") -> dict[str, Any]:
-    """What was measured, and of what, as JSON has it."""
+    """Return what was measured, and on what, for JSON."""
     return {
         "sources": evaluation.roots,
         "queries": evaluation.queries,
@@ -74,10 +81,10 @@ def as_document(evaluation: "Evaluation") -> dict[str, Any]:
 
 
 def print_table(origin: dict[str, str], evaluation: "Evaluation", choices: dict[str, str]) -> None:
-    """What was measured under what it was measured of, and how, for people."""
+    """Print the model, the protocol and its choices, then what was measured."""
     queries = (
-        f"{evaluation.queries:,}; {evaluation.left_out:,} images left out that have no label, or one that no other "
-        f"has; {evaluation.unreadable:,} unreadable"
+        f"{evaluation.queries:,}; {evaluation.left_out:,} left out that have no label, or are the only image with "
+        f"theirs; {evaluation.unreadable:,} unreadable"
     )
     for key, text in (origin | {"sources": ", ".join(evaluation.roots), "queries": queries} | choices).items():
         print(f"{key:<14}{text}")
@@ -87,5 +94,5 @@ def print_table(origin: dict[str, str], evaluation: "Evaluation", choices: dict[
 
 
 def health(evaluation: "Evaluation") -> dict[str, float]:
-    """The health of the codes by names with spaces."""
+    """Return the health of the codes by names with spaces."""
     return {field.replace("_", " "): value for field, value in evaluation.health._asdict().items()}

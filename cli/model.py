@@ -1,4 +1,4 @@
-"""hashret model: what models can do besides codes, each with a picture."""
+"""hashret model: tasks of models other than codes, each with a picture as its result."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hashret.cli.common import CollectionFolder, DataRoot, Quiet, Source, say
-from hashret.errors import HashretError
+from hashret.cli.common import CollectionFolder, DataRoot, Quiet, Seed, Source, require_command, say
+from hashret.errors import HashretError, format_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,28 +16,37 @@ if TYPE_CHECKING:
     from hashret.data.contents import Inputs
     from hashret.hasher import Hasher
 
-model = typer.Typer(name="model", help="Remember, restore, draw and plot images with a model.", no_args_is_help=True)
+model = typer.Typer(name="model")
 
 ModelFolder = Annotated[
-    Path | None, typer.Option("-m", "--model", metavar="MODEL_DIR", help="The model: default the collection's.")
+    Path | None, typer.Option("-m", "--model", metavar="MODEL_DIR", help="The model. [default: the collection's]")
 ]
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")]
-Out = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the picture goes.")]
+Out = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The picture to write.")]
 OutBeside = Annotated[
-    Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where the image goes: default beside IMAGE.")
+    Path | None, typer.Option("-o", "--out", metavar="FILE", help="The image to write. [default: beside IMAGE]")
 ]
+
+
+@model.callback(invoke_without_command=True)
+def tasks(context: typer.Context) -> None:
+    """Reconstruct, denoise, upscale, sample and plot with a model."""
+    require_command(context)
 
 
 def reconstruct(
     source: Source,
     out: Out = Path("reconstructions.png"),
-    n: Annotated[int, typer.Option("-n", help="How many images.", min=1, max=500)] = 20,
+    n: Annotated[int, typer.Option("-n", help="The number of images.", min=1, max=500)] = 20,
     model_dir: ModelFolder = None,
     collection: CollectionFolder = None,
     root: DataRoot = None,
     quiet: Quiet = False,
 ) -> int:
-    """Show images of SOURCE over what the model remembers of them, with the squared error."""
+    """Draw images above their reconstructions, with the errors.
+
+    Prints the path of the picture and the mean reconstruction error.
+    """
     from hashret import plots
     from hashret.tasks import generation
 
@@ -45,9 +54,10 @@ def reconstruct(
     pixels, _ = read(source, hasher, n, root)
     reconstructions = generation.reconstruct(hasher, pixels)
     errors = hasher.errors(pixels)
-    plots.pairs(pixels, reconstructions, out, [f"{error:.2f}" for error in errors], ("image", "remembered"))
-    print(f"{errors.mean():.3f}")
-    say(f"is the mean squared error, summed per image, of {len(errors)} images; picture: {out}", quiet)
+    plots.pairs(pixels, reconstructions, out, [f"{error:.2f}" for error in errors], ("image", "reconstruction"))
+    print(out)
+    images = format_count(len(errors), "image")
+    print(f"reconstruction error {errors.mean():.3f} (squared error summed over an image, mean of {images})")
     return 0
 
 
@@ -58,7 +68,7 @@ def denoise(
     collection: CollectionFolder = None,
     quiet: Quiet = False,
 ) -> int:
-    """Take the noise from an image of any size, with a `denoising` model."""
+    """Denoise an image of any size with a `denoising` model."""
     from hashret.tasks.restoration import denoise
 
     return restore(denoise, "denoised", image, out, load(model_dir, collection), quiet)
@@ -71,7 +81,10 @@ def upscale(
     collection: CollectionFolder = None,
     quiet: Quiet = False,
 ) -> int:
-    """Double the resolution of an image of any size, with a `denoising` model of `corruption=downscaling`."""
+    """Double the resolution of an image of any size.
+
+    The model is a `denoising` one that was trained with `--set corruption=downscaling`.
+    """
     from hashret.tasks.restoration import upscale
 
     return restore(upscale, "upscaled", image, out, load(model_dir, collection), quiet)
@@ -79,21 +92,28 @@ def upscale(
 
 def sample(
     out: Out = Path("samples.png"),
-    n: Annotated[int, typer.Option("-n", help="How many images.", min=1, max=1000)] = 60,
-    label: Annotated[str | None, typer.Option(help="Of this class, for a cvae.")] = None,
+    n: Annotated[int, typer.Option("-n", help="The number of images.", min=1, max=1000)] = 60,
+    label: Annotated[str | None, typer.Option(help="The class to sample from, for a cvae.")] = None,
     between: Annotated[
-        tuple[Path, Path] | None, typer.Option("--between", metavar="IMAGE IMAGE", help="From one to the other.")
+        tuple[Path, Path] | None,
+        typer.Option("--between", metavar="IMAGE IMAGE", help="Interpolate between two images."),
     ] = None,
     traverse: Annotated[
-        Path | None, typer.Option("--traverse", metavar="IMAGE", help="What single latent numbers of it mean.")
+        Path | None,
+        typer.Option("--traverse", metavar="IMAGE", help="Vary single latent variables of an image."),
     ] = None,
-    manifold: Annotated[bool, typer.Option("--manifold", help="All that a model of two latent numbers draws.")] = False,
-    seed: Annotated[int, typer.Option(help="Of all randomness.", min=0)] = 0,
+    manifold: Annotated[
+        bool, typer.Option("--manifold", help="Decode a grid over both latent variables of a model with two.")
+    ] = False,
+    seed: Seed = 0,
     model_dir: ModelFolder = None,
     collection: CollectionFolder = None,
     quiet: Quiet = False,
 ) -> int:
-    """Draw new images from a model with a prior (vae, cvae, bernoulli-vae), or walk through what it knows."""
+    """Sample new images from a vae, cvae or bernoulli-vae.
+
+    Or decode latent variables near given images: --between, --traverse, --manifold.
+    """
     import numpy as np
 
     from hashret import plots
@@ -107,28 +127,31 @@ def sample(
         steps = generation.interpolate(hasher, pair, 10, label=label)
         plots.grid(np.concatenate([pair[:1], steps, pair[1:]]), 12, out, ["from", *[""] * 10, "to"])
     elif traverse is not None:
-        numbers = range(min(hasher.member.latent, max(1, n // 9)))
-        steps = generation.traverse(hasher, pixels_of(traverse, hasher)[None], numbers, label=label)
-        plots.grid(steps, 9, out, [f"{i}: {step:+.1f}" for i in numbers for step in np.linspace(-3, 3, 9)])
+        variables = range(min(hasher.member.latent, max(1, n // 9)))
+        steps = generation.traverse(hasher, pixels_of(traverse, hasher)[None], variables, label=label)
+        plots.grid(steps, 9, out, [f"{i}: {step:+.1f}" for i in variables for step in np.linspace(-3, 3, 9)])
     elif manifold:
         plots.grid(generation.manifold(hasher, label=label), 20, out)
     else:
         plots.grid(generation.sample(hasher, n, label=label, seed=seed), min(n, 12), out)
-    say(f"picture: {out}", quiet)
+    print(out)
     return 0
 
 
 def plot(
     source: Source,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the pictures go.")] = Path("plots"),
-    n: Annotated[int, typer.Option("-n", help="How many images.", min=3, max=20000)] = 3000,
-    tsne: Annotated[bool, typer.Option("--tsne", help="Lay latents out by t-SNE instead of PCA.")] = False,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder of the plots.")] = Path("plots"),
+    n: Annotated[int, typer.Option("-n", help="The number of images.", min=3, max=20000)] = 3000,
+    tsne: Annotated[bool, typer.Option("--tsne", help="Project latents by t-SNE instead of PCA.")] = False,
     model_dir: ModelFolder = None,
     collection: CollectionFolder = None,
     root: DataRoot = None,
     quiet: Quiet = False,
 ) -> int:
-    """Plot latents, bits, distances and loss curves; labels of SOURCE only give colours."""
+    """Plot latents, bits, distances and loss curves.
+
+    The labels of SOURCE are used for colours only.
+    """
     from hashret import plots
     from hashret.tasks import generation
 
@@ -138,32 +161,32 @@ def plot(
         raise HashretError(f"{source} has too few images to plot: give at least three")
     out.mkdir(parents=True, exist_ok=True)
     codes = hasher.encode_pixels(pixels)
-    points, how = flattened(generation.latents(hasher, pixels), tsne)
-    plots.scatter(points, labels, out / "latents.png", f"latents of {len(pixels):,} images{how}")
+    points, method = project(generation.latents(hasher, pixels), tsne)
+    plots.scatter(points, labels, out / "latents.png", f"latents of {len(pixels):,} images{method}")
     plots.bits(codes, out / "bits.png")
     plots.distances(codes[:3000], labels[:3000], out / "distances.png")
-    made = ["latents.png", "bits.png", "distances.png"]
+    files = ["latents.png", "bits.png", "distances.png"]
     if hasher.training.get("curve"):
         plots.curves(hasher.training["curve"], out / "losses.png")
-        made.append("losses.png")
-    for name in made:
+        files.append("losses.png")
+    for name in files:
         print(out / name)
     return 0
 
 
 def load(model_dir: Path | None, collection: Path | None) -> "Hasher":
-    """The model asked for: a folder's, or the collection's."""
+    """Load the model of a folder, or else that of the collection."""
     from hashret.collection import Collection, locate
     from hashret.hasher import Hasher
 
     if model_dir is not None:
         return Hasher.load(model_dir)
-    with Collection.open(locate(collection), read_only=True) as there:
-        return there.hasher
+    with Collection.open(locate(collection), read_only=True) as images:
+        return images.hasher
 
 
 def read(source: str, hasher: "Hasher", n: int, root: Path | None) -> tuple["NDArray[Any]", list[str | None]]:
-    """At most n images of a source, as the model sees them, drawn from all over it, and their labels."""
+    """Return at most n images of a source, drawn at random, as the model's inputs, and their labels."""
     from hashret.data.sample import sample
     from hashret.data.sources import open_source
 
@@ -174,7 +197,7 @@ def read(source: str, hasher: "Hasher", n: int, root: Path | None) -> tuple["NDA
 
 
 def pixels_of(path: Path, hasher: "Hasher") -> "Inputs":
-    """An image file as the model sees it."""
+    """Return an image file as the model's input."""
     from hashret.data.contents import read_file
 
     try:
@@ -184,14 +207,14 @@ def pixels_of(path: Path, hasher: "Hasher") -> "Inputs":
 
 
 def restore(
-    how: "Callable[[Hasher, NDArray[np.uint8]], NDArray[np.uint8]]",
+    task: "Callable[[Hasher, NDArray[np.uint8]], NDArray[np.uint8]]",
     done: str,
     image: Path,
     out: Path | None,
     hasher: "Hasher",
     quiet: bool,
 ) -> int:
-    """Write a better image beside the one there is."""
+    """Write the restored image to `out`, or beside the image with the suffix `done`, and print the path."""
     from PIL import Image as Pillow
 
     from hashret.data.contents import read_file
@@ -201,16 +224,17 @@ def restore(
         pixels = decode(read_file(image)).pixels
     except HashretError as error:
         raise HashretError(f"{image}: {error}") from None
-    better = how(hasher, pixels)
+    restored = task(hasher, pixels)
     out = out or image.with_suffix(f".{done}.png")
-    Pillow.fromarray(better[..., 0] if better.shape[2] == 1 else better).save(out)
-    say(f"from {pixels.shape[1]} × {pixels.shape[0]} to {better.shape[1]} × {better.shape[0]} pixels", quiet)
+    Pillow.fromarray(restored[..., 0] if restored.shape[2] == 1 else restored).save(out)
+    sizes = (f"{array.shape[1]} × {array.shape[0]}" for array in (pixels, restored))
+    say(f"{done} {image} ({' to '.join(sizes)} pixels)", quiet)
     print(out)
     return 0
 
 
-def flattened(latents: "NDArray[np.float32]", tsne: bool) -> tuple["NDArray[np.float32]", str]:
-    """Latents as points of a plane, and how that was done."""
+def project(latents: "NDArray[np.float32]", tsne: bool) -> tuple["NDArray[np.float32]", str]:
+    """Project latents to two dimensions; return the points and the method, for a title."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

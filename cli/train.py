@@ -1,4 +1,4 @@
-"""hashret train: learn a model from images."""
+"""hashret train: train a model on images."""
 
 import json
 from pathlib import Path
@@ -6,166 +6,290 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hashret.cli.common import CollectionFolder, DataRoot, Quiet, Source, check_writable, progress, say, usage
-from hashret.errors import HashretError
+from hashret.cli.common import (
+    Bits,
+    CollectionFolder,
+    DataRoot,
+    Quiet,
+    Seed,
+    Source,
+    check_writable,
+    command_line,
+    progress,
+    say,
+    usage,
+)
+from hashret.errors import HashretError, format_count
 from hashret.models import DEFAULT_MODEL, MODELS
 
 if TYPE_CHECKING:
     from hashret.data import records
     from hashret.hasher import Hasher
+    from hashret.parallel import Progress
     from hashret.training.options import TrainingOptions
+
+CHECKPOINT = "training.checkpoint"  # in the collection, until it has items
+
+
+def _model_names() -> list[str]:
+    return list(MODELS)
+
+
+def _head_names() -> list[str]:
+    from hashret.heads import HEADS
+
+    return list(HEADS)
 
 
 def train(
     source: Source,
-    model: Annotated[str, typer.Option(help="A member of the family, or a baseline such as itq.")] = DEFAULT_MODEL,
-    head: Annotated[str | None, typer.Option(help="How real numbers become bits: default the member's own.")] = None,
-    bits: Annotated[int, typer.Option(help="Bits of a code: a multiple of 8 from 8 to 1024.")] = 64,
-    budget: Annotated[str | None, typer.Option(help="How long to train, such as 90s, 2m or 1h. [default: 2m]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Instead: passes over the images.", min=1)] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Instead: steps; repeats exactly. 0 with --init: only the head.", min=0)
+    model: Annotated[
+        str,
+        typer.Option(help="The model: a member of the family, or a baseline such as itq.", autocompletion=_model_names),
+    ] = DEFAULT_MODEL,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="How real-valued outputs become bits, such as itq. [default: the model's own]",
+            autocompletion=_head_names,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all randomness.", min=0, max=2**31 - 1)] = 0,
+    bits: Bits = 64,
+    budget: Annotated[str | None, typer.Option(help="Training time, such as 90s, 2m or 1h. [default: 2m]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images, instead of --budget.", min=1)] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Training steps, instead of --budget: repeats exactly. 0 with --init fits the head alone.", min=0
+        ),
+    ] = None,
+    seed: Seed = 0,
     labels: Annotated[
-        bool, typer.Option("--labels", help="Learn from the labels too, with a member that does.")
+        bool, typer.Option("--labels", help="Use the labels of the images, for models that learn from labels.")
     ] = False,
     verdicts: Annotated[
-        bool, typer.Option("--verdicts", help="Learn from the collection's verdicts too: hashret verdict.")
+        bool, typer.Option("--verdicts", help="Learn from the collection's verdicts too (hashret verdict).")
     ] = False,
     init: Annotated[
         Path | None,
-        typer.Option("--init", metavar="MODEL_DIR", help="Begin with this model: its weights and settings."),
+        typer.Option("--init", metavar="MODEL_DIR", help="Start from the weights and settings of this model."),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that images are resized to.")] = None,
-    limit: Annotated[int, typer.Option(help="Images held in memory to learn from, drawn at random.", min=1)] = 100_000,
-    setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images in a step, if not the model's own.", min=2)] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH to resize images to. [default: chosen from the images]")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Images to train on at most, drawn at random.", min=1)] = 100_000,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the model, such as network=mlp; repeatable."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step. [default: the model's own]", min=2)] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="At its peak, if not the model's own.", min=0.0, max=10.0)
+        float | None, typer.Option(help="Peak learning rate. [default: the model's own]", min=0.0, max=10.0)
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", metavar="MODEL_DIR", help="Write the model here.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", metavar="MODEL_DIR", help="Write the model to this folder instead of the collection."),
+    ] = None,
     collection: CollectionFolder = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile it first: for long trainings on a GPU.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first: for long trainings on a GPU.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted training from its checkpoint.")
+    ] = False,
     root: DataRoot = None,
     quiet: Quiet = False,
 ) -> int:
-    """Learn a model from the images of SOURCE, without labels unless --labels says so.
+    """Train a model on the images of SOURCE.
 
-    The model goes into the collection, which must have no items yet, or with -o into a folder of its own.
+    Labels are not used without --labels. The model goes into the collection, which must not have items yet, or with -o
+    into a folder of its own.
     """
+    from hashret.cli.model import load
     from hashret.collection import locate
-    from hashret.data.preprocessing import ImagePreprocessing
     from hashret.data.sources import open_source
 
-    with usage("model, head, bits or settings"):
-        settings = MODELS.check(model, bits, head, parse_settings(setting or []))
-
-    from hashret.hasher import Hasher  # late: PyTorch takes seconds
-    from hashret.model_folder import FILES
-    from hashret.training.options import TrainingOptions
-
-    with usage("model, head, bits or settings"):
-        hasher = Hasher(model, bits, head, **settings)
-    shape = parse_size(size)
-    with usage("--size"):
-        if shape is not None:
-            ImagePreprocessing(*shape, channels=1)
-    place = locate(collection)
-    output = None if output is None else output.resolve()
-    checkpoint = place / "training.checkpoint" if output is None else Path(f"{output}.checkpoint")
     if sum(value is not None for value in (budget, epochs, steps)) > 1:
         raise typer.BadParameter("give one of --budget, --epochs and --steps")
-    with usage("--budget"):
-        options = TrainingOptions(
-            budget=budget,
-            epochs=epochs,
-            steps=steps,
-            seed=seed,
-            size=shape,
-            limit=limit,
-            batch=batch,
-            learning_rate=learning_rate,
-            compiled=compiled,
-            checkpoint=checkpoint,
-            resume=resume,
-        )
-    if output is None:
-        refuse_items(place)
-    elif output.is_dir() and not {file.name for file in output.iterdir()} <= FILES:
-        raise HashretError(f"{output} holds something else than a model: choose another folder")
-    check_writable(output or place)
-    pairs = judged_pairs(place) if verdicts else None
-    begun = None if init is None else Hasher.load(init)
-    opened = open_source(source, data_root=root, exclude=place)
-    interrupted = fit(hasher, opened, options, quiet, labels=labels, pairs=pairs, init=begun)
+    hasher = _new_hasher(model, bits, head, setting or [])
+    folder = locate(collection)
+    output = None if output is None else output.resolve()
+    checkpoint = folder / CHECKPOINT if output is None else Path(f"{output}.checkpoint")
+    options = _training_options(
+        budget=budget,
+        epochs=epochs,
+        steps=steps,
+        seed=seed,
+        size=parse_size(size),
+        limit=limit,
+        batch=batch,
+        learning_rate=learning_rate,
+        compiled=compiled,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+    _check_target(output, folder)
+    pairs = labelled_pairs(folder) if verdicts else None
+    initial = None if init is None else load(init, None)
+    opened = open_source(source, data_root=root, exclude=folder)
+    interrupted = fit(hasher, opened, source, options, quiet, labels=labels, pairs=pairs, init=initial)
     if output is not None:
         hasher.save(output)
-        say(f"model in {output}: hashret reindex {output} codes a collection with it", quiet)
+        say(f"model in {output}; to encode a collection with it: {command_line('reindex', output)}", quiet)
     else:
-        refuse_items(place)  # which another process may have put there meanwhile
-        put_model(place, hasher)
-        say(f"model in {place}: next, hashret index {source}", quiet)
+        check_no_items(folder)  # another process may have added some meanwhile
+        store_model(folder, hasher)
+        say(f"model in {folder}; next: {command_line('index', source, collection=collection)}", quiet)
     if interrupted:
-        say(f"hashret: interrupted at {interrupted}; the model is usable, and --resume goes on from there")
+        say(f"hashret: interrupted at {interrupted}; the model is usable, and --resume continues from there")
         return 130
     checkpoint.unlink(missing_ok=True)
     return 0
 
 
+def _new_hasher(model: str, bits: int, head: str | None, settings: list[str]) -> "Hasher":
+    """Return an untrained hasher; raise a usage error for a wrong name or value."""
+    with usage("--model, --head, --bits or --set"):
+        checked = MODELS.check(model, bits, head, parse_settings(settings))
+
+        from hashret.hasher import Hasher  # after the check, as importing PyTorch takes seconds
+
+        return Hasher(model, bits, head, **checked)
+
+
+def _training_options(size: tuple[int, int] | None, **options: Any) -> "TrainingOptions":
+    """Return the options of a training; raise a usage error for impossible values."""
+    from hashret.data.preprocessing import ImagePreprocessing
+    from hashret.training.options import TrainingOptions
+
+    with usage("--size"):
+        if size is not None:
+            ImagePreprocessing(*size, channels=1)
+    with usage("--budget, --epochs, --steps or --batch"):
+        return TrainingOptions(size=size, **options)
+
+
+def _check_target(output: Path | None, folder: Path) -> None:
+    """Raise HashretError unless the model can be written: to `output`, or else to the collection at `folder`."""
+    from hashret.model_folder import FILES
+
+    if output is None:
+        check_no_items(folder)
+    elif output.is_dir() and not {file.name for file in output.iterdir()} <= FILES:
+        raise HashretError(f"{output} holds other files than a model: choose another folder")
+    check_writable(output or folder)
+
+
 def fit(
-    hasher: "Hasher", source: "records.Source", options: "TrainingOptions", quiet: bool, **learning: Any
+    hasher: "Hasher",
+    source: "records.Source",
+    name: str,
+    options: "TrainingOptions",
+    quiet: bool,
+    **learning: Any,
 ) -> str | None:
-    """Train with a progress bar; where it was interrupted, if it was."""
+    """Train on a source called `name` with a progress bar, and print what is trained and how; return the step at which
+    the training was interrupted, or None."""
+    announced = False
     with progress(quiet) as show:
-        hasher.fit(source, options, progress=show, **learning)
-    told = hasher.training
-    of = f"{told['images']:,} of {told['images_seen']:,} images" if told["images"] < told["images_seen"] else ""
-    of = of or f"{told['images']:,} images"
-    how = f" in {told['seconds']:.0f} s, {told['steps']:,} steps" if "steps" in told else ""
-    lost = f", {told['unreadable']:,} unreadable" if told["unreadable"] else ""
-    say(f"learned {hasher.bits}-bit codes with {hasher.model} from {of}{how}{lost}", quiet)
-    return f"step {told['steps']:,} of {told['planned']:,}" if told.get("interrupted") else None
+
+        def report(update: "Progress") -> None:
+            nonlocal announced
+            if update.stage == "training" and not announced:  # images and options are known to be sound by then
+                say(_describe_request(hasher, name, options), quiet)
+                announced = True
+            show(update)
+
+        hasher.fit(source, options, progress=report, **learning)
+    if not announced:  # as a model without a network has no training stage
+        say(_describe_request(hasher, name, options), quiet)
+    say(_describe_training(hasher), quiet)
+    if choices := _describe_choices(hasher):
+        say(choices, quiet)
+    record = hasher.training
+    return f"step {record['steps']:,} of {record['planned']:,}" if record.get("interrupted") else None
 
 
-def judged_pairs(place: Path) -> "list[tuple[Any, Any, bool]]":
-    """What was judged in the collection at `place`, of what can still be read; HashretError if that is nothing."""
+def _describe_request(hasher: "Hasher", source: str, options: "TrainingOptions") -> str:
+    """Describe the training that was asked for."""
+    length = ""
+    if MODELS[hasher.model].trainable:
+        if options.steps is not None:
+            length = f", {format_count(options.steps, 'step')}"
+        elif options.epochs is not None:
+            length = f", {format_count(options.epochs, 'epoch')}"
+        else:
+            length = f", budget {options.seconds:g} s"
+    codes = f"{hasher.bits}-bit codes, head {hasher.head}"
+    return f"training {hasher.model} on {source}: {codes}{length}, seed {options.seed}"
+
+
+def _describe_training(hasher: "Hasher") -> str:
+    """Describe what was trained on, and for how long."""
+    record = hasher.training
+    sampled = f"{record['images']:,} of " if record["images"] < record["images_seen"] else ""
+    inputs = f"{sampled}{record['images_seen']:,} {hasher.preprocessing.describe()}"  # "1,597 images of 8 × 8 × 1"
+    length = ""
+    if "steps" in record:
+        steps = format_count(record["steps"], "step")
+        length = f" in {record['seconds']:.0f} s: {steps} of {format_count(record['batch'], 'image')}"
+    unreadable = f"; {record['unreadable']:,} unreadable" if record["unreadable"] else ""
+    return f"trained on {inputs}{length}{unreadable}"
+
+
+def _describe_choices(hasher: "Hasher") -> str:
+    """Describe the network, the views of the augmentation, and the settings that are not the defaults; "" if none."""
+    settings, defaults = dict(hasher.settings), MODELS.settings(hasher.model)
+    network = settings.pop("network", None)
+    views = {key.removeprefix("view_"): value for key, value in hasher.training.items() if key.startswith("view_")}
+    changed = {key: value for key, value in settings.items() if value != defaults.get(key) and key not in views}
+    parts = {
+        "network": network or "",
+        "views": ", ".join(f"{key} {value:g}" for key, value in views.items()),
+        "settings": ", ".join(f"{key}={value}" for key, value in changed.items()),
+    }
+    return "; ".join(f"{name} {text}" for name, text in parts.items() if text)
+
+
+def labelled_pairs(folder: Path) -> "list[tuple[Any, Any, bool]]":
+    """Return the labelled pairs of the collection at `folder` whose images can still be read; raise HashretError if
+    there are none."""
     from hashret.collection import Collection
 
-    with Collection.open(place, read_only=True) as there:
-        pairs = there.judged()
+    with Collection.open(folder, read_only=True) as collection:
+        pairs = collection.judged()
     if not pairs:
-        raise HashretError(f"there are no verdicts in {place} to learn from: say some with hashret verdict")
+        raise HashretError(f"{folder} has no verdicts to learn from: record some with hashret verdict")
     return list(pairs)
 
 
-def refuse_items(place: Path) -> None:
-    """Raises HashretError if the collection at `place` has items, which a new model would not fit."""
+def check_no_items(folder: Path) -> None:
+    """Raise HashretError if the collection at `folder` has items, whose codes would not be those of a new model."""
     from hashret.collection import Collection
 
-    if Collection.exists(place):
-        with Collection.open(place, read_only=True) as there:
-            if len(there):
+    if Collection.exists(folder):
+        with Collection.open(folder, read_only=True) as collection:
+            if len(collection):
+                items = format_count(len(collection), "item")
                 raise HashretError(
-                    f"the collection at {place} has {len(there):,} items of another model: train with -o MODEL_DIR, "
-                    f"then run hashret reindex MODEL_DIR"
+                    f"the collection at {folder} has {items} of another model: train with -o MODEL_DIR, then run "
+                    f"hashret reindex MODEL_DIR"
                 )
 
 
-def put_model(place: Path, hasher: "Hasher", index: str | None = None) -> None:
-    """Make the collection at `place`, or give the one there, which has no items, this model."""
+def store_model(folder: Path, hasher: "Hasher", index: str | None = None) -> None:
+    """Create a collection at `folder` with this model, or switch the one there, which has no items, to it."""
     from hashret.collection import Collection
 
-    if not Collection.exists(place):
-        Collection.create(place, hasher, index or "bitflip").close()
+    if not Collection.exists(folder):
+        Collection.create(folder, hasher, index or "bitflip").close()
         return
-    with Collection.open(place) as there:
-        there.reindex(hasher)
+    with Collection.open(folder) as collection:
+        collection.reindex(hasher)
 
 
 def parse_settings(texts: list[str]) -> dict[str, Any]:
-    """Settings from KEY=VALUE texts; a value that is no JSON is taken as text."""
+    """Parse KEY=VALUE texts; a value that is not JSON is a string."""
     settings = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -179,6 +303,7 @@ def parse_settings(texts: list[str]) -> dict[str, Any]:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Parse HEIGHTxWIDTH, or one number for both; raise a usage error for anything else."""
     if text is None:
         return None
     height, _, width = text.partition("x")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("brute_force")
+pytest.register_assert_rewrite("brute_force", "command_line")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,6 +41,33 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data is not here (../shared/data beside the project)")
     return folder
+
+
+@pytest.fixture
+def hashret(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a command line in this process and returns its `command_line.Result`, without any decoration."""
+    from command_line import Result
+
+    from hashret.cli.app import run
+
+    def command(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "\x1b" not in out + err and "Traceback" not in err
+        return Result(code, out, err)
+
+    return command
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with what `command_line.fill` writes."""
+    from command_line import fill
+
+    monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return fill(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ ROOMS: dict[str, set[str]] = {
     "service": GROUND | {"data", "collection", "tasks"},
     "cli": GROUND | {"indexes", "data", "heads", "models", "model_folder", "training", "hasher", "plots", "tasks"}
     | {"evaluation", "collection", "client", "service"},
+    "__main__": {"cli"},
     "__init__": {"process", "errors", "results", "hasher", "collection", "client"},
 }  # fmt: skip
 
