@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
 from hashret.data.images import decode, to_content
+from hashret.errors import format_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +44,7 @@ def contact_sheet(query: Path_, hits: "Sequence[Hit]", path: Path_) -> None:
         axes.axis("off")
     for axes, hit in zip(grid, hits, strict=False):
         _picture(axes, hit.path)
-        bits = "1 bit" if hit.distance == 1 else f"{hit.distance} bits"
-        axes.set_title(bits, color=INK, fontsize=10, loc="left")
+        axes.set_title(format_count(hit.distance, "bit"), color=INK, fontsize=10, loc="left")
         if hit.label is not None:
             axes.set_title(hit.label, color=QUIET, fontsize=10, loc="right")
     _save(figure, path)

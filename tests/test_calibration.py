@@ -35,7 +35,9 @@ def test_pairs_give_the_precision_and_recall_among_them() -> None:
 @pytest.mark.parametrize("verdicts", [[], [True, True], [False]])
 def test_pairs_of_one_kind_say_nothing(verdicts: list[bool]) -> None:
     codes = random_codes(len(verdicts))
-    with pytest.raises(HashretError, match=r"pairs\.csv: \d pairs are the same and \d different: judge some of both"):
+    with pytest.raises(
+        HashretError, match=r"pairs\.csv: \d pairs? labelled the same and \d different: label some of both"
+    ):
         from_pairs("pairs.csv", codes, codes, np.array(verdicts, np.bool_))
 
 

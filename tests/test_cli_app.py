@@ -102,7 +102,7 @@ def unchanged_folder(filled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         ("verdict id:1 id:2 same --export x.csv", 2, "give two images and same or different, or --export FILE"),
         ("calibrate none.csv", 1, "none.csv cannot be read: No such file"),
         ("calibrate notes/a.txt", 1, "notes/a.txt, line 1: a line is path_a,path_b,same or"),
-        ("calibrate --verdicts", 1, "verdicts: 0 pairs are the same and 0 different: judge some of both kinds"),
+        ("calibrate --verdicts", 1, "verdicts: 0 pairs labelled the same and 0 different: label some of both kinds"),
         ("calibrate --target 2", 2, "Invalid value for '--target'"),
         ("calibrate pairs.csv --verdicts", 2, "give one of PAIRS.csv and --verdicts"),
         ("query id:1 --json --paths", 2, "give one of --json, --jsonl and --paths"),

@@ -24,7 +24,7 @@ from hashret.collection.near_duplicates import find_item
 from hashret.collection.parts import Parts
 from hashret.data.contents import Content, Inputs
 from hashret.data.images import decode, to_content
-from hashret.errors import HashretError, check_count
+from hashret.errors import HashretError, check_count, format_count
 from hashret.parallel import Progress, ordered_map
 from hashret.results import Calibration
 from hashret.stores.protocol import ModelKey
@@ -110,9 +110,8 @@ def from_pairs(source: str, a: Codes, b: Codes, same: NDArray[np.bool_]) -> Cali
     Raises HashretError unless some are the same and some different.
     """
     if not (same.any() and (~same).any()):
-        raise HashretError(
-            f"{source}: {same.sum()} pairs are the same and {(~same).sum()} different: judge some of both kinds"
-        )
+        labelled = f"{format_count(int(same.sum()), 'pair')} labelled the same and {(~same).sum()} different"
+        raise HashretError(f"{source}: {labelled}: label some of both kinds")
     distances = np.bitwise_count(a ^ b).sum(axis=1, dtype=np.int64)
     counts = [np.bincount(distances[of], minlength=a.shape[1] * 8 + 1).tolist() for of in (same, ~same)]
     return Calibration(source, {"judged the same": counts[0]}, [float(count) for count in counts[1]], None)

@@ -25,7 +25,7 @@ from hashret.data.images import as_batch, to_content
 from hashret.data.metadata import MetadataRow, check_metadata
 from hashret.data.preprocessing import Preprocessing
 from hashret.data.records import Record, Source, read, without_traceback
-from hashret.errors import HashretError
+from hashret.errors import HashretError, format_count
 from hashret.parallel import Progress, batches, ordered_map
 from hashret.results import BLOBS, Indexed, IndexReport, Root
 from hashret.stores.protocol import FailedPath, ItemRow, KnownPath, Metadata
@@ -275,8 +275,8 @@ def prune(parts: Parts, root: Root, listing: Listing, *, force: bool) -> int:
         total, gone = listing.lacking(transaction.names(root))
         if not force and 2 * len(gone) > total:
             raise HashretError(
-                f"{len(gone)} of {total} paths under {root} would be forgotten: check that the source is whole, "
-                f"then add --force"
+                f"{len(gone)} of {format_count(total, 'path')} under {root} would be forgotten: check that the source "
+                f"is whole, then add --force"
             )
         transaction.remove(paths=((root, name) for name in gone))
     return len(gone)

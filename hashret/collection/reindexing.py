@@ -10,7 +10,7 @@ from hashret.collection.ingest import BATCH_ITEMS, PendingRecord, decode, hash_c
 from hashret.collection.parts import Parts
 from hashret.data.contents import Inputs
 from hashret.data.records import Record, read
-from hashret.errors import HashretError, damaged
+from hashret.errors import HashretError, damaged, format_count
 from hashret.indexes import from_spec
 from hashret.parallel import Progress, batches, ordered_map
 from hashret.results import Root
@@ -25,8 +25,9 @@ class MissingContents(HashretError):
 
     def __init__(self, paths: list[str]) -> None:
         super().__init__(
-            f"{len(paths):,} items cannot be read where they were, such as {paths[0]}: put the files back, index "
-            f"them where they are with hashret index SOURCE --prune, or forget them with hashret reindex --drop-missing"
+            f"{format_count(len(paths), 'item')} cannot be read where they were, such as {paths[0]}: put the files "
+            f"back, index them where they are with hashret index SOURCE --prune, or drop them with hashret reindex "
+            f"--drop-missing"
         )
         self.paths = paths
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hashret.data.contents import MAX_BYTES, Inputs, read_npy_header, to_float32
 from hashret.data.images import MAX_PIXELS
-from hashret.errors import HashretError, one_line
+from hashret.errors import HashretError, format_count, one_line
 
 MAX_DIM = 2**16  # numbers of a vector
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10")
@@ -53,13 +53,14 @@ def _stream(
             data = file.read(rows * row_bytes)
             if len(data) < rows * row_bytes:
                 found = start + len(data) // row_bytes
-                raise HashretError(
-                    f"{path} is broken: its header announces {shape[0]} images, and it ends after {found}"
-                )
+                images = format_count(shape[0], "image")
+                raise HashretError(f"{path} is broken: its header announces {images}, and it ends after {found}")
             block = np.frombuffer(data, dtype).reshape(rows, *shape[1:])
             yield to_float32(block) if dtype.kind == "f" else block
         if file.read(1):
-            raise HashretError(f"{path} is broken: its header announces {shape[0]} images, and more data follows them")
+            raise HashretError(
+                f"{path} is broken: its header announces {format_count(shape[0], 'image')}, and more data follows them"
+            )
 
 
 def open_idx(path: Path) -> LazyArray:

@@ -31,7 +31,7 @@ from hashret.data.contents import (
     read_npy,
     too_large,
 )
-from hashret.errors import HashretError, TooLarge, one_line
+from hashret.errors import HashretError, TooLarge, format_count, one_line
 from hashret.process import quiet_pillow
 
 try:
@@ -177,7 +177,7 @@ def _as_array(content: Content) -> NDArray[np.uint8] | None:
     else:
         return None
     if is_vector(values):
-        raise HashretError(f"no image: a vector of {len(values)} numbers, which cannot be shown")
+        raise HashretError(f"no image: a vector of {format_count(len(values), 'number')}, which cannot be shown")
     array = check_array(values)
     _check_size(array.shape[1], array.shape[0])
     if array.ndim == 2:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hashret.data.contents import Content
 from hashret.data.images import SUFFIXES
-from hashret.errors import HashretError
+from hashret.errors import HashretError, format_count
 from hashret.results import Root
 
 
@@ -52,7 +52,7 @@ class Source(ABC):
 
     def describe(self) -> str:
         """Return the type of its contents as text: "images", or "vectors of 64 numbers"."""
-        return "images" if self.dim is None else f"vectors of {self.dim:,} numbers"
+        return "images" if self.dim is None else f"vectors of {format_count(self.dim, 'number')}"
 
 
 class LabelledSource(Source):
@@ -73,8 +73,10 @@ class LabelledSource(Source):
             yield record._replace(label=None if label is None else str(label))
         self.ignored = self._source.ignored
         if count != len(self._labels):
-            images = "more images" if count > len(self._labels) else f"only {count} images"
-            raise ValueError(f"there are {images} for {len(self._labels)} labels: give one label per image")
+            images = "more images" if count > len(self._labels) else f"only {format_count(count, 'image')}"
+            raise ValueError(
+                f"there are {images} for {format_count(len(self._labels), 'label')}: give one label per image"
+            )
 
 
 def read(record: Record) -> Content | HashretError:

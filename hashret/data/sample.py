@@ -15,7 +15,7 @@ from hashret.data.images import decode, has_colour, resize
 from hashret.data.preprocessing import ImagePreprocessing, Preprocessing
 from hashret.data.records import Record, Source, read
 from hashret.data.vectors import NOT_FINITE, VectorPreprocessing
-from hashret.errors import HashretError
+from hashret.errors import HashretError, format_count
 from hashret.parallel import ordered_map
 
 MAX_SIDE, MIN_SIDE = 32, 8  # 32: a minute on two cores trains a useful model; a side of 64 takes four times as long
@@ -102,9 +102,9 @@ class _Reservoir:
         location = self.source.root.location
         if not count and failures:
             name, reason = failures[0]
-            raise HashretError(f"{location}: none of {self.seen} images could be read; the first, {name}: {reason}")
+            raise HashretError(f"{location}: no image could be read; the first, {name}: {reason}")
         if not count:
-            raise HashretError(f"{location} has no images ({self.source.ignored} other files were passed over)")
+            raise HashretError(f"{location} has no images ({format_count(self.source.ignored, 'other file')} ignored)")
 
 
 def _sample_vectors(reservoir: _Reservoir, dim: int) -> Sample:

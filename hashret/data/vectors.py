@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hashret.data.contents import Content, Prepared, to_vector
 from hashret.data.records import Source, check_contents
-from hashret.errors import HashretError
+from hashret.errors import HashretError, format_count
 
 NOT_FINITE = "a vector with numbers that are not finite, or that overflow in preprocessing"
 
@@ -106,4 +106,4 @@ class VectorPreprocessing:
 
     @staticmethod
     def describe_stored(values: Mapping[str, int]) -> str:
-        return f"vectors of {values['numbers']:,} numbers"
+        return f"vectors of {format_count(values['numbers'], 'number')}"

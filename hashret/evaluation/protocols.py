@@ -17,7 +17,7 @@ from hashret.data.images import decode
 from hashret.data.preprocessing import Preprocessing
 from hashret.data.records import Source, read
 from hashret.data.sources import open_source
-from hashret.errors import HashretError
+from hashret.errors import HashretError, format_count
 from hashret.evaluation.measures import (
     Health,
     Measures,
@@ -193,8 +193,8 @@ def score(protocol: Protocol, images: ProtocolImages, codes: Codes) -> Evaluatio
     known = {label: number for number, label in enumerate(sorted({label for label in images.labels if label}))}
     if len(known) < 2:
         raise HashretError(
-            f"{', '.join(protocol.sources)} has labels of {len(known)} kinds, and two are the least to score by: "
-            "put the images into a folder for each kind"
+            f"{', '.join(protocol.sources)} has labels of {format_count(len(known), 'kind')}, and two are the least to "
+            "score by: put the images into a folder for each kind"
         )
     labels = np.array([known.get(label or "", -1) for label in images.labels])
     _, searched, asked = protocol.rows(images.lengths)

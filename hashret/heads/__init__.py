@@ -7,7 +7,7 @@ values, never on one, so that no training image's bit hangs on a rounding error.
 
 from collections.abc import Callable
 
-from hashret.errors import HashretError, choose
+from hashret.errors import HashretError, choose, format_count
 from hashret.heads import anchor_graph, anchor_itq, linear
 from hashret.heads.head import Head, median, sign
 from hashret.heads.products import Floats
@@ -32,11 +32,11 @@ def check_head(head: str, images: int, numbers: int, bits: int) -> None:
         raise HashretError("one image is not enough to learn from: give a source with at least two images")
     if head in ("sign", "median") and numbers != bits:
         raise HashretError(
-            f"head {head!r} makes one bit of every number, and {numbers} numbers cannot give {bits} bits: "
-            f"choose --head itq, or as many numbers as bits with --set latent={bits}"
+            f"head {head!r} makes one bit of every number, and {format_count(numbers, 'number')} cannot give {bits} "
+            f"bits: choose --head itq, or as many numbers as bits with --set latent={bits}"
         )
     if head in ("pca", "itq") and min(images, numbers) < bits:
-        lack = f"{images} images" if images < bits else f"{numbers} numbers an image"
+        lack = format_count(images, "image") if images < bits else f"{format_count(numbers, 'number')} an image"
         raise HashretError(
             f"head {head!r} needs at least as many images, and numbers an image, as bits: {lack} cannot give "
             f"{bits} bits; choose fewer bits or --head lsh"

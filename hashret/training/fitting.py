@@ -13,7 +13,7 @@ from hashret.data.images import to_content
 from hashret.data.preprocessing import Preprocessing
 from hashret.data.records import Source
 from hashret.data.sample import Sample, sample
-from hashret.errors import HashretError
+from hashret.errors import HashretError, format_count
 from hashret.heads import HEADS, Head, check_head
 from hashret.models import MODELS, Member
 from hashret.models.base import FOR_VECTORS, build
@@ -193,8 +193,8 @@ def _classes(labels: list[str | None], root: str) -> list[str]:
     names = sorted({label for label in labels if label is not None})
     if len(names) < 2:
         raise HashretError(
-            f"{root.rstrip('/#!')} has labels of {len(names)} kinds, and two are the least to learn from: put the "
-            f"images into a folder for each kind"
+            f"{root.rstrip('/#!')} has labels of {format_count(len(names), 'kind')}, and two are the least to learn "
+            f"from: put the images into a folder for each kind"
         )
     return names
 

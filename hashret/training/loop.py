@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hashret.data.contents import Inputs
-from hashret.errors import HashretError
+from hashret.errors import HashretError, format_count
 from hashret.models.base import Member
 from hashret.parallel import Progress
 from hashret.runtime.inputs import device, to_input
@@ -132,9 +132,8 @@ def train(
     if options.resume and checkpoint is not None:
         start, total_steps = load_checkpoint(checkpoint, member, optimiser, identity)
         if asked_for not in (None, total_steps):
-            raise HashretError(
-                f"the checkpoint is of a training of {total_steps} steps: resume it without steps or epochs"
-            )
+            steps = format_count(total_steps, "step")
+            raise HashretError(f"the checkpoint is of a training of {steps}: resume it without steps or epochs")
     elif asked_for is not None:
         total_steps = asked_for
     else:
