@@ -53,6 +53,8 @@ GROUPS: dict[str, dict[str, Callable[..., int]]] = {
     "Serve": {"serve": serve},
 }
 
+COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
+
 
 class _GroupedCommands(TyperGroup):
     """Lists the commands of the help in groups (`rich_help_panel`), in plain text. Typer does so only with Rich."""

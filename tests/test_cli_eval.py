@@ -1,25 +1,22 @@
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Command
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hashret.cli.app import run
 from hashret.cli.eval import NAMES
 from hashret.collection import Collection
 from hashret.evaluation.protocols import CHOICES, PROTOCOLS, choose_protocol, evaluate
 from hashret.hasher import Hasher
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture(scope="module")
-def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos of digits in folders, a collection of them, and another model."""
+def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos of digits, a collection of them, and another model."""
     folder, digits = tmp_path_factory.mktemp("eval"), load_digits()
     for i in range(60):
         path = folder / f"photos/{digits.target[i]}/{i:02}.png"
@@ -32,46 +29,37 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(settled: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory."""
+def folder(filled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, which no test changes."""
     monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
-    monkeypatch.chdir(settled)
-    return settled
+    monkeypatch.chdir(filled_folder)
+    return filled_folder
 
 
-@pytest.fixture
-def hashret(capsys: pytest.CaptureFixture[str]) -> Command:
-    def command(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return command
-
-
-def test_a_source_is_measured_with_the_collections_model(place: Path, hashret: Command) -> None:
+def test_the_model_of_the_collection_is_evaluated_on_a_source(folder: Path, hashret: Command) -> None:
     code, out, err = hashret("eval", "photos")
     assert code == 0 and not err
-    done = evaluate(Hasher("lsh", 32).fit("photos"), choose_protocol("photos"))
-    choices, figures = out.split("\n\n")
-    told = dict(re.split("  +", line, maxsplit=1) for line in choices.splitlines())
-    assert told["model"] == "lsh, 32 bits, head lsh" and told["sources"] == f"{place}/photos/"
-    assert told["learned from"] == f"60 images from {place}/photos/"
+    expected = evaluate(Hasher("lsh", 32).fit("photos"), choose_protocol("photos"))
+    origin, measures = out.split("\n\n")
+    rows = dict(re.split("  +", line, maxsplit=1) for line in origin.splitlines())
+    assert rows["model"] == "lsh, 32 bits, head lsh" and rows["sources"] == f"{folder}/photos/"
+    assert rows["learned from"] == f"60 images from {folder}/photos/"
     assert (
-        told["protocol"]
+        rows["protocol"]
         == "photos: leave-one-out: each image is a query against all others; all are in the training set"
     )
-    assert told["queries"].startswith("60; 0 images left out") and told.keys() > CHOICES.keys()
-    numbers = dict(re.split("  +", line) for line in figures.splitlines())
-    assert numbers == {
-        **{name: f"{value:.4f}" for name, value in done.measures.items()},
+    assert rows["queries"].startswith("60; 0 left out that have no label") and rows.keys() > CHOICES.keys()
+    values = dict(re.split("  +", line) for line in measures.splitlines())
+    assert values == {
+        **{name: f"{value:.4f}" for name, value in expected.measures.items()},
         **{
             name.replace("_", " "): str(value) if isinstance(value, int) else f"{value:.4f}"
-            for name, value in done.health._asdict().items()
+            for name, value in expected.health._asdict().items()
         },
     }
 
 
-def test_a_model_is_measured_by_a_protocol_as_json(place: Path, hashret: Command) -> None:
+def test_a_model_is_evaluated_by_a_protocol_as_json(folder: Path, hashret: Command) -> None:
     hasher = Hasher.load("other")
     for arguments, name, sources in (
         (["other", "digits"], "digits", PROTOCOLS["digits"].sources),
@@ -79,14 +67,19 @@ def test_a_model_is_measured_by_a_protocol_as_json(place: Path, hashret: Command
         (["other", "split", "--train", "photos", "--test", "digits:test"], "split", ("photos", "digits:test")),
     ):
         code, out, err = hashret("eval", *arguments, "--json")
-        told = json.loads(out)
-        done = evaluate(hasher, PROTOCOLS[name]._replace(sources=sources))
-        assert code == 0 and told["measures"] == done.measures and told["queries"] == done.queries
-        assert told["health"]["distinct codes"] == done.health.distinct_codes and told["choices"] == CHOICES
-        assert told["sources"] == done.roots and told["protocol"] == f"{name}: {PROTOCOLS[name].description}"
-        assert told["fingerprint"] == hasher.fingerprint
+        document = json.loads(out)
+        expected = evaluate(hasher, PROTOCOLS[name]._replace(sources=sources))
+        assert code == 0 and document["measures"] == expected.measures and document["queries"] == expected.queries
+        assert document["health"]["distinct codes"] == expected.health.distinct_codes and document["choices"] == CHOICES
+        assert (
+            document["sources"] == expected.roots and document["protocol"] == f"{name}: {PROTOCOLS[name].description}"
+        )
+        assert document["fingerprint"] == hasher.fingerprint
         assert bool(err) == (sources[0] != "photos")
-        assert not err or f"this model learned from {place}/photos/, the protocol's do from {done.roots[0]}:" in err
+        assert not err or err == (
+            f"hashret: this model was trained on {folder}/photos/, the models of this protocol on "
+            f"{expected.roots[0]}: report that with the results\n"
+        )
 
 
 @pytest.mark.parametrize(
@@ -102,8 +95,8 @@ def test_a_model_is_measured_by_a_protocol_as_json(place: Path, hashret: Command
         ([], 2, "Missing argument"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_one_line(
-    place: Path, hashret: Command, arguments: list[str], code: int, reason: str
+def test_evaluations_that_are_impossible_are_refused_in_one_line(
+    folder: Path, hashret: Command, arguments: list[str], code: int, reason: str
 ) -> None:
     failed, out, err = hashret("eval", *arguments)
     assert failed == code and not out
