@@ -40,7 +40,7 @@ def doctor(
         print(*(f"{finding.part:<10}{finding.text}" for finding in findings), sep="\n", end="\n" if findings else "")
     if not findings:
         with Collection.open(folder, read_only=True) as images:
-            say(f"no damage found: {format_count(len(images), 'item')} in {folder}", quiet)
+            say(f"nothing is wrong with the {format_count(len(images), 'item')} in {folder}", quiet)
     return 1 if findings else 0
 
 
