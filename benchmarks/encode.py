@@ -22,7 +22,7 @@ from hashret import Collection, Hasher
 from hashret.data.sources import open_source
 from hashret.parallel import ordered_map
 from hashret.runtime import batch_slices
-from hashret.runtime.inputs import device, to_input
+from hashret.runtime.inputs import default_device, to_input
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -36,7 +36,7 @@ def forward(hasher: Hasher, pixels: np.ndarray) -> None:
     member = hasher.member
     with torch.inference_mode():
         for rows in batch_slices(pixels):
-            member.outputs(to_input(pixels[rows], device()))
+            member.outputs(to_input(pixels[rows], default_device()))
 
 
 def measure(source: str | np.ndarray, steps: int, repeats: int, decoded: bool) -> dict[str, float]:

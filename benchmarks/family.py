@@ -31,7 +31,7 @@ from hashret.evaluation.measures import mean_average_precision, psnr, squared_er
 from hashret.models import MODELS, Member
 from hashret.models.stacked import StackedDenoisingAutoencoder
 from hashret.models.vae import Variational
-from hashret.runtime.inputs import device, to_input
+from hashret.runtime.inputs import default_device, to_input
 from hashret.tasks.restoration import upscale
 from hashret.training.loop import _schedule, in_bfloat16, split, train
 from hashret.training.options import TrainingOptions
@@ -75,7 +75,7 @@ def fit(asked: argparse.Namespace, epochs: int, model: str, source: Any, bits: i
 
 
 def batches(images: Pixels, size: int = 500) -> Iterator[Tensor]:
-    return (to_input(images[start : start + size], device()) for start in range(0, len(images), size))
+    return (to_input(images[start : start + size], default_device()) for start in range(0, len(images), size))
 
 
 @torch.no_grad()
@@ -267,7 +267,7 @@ def bare_loop(member: Member, images: Pixels, steps: int, batch: int, asked: arg
     rows, _ = split(len(images), asked.seed)
     epochs = [np.random.default_rng((asked.seed, i)).permutation(rows) for i in range(steps * batch // len(rows) + 2)]
     picked = [part for epoch in epochs for part in epoch[: len(rows) // batch * batch].reshape(-1, batch)][:steps]
-    member.to(device()).train()
+    member.to(default_device()).train()
     own = member.training_defaults
     optimiser = torch.optim.AdamW(member.parameters(), own.learning_rate, weight_decay=own.weight_decay)
 
@@ -332,7 +332,7 @@ def main() -> None:
     asked.trainings = []
     began = time.monotonic()
     lines = ROWS[asked.row](asked)
-    told = {"row": asked.row, "seed": asked.seed, "threads": torch.get_num_threads(), "device": device().type}
+    told = {"row": asked.row, "seed": asked.seed, "threads": torch.get_num_threads(), "device": default_device().type}
     told |= {"seconds": round(time.monotonic() - began), "trainings": asked.trainings}
     if asked.json:
         print(json.dumps(told | {"lines": [line._asdict() for line in lines]}))

@@ -51,7 +51,7 @@ from hashret.evaluation.protocols import (
 )
 from hashret.models import DEFAULT_MODEL, MODELS
 from hashret.models.contrastive import MIN_LATENT
-from hashret.runtime.inputs import device
+from hashret.runtime.inputs import default_device
 
 HERE = Path(__file__).parent
 BASELINES = ("lsh", "pca", "itq", "anchor-graph")
@@ -182,7 +182,7 @@ def measure(row: Row, place: Place) -> dict[str, Any]:
         told["copy"] = " (JPEG copy)"
     if row.data == "photos":
         told["near_duplicates"] = find_copies(encode, codes, place)
-    told |= {"hashret": hashret.__version__, "device": device().type, "threads": torch.get_num_threads()}
+    told |= {"hashret": hashret.__version__, "device": default_device().type, "threads": torch.get_num_threads()}
     return row._asdict() | told | {"seconds_in_all": round(time.monotonic() - began, 1)}
 
 
@@ -408,7 +408,7 @@ def main() -> None:
     if asked.list:
         print(*(f"{'done' if str(row) in done else 'not done':10}{row}" for row in rows), sep="\n")
         return
-    here = GPU if device().type == "cuda" else ""
+    here = GPU if default_device().type == "cuda" else ""
     rows = [row for row in rows if str(row) in done or row.budget == "none" or on(row) == here]
     with tempfile.TemporaryDirectory() as scratch:
         place = Place(asked.data, asked.root, Path(scratch))

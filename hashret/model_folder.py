@@ -1,5 +1,5 @@
-"""The folder that holds a model: `config.json`, `model.safetensors` and a model card, written, read and checked without
-PyTorch. It is a file format."""
+"""The folder of a model, which is a file format: `config.json`, `model.safetensors` and a model card. It is written,
+read and checked without PyTorch."""
 
 import hashlib
 import inspect
@@ -19,10 +19,10 @@ from safetensors.numpy import save
 from hashret.durable import make_folder_durably, replace_durably
 from hashret.errors import HashretError, one_line
 
-FORMAT = 1  # of the model folder and of what its codes mean
+FORMAT = 1  # of the model folder and of codes
 FILES = {"config.json", "model.safetensors", "README.md"}
-MAX_CONFIG = 2**24  # bytes; a long training has a curve of a few thousand
-MAX_DIM = 2**32  # of a tensor
+MAX_CONFIG = 2**24  # bytes; the curve of a long training has a few thousand
+MAX_TENSOR_VALUES = 2**32
 FIELDS = {
     "format": int,
     "model": str,
@@ -33,14 +33,14 @@ FIELDS = {
     "training": dict,
     "fingerprint": str,
 }
-UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError)  # what a damage may raise
+UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError)  # raised for damaged files
 
 Tensors = Mapping[str, NDArray[Any]]
 T = TypeVar("T")
 
 
-class Kind(NamedTuple):
-    """The shape of a tensor and its type, by NumPy's name."""
+class TensorSpec(NamedTuple):
+    """The shape of a tensor, and NumPy's name of its dtype."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -50,7 +50,7 @@ class Kind(NamedTuple):
 
 
 def fingerprint_of(description: Mapping[str, Any], tensors: Tensors) -> str:
-    """SHA-256, in hex, over what `config.json` says of the model, without the training, and over its tensors."""
+    """Return the SHA-256, in hex, of a model's description (`config.json` without the training) and its tensors."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for part in tensor_bytes(tensors):
         digest.update(part)
@@ -58,13 +58,13 @@ def fingerprint_of(description: Mapping[str, Any], tensors: Tensors) -> str:
 
 
 def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors: Tensors) -> None:
-    """Write a model folder, whole or not at all; raises HashretError where something else is in its place."""
+    """Write a model folder atomically, in place of an older one. Raise HashretError if `path` is anything else."""
     target = Path(os.path.abspath(path))  # noqa: PTH100  # unlike Path.absolute it takes "." and ".."
-    if target.exists() and not (target.is_dir() and _holds_only_a_model(target)):
-        raise HashretError(f"{target} exists and is no model folder: choose another place")
+    if target.exists() and not (target.is_dir() and _contains_only_a_model(target)):
+        raise HashretError(f"{target} exists and is no model folder: choose another path")
     make_folder_durably(target.parent)
     written, old = (target.with_name(f"{target.name}.{os.getpid()}.{suffix}") for suffix in ("new", "old"))
-    shutil.rmtree(written, ignore_errors=True)  # of a process that was killed, and had the same number
+    shutil.rmtree(written, ignore_errors=True)  # left by a killed process with the same id
     try:
         written.mkdir()
         (written / "model.safetensors").write_bytes(save(dict(tensors)))
@@ -82,7 +82,7 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """All fields of the model in a folder; raises HashretError if there is none, or it is damaged or too new."""
+    """Return the fields of a folder's `config.json`. Raise HashretError if it is missing, damaged or too new."""
     file = folder / "config.json"
     try:
         if not file.is_file():
@@ -94,8 +94,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise HashretError(f"{folder} was made by a newer hashret: upgrade hashret to read it")
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']!r}")
-        for name, kind in FIELDS.items():
-            if not isinstance(config[name], kind):
+        for name, expected in FIELDS.items():
+            if not isinstance(config[name], expected):
                 raise TypeError(f"{name} is {config[name]!r}")
         return config
     except UNREADABLE as error:
@@ -103,43 +103,42 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def damaged_model(folder: Path, error: Exception) -> HashretError:
-    """The error for a model folder that is not what was saved."""
+    """Return the error for a model folder whose contents have changed."""
     return HashretError(f"the model in {folder} is damaged ({one_line(error)}): restore it or train again")
 
 
 class StoredTensors:
-    """The tensors of a model folder: what they claim to be, which is checked before any of them is read."""
+    """The tensors of a model folder. Their `specs` are read from the header, and checked before any data is read."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises one of `UNREADABLE` where the file is missing or no such file."""
+        """Open the file. Raise one of `UNREADABLE` if it is missing or not a safetensors file."""
         file = folder / "model.safetensors"
-        if file.exists() and not file.is_file():  # a pipe, which would keep us waiting
+        if file.exists() and not file.is_file():  # a pipe would block
             raise ValueError("model.safetensors is no file")
         with file.open("rb") as opened:
-            # The library only takes paths that are UTF-8, as this one is of whatever file.
+            # The library only accepts paths that are UTF-8, as that of an open file in /dev/fd is.
             stored: Any = safe_open(f"/dev/fd/{opened.fileno()}" if _has_odd_name(file) else str(file), "np")
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-            self.kinds = {name: _kind(part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+            self.specs = {name: _spec(part.get_shape(), part.get_dtype()) for name, part in slices.items()}
             self._stored = stored
 
-    def check(self, expected: Mapping[str, Kind]) -> None:
-        """Raises ValueError unless these are the tensors, by their claims."""
-        for name in sorted(expected.keys() | self.kinds.keys()):
-            found, right = self.kinds.get(name), expected.get(name)
-            if found != right:
-                raise ValueError(f"{name} is {found}, not {right}")
+    def check(self, expected: Mapping[str, TensorSpec]) -> None:
+        """Raise ValueError unless the specs are the expected ones."""
+        for name in sorted(expected.keys() | self.specs.keys()):
+            if self.specs.get(name) != expected.get(name):
+                raise ValueError(f"{name} is {self.specs.get(name)}, not {expected.get(name)}")
 
     def read(self, prefix: str) -> dict[str, NDArray[Any]]:
-        """The tensors whose names begin with `prefix`, by the rest of their names."""
-        names = [name for name in self.kinds if name.startswith(prefix)]
+        """Return the tensors whose names begin with `prefix`, by the rest of their names."""
+        names = [name for name in self.specs if name.startswith(prefix)]
         for name in names:
-            if math.prod(self.kinds[name].shape) > MAX_DIM:
-                raise ValueError(f"{name} is {self.kinds[name]}, which is too large")
-        return below(prefix, {name: self._stored.get_tensor(name) for name in names})
+            if math.prod(self.specs[name].shape) > MAX_TENSOR_VALUES:
+                raise ValueError(f"{name} is {self.specs[name]}, which is too large")
+        return strip_prefix(prefix, {name: self._stored.get_tensor(name) for name in names})
 
 
-def check_numbers(tensors: Tensors, positive: Collection[str]) -> None:
-    """Raises ValueError for numbers that are not finite, or in the tensors of these names not positive."""
+def check_values(tensors: Tensors, positive: Collection[str]) -> None:
+    """Raise ValueError for numbers that are not finite, or not positive in the tensors named in `positive`."""
     for name, tensor in sorted(tensors.items()):
         if not np.isfinite(tensor).all():
             raise ValueError(f"{name} has numbers that are not finite")
@@ -147,47 +146,47 @@ def check_numbers(tensors: Tensors, positive: Collection[str]) -> None:
             raise ValueError(f"{name} has numbers that are not positive")
 
 
-def below(prefix: str, tensors: Mapping[str, T]) -> dict[str, T]:
-    """The entries whose names begin with `prefix`, by the rest of their names."""
+def strip_prefix(prefix: str, tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return the entries whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _kind(shape: list[int], dtype: str) -> Kind:
-    """From safetensors' names: F32, I64, U8, BOOL, BF16 …"""
+def _spec(shape: list[int], dtype: str) -> TensorSpec:
+    """Return the spec of a dtype by safetensors' name: F32, I64, U8, BOOL, BF16 …"""
     letters = dtype.rstrip("0123456789")
-    named = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}.get(letters, letters.lower())
-    return Kind(tuple(shape), named + dtype.removeprefix(letters))
+    name = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}.get(letters, letters.lower())
+    return TensorSpec(tuple(shape), name + dtype.removeprefix(letters))
 
 
 def _has_odd_name(file: Path) -> bool:
     return os.fsencode(file).decode(errors="ignore") != str(file)
 
 
-def _holds_only_a_model(folder: Path) -> bool:
+def _contains_only_a_model(folder: Path) -> bool:
     names = {file.name for file in folder.iterdir()}
     return not names or {"config.json", "model.safetensors"} <= names <= FILES
 
 
 def _card(config: Mapping[str, Any]) -> str:
-    """The model card that lies beside the weights."""
-    from hashret.data.preprocessing import describe  # late: it loads Pillow
+    """Return the model card."""
+    from hashret.data.preprocessing import describe  # late, because it imports Pillow
 
     def table(rows: dict[str, Any]) -> str:
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
-    takes = describe(config["preprocessing"])
-    others = "others cannot be coded" if "numbers" in config["preprocessing"] else "others are cropped and resized"
+    inputs = describe(config["preprocessing"])
+    others = "others cannot be encoded" if "numbers" in config["preprocessing"] else "others are cropped and resized"
     measured = {name: value for name, value in config["training"].items() if name != "curve"}
     labels = "The" if "classes" in config["training"] else "No"
     return inspect.cleandoc(
         f"""
         # {config["model"]}, {config["bits"]} bits
 
-        A [hashret](https://pypi.org/project/hashret/) model: it turns {takes} ({others}) into binary codes of
-        {config["bits"]} bits, through the member `{config["model"]}` and the head `{config["head"]}`. It knows only
-        what is like its training data. {labels} labels were used.
+        A [hashret](https://pypi.org/project/hashret/) model: it turns {inputs} ({others}) into binary codes of
+        {config["bits"]} bits, with the member `{config["model"]}` and the head `{config["head"]}`. Its codes are good
+        only for inputs similar to its training data. {labels} labels were used.
 
-            hashret reindex .       # code a collection with this model
+            hashret reindex .       # encode a collection with this model
         """
     ) + (
         f"\n\n## Settings\n\n{table(config['settings'])}\n\n"
@@ -197,8 +196,10 @@ def _card(config: Mapping[str, Any]) -> str:
 
 
 def tensor_bytes(tensors: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
-    """The name, type, shape and contents of each tensor, in the order of their names: what digests of models and
-    checkpoints are taken of, as part of their formats. Types go by PyTorch's names."""
+    """Yield the name, dtype (by PyTorch's name), shape and contents of each tensor, sorted by name.
+
+    The digests of models and checkpoints are those of these bytes, which are therefore part of their formats.
+    """
     for name, tensor in sorted(tensors.items()):
         yield f"{name} torch.{tensor.dtype.name} {list(tensor.shape)}\n".encode()
         yield np.ascontiguousarray(tensor).tobytes()

@@ -110,7 +110,7 @@ def test_a_training_learns_from_verdicts(folder: Path, hashret: Command) -> None
     check_failed(
         hashret("train", "photos", "--verdicts", "--model", "pca", "--bits", 16, "-o", "linear"),
         1,
-        "judged pairs cannot be learned from: model 'pca' has no network that they could train",
+        "labelled pairs cannot be learned from: model 'pca' has no network that they could train",
     )
 
 

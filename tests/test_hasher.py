@@ -287,7 +287,7 @@ def test_labels_are_read_only_by_members_that_learn_from_them() -> None:
             Hasher(name, 16).fit(DIGITS, steps=1, labels=labels)
     with pytest.raises(HashretError, match="model 'stacked' learns from labels"):
         Hasher("stacked", 16, fine_tune=True).fit(DIGITS, steps=1)
-    with pytest.raises(HashretError, match="labels of 0 kinds, and two are the least"):
+    with pytest.raises(HashretError, match="0 different labels, and training needs at least two"):
         Hasher("ortho", 16).fit(DIGITS, steps=1, labels=True)
 
 
@@ -466,7 +466,7 @@ def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
         lambda hasher: hasher.save(tmp_path / "a" / "model"),
     ]
     for act in acts:
-        with pytest.raises(HashretError, match="has learned nothing yet: call fit, or Hasher.load"):
+        with pytest.raises(HashretError, match="is not fitted: call fit, or Hasher.load"):
             act(Hasher())
     assert list(tmp_path.iterdir()) == []
 
@@ -573,7 +573,7 @@ def test_a_head_that_cannot_be_fitted_is_refused_before_the_training() -> None:
 def test_a_head_is_fitted_to_images_from_all_over_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.concatenate([np.zeros((400, 64, 64), np.uint8), np.full((400, 64, 64), 255, np.uint8)])
     images += np.random.default_rng(0).integers(0, 2, images.shape, np.uint8)  # 255 + 1 is 0: half of its pixels
-    monkeypatch.setattr("hashret.training.fitting.MOST_NUMBERS", 4096 * 100)
+    monkeypatch.setattr("hashret.training.fitting.MAX_HEAD_VALUES", 4096 * 100)
     hasher = Hasher("pca", 8).fit(images)
     first = np.unpackbits(hasher.encode(images), axis=1)[:, 0]
     assert abs(int(first[:400].sum()) - int(first[400:].sum())) == 400
@@ -898,7 +898,7 @@ def test_saving_over_anything_else_is_refused(tmp_path: Path, small: Hasher) -> 
         (tmp_path / name).write_text("mine")
     before = files(tmp_path)
     for name in ("file", "photos", "project", "settings", "more", "."):
-        with pytest.raises(HashretError, match="exists and is no model folder: choose another place"):
+        with pytest.raises(HashretError, match="exists and is no model folder: choose another path"):
             small.save(tmp_path / name)
     (tmp_path / "project" / ".git").unlink()
     with pytest.raises(HashretError, match="exists and is no model folder"):

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from hashret.hasher import Hasher
 from hashret.models import MODELS, Member
-from hashret.models.augment import augment, mirror_images_are_rarer, moved
+from hashret.models.augment import augment, mirror_images_are_rarer, random_shift
 from hashret.models.base import straight_through_sign
 from hashret.models.bernoulli_vae import kl_to_fair_coin
 from hashret.models.bihalf import halves
@@ -543,7 +543,7 @@ def test_as_many_first_views_as_asked_for_are_the_images_themselves(shape: Any) 
     x = torch.rand(300, *shape)
     parts: dict[str, Any] = {"network": "mlp", "likelihood": "gaussian", "width": 2}
     for whole, least, most in ((0.0, 0, 0), (0.3, 60, 120), (1.0, 300, 300)):
-        first, second = build("contrastive", shape, whole=whole, **parts).pair(x)  # type: ignore[operator]
+        first, second = build("contrastive", shape, whole=whole, **parts).two_views(x)  # type: ignore[operator]
         assert least <= sum(torch.equal(view, image) for view, image in zip(first, x, strict=True)) <= most
         assert not any(torch.equal(view, image) for view, image in zip(second, x, strict=True))
 
@@ -584,7 +584,7 @@ def test_of_a_batch_as_many_are_remembered_as_asked_for() -> None:
     torch.manual_seed(3)
     terms = member.loss(x)
     torch.manual_seed(3)
-    codes = member.encoder(torch.cat(member.pair(x)))[:20].sign()  # type: ignore[operator]
+    codes = member.encoder(torch.cat(member.two_views(x)))[:20].sign()  # type: ignore[operator]
     nll = member.likelihood.nll(member.decoder(codes), x[:20]).mean()
     assert torch.allclose(terms["reconstruction"], nll / (64 * 3))
 
@@ -596,7 +596,7 @@ def test_bits_weigh_as_much_as_asked_for_in_what_is_compared(signs: float) -> No
     torch.manual_seed(3)
     contrast = member.loss(x)["contrast"]
     torch.manual_seed(3)
-    a, b = member.encoder(torch.cat(member.pair(x))).chunk(2)  # type: ignore[operator]
+    a, b = member.encoder(torch.cat(member.two_views(x))).chunk(2)  # type: ignore[operator]
     assert torch.allclose(contrast, signs * nt_xent(a.sign(), b.sign(), 0.1) + (1 - signs) * nt_xent(a, b, 0.1))
 
 
@@ -725,13 +725,13 @@ def test_an_image_is_moved_by_whole_pixels_and_never_farther_than_asked() -> Non
     x = torch.zeros(400, 2, 7, 9)
     x[:, 0, 3, 4] = 1
     x[:, 1, 0] = 1  # the upper edge
-    view = moved(x, 2)
+    view = random_shift(x, 2)
     assert view.shape == x.shape
     rows, columns = view[:, 0].flatten(1).argmax(1) // 9, view[:, 0].flatten(1).argmax(1) % 9
     assert (view[:, 0].sum((1, 2)) == 1).all()
     assert set((rows - 3).tolist()) == set((columns - 4).tolist()) == {-2, -1, 0, 1, 2}
     assert torch.equal(view[:, 1].sum((1, 2)), 9.0 * (rows - 3 + 1).clamp(min=0))
-    assert torch.equal(moved(x, 0), x)
+    assert torch.equal(random_shift(x, 0), x)
 
 
 def test_an_autoencoder_learns_from_images_that_are_moved_and_is_measured_on_those_that_are_not() -> None:
@@ -743,7 +743,7 @@ def test_an_autoencoder_learns_from_images_that_are_moved_and_is_measured_on_tho
         member.encoder.train(False)
         member.training = True
     torch.manual_seed(4)
-    expected = still.loss(moved(x, 1))["reconstruction"]
+    expected = still.loss(random_shift(x, 1))["reconstruction"]
     torch.manual_seed(4)
     assert torch.equal(moving.loss(x)["reconstruction"], expected)
     with pytest.raises(ValueError, match="shift must be from 0 to 7, and 0 for vectors, not 1"):

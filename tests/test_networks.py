@@ -74,7 +74,7 @@ def test_convolutions_are_laid_out_in_blocks_where_that_gains(name: str, width: 
     quick = folded(model)
     assert gains == any(isinstance(layer, Blocked) for layer in quick.modules())
     with torch.inference_mode():
-        for n in (1, Blocked.IMAGES - 1, Blocked.IMAGES, 100):
+        for n in (1, Blocked.MIN_IMAGES - 1, Blocked.MIN_IMAGES, 100):
             torch.testing.assert_close(quick(x[:n]), model(x[:n]), rtol=1e-4, atol=1e-4)
         assert quick.double()(x.double()).dtype == torch.float64
 
@@ -90,7 +90,7 @@ def test_blocks_hold_between_layers() -> None:
 
     layers = Blocked(nn.Conv2d(1, 16, 3), Watching(), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 32, 3))
     with torch.inference_mode():
-        given = [layers(torch.rand(n, 1, 9, 9)) for n in (Blocked.IMAGES - 1, Blocked.IMAGES)]
+        given = [layers(torch.rand(n, 1, 9, 9)) for n in (Blocked.MIN_IMAGES - 1, Blocked.MIN_IMAGES)]
     assert seen == [False, True] and not any(y.is_mkldnn for y in given)
 
 
@@ -348,7 +348,7 @@ def test_what_cannot_be_is_refused_with_what_can() -> None:
         Hasher("ae", 16, network="backbone:none")
     with pytest.raises(ValueError, match="weights are for a network such as backbone:resnet18: network 'conv' takes"):
         Hasher("ae", 16, weights="some.pth")
-    with pytest.raises(ValueError, match="sees grey or colour, not 2 channels"):
+    with pytest.raises(ValueError, match="takes images of 1 or 3 channels, not 2"):
         backbone(SMALL, "random").encoder((2, 8, 8), 8, 24)
 
 

@@ -21,8 +21,8 @@ from hashret.models.base import TrainingDefaults
 from hashret.parallel import Progress
 from hashret.runtime.inputs import to_input
 from hashret.training import loop as training
-from hashret.training.loop import Pairs, Training, split, train
-from hashret.training.muon import UPDATE_SCALE, Muon, orthogonal
+from hashret.training.loop import LabelledPairs, Training, split, train
+from hashret.training.muon import UPDATE_SCALE, Muon, orthogonalise
 from hashret.training.options import TrainingOptions
 
 LEARNED = [name for name, member in MODELS.items() if member.trainable]
@@ -525,7 +525,7 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, damage: Callable[[Pat
     damage(checkpoint)
     member = build()
     before = weights(member)
-    with pytest.raises(HashretError, match="(is damaged|nothing to resume).*: train without --resume"):
+    with pytest.raises(HashretError, match="(is damaged|there is no checkpoint).*: train without --resume"):
         learn(member, checkpoint=checkpoint, resume=True)
     assert weights(member) == before
 
@@ -592,9 +592,9 @@ def test_progress_names_every_term_of_the_loss() -> None:
 # Judged pairs
 
 
-def judged(n: int = 20) -> Pairs:
+def judged(n: int = 20) -> LabelledPairs:
     """Pairs of digits that are said to be the same, and others that are said to be different."""
-    return Pairs(DIGITS[:n], DIGITS[n : 2 * n], np.arange(n) % 2 == 0)
+    return LabelledPairs(DIGITS[:n], DIGITS[n : 2 * n], np.arange(n) % 2 == 0)
 
 
 def test_a_pair_costs_a_nat_for_each_bit_that_is_wrong() -> None:
@@ -650,7 +650,7 @@ def test_a_training_resumes_with_the_same_pairs_alone(tmp_path: Path) -> None:
 
 
 def test_pairs_that_nothing_can_be_learned_from_are_refused() -> None:
-    with pytest.raises(HashretError, match="judged pairs cannot be learned from: there are none"):
+    with pytest.raises(HashretError, match="labelled pairs cannot be learned from: there are none"):
         Hasher("binary", 16).fit(DIGITS, steps=1, pairs=[])
     with pytest.raises(HashretError, match="model 'itq' has no network that they could train"):
         Hasher("itq", 16).fit(DIGITS, pairs=[(DIGITS[0], DIGITS[1], True)])
@@ -666,10 +666,10 @@ def test_an_orthogonal_step_turns_all_directions_alike(shape: tuple[int, int], d
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     least = 0.1 if dtype is torch.float32 else 0.2
     matrix = u @ torch.diag(torch.linspace(1, least, len(v))) @ v * 1e-3
-    turned = u.T @ orthogonal(matrix.to(dtype)).float() @ v.T
+    turned = u.T @ orthogonalise(matrix.to(dtype)).float() @ v.T
     assert turned.diag().min() > 0.5 and turned.diag().max() < 1.21
     assert (turned - turned.diag().diag()).abs().max() < (1e-5 if dtype is torch.float32 else 0.04)
-    assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
+    assert torch.equal(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
 
 
 def test_muon_moves_kernels_as_matrices_and_all_else_as_adamw_does() -> None:

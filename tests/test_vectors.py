@@ -22,7 +22,7 @@ from hashret.data.vectors import VectorPreprocessing
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models import MODELS
-from hashret.models.augment import augment, views
+from hashret.models.augment import augment, check_views
 from hashret.plots import contact_sheet
 from hashret.tasks import generation, restoration
 
@@ -261,7 +261,7 @@ def test_views_of_vectors_have_noise_and_lack_numbers() -> None:
     assert float(noisy.mean()) == pytest.approx(1, abs=0.01) and float(noisy.std()) == pytest.approx(0.5, abs=0.01)
     for name, value in (("noise", -0.1), ("masking", 1.5)):
         with pytest.raises(ValueError, match=f"{name} {value}"):
-            views(crop=1, rotation=0, flip=0, light=0, **{name: value})
+            check_views(crop=1, rotation=0, flip=0, light=0, **{name: value})
 
 
 # Collections

@@ -1,8 +1,8 @@
-"""Heads by name: how real numbers become bits. NumPy alone.
+"""Heads by name: the last step from real numbers to bits, in NumPy alone.
 
-Every head projects an output to one number for each bit; the bit is 1 where that lies above the bit's threshold. Heads
-differ in what they project by and in how that is fitted. A threshold lies midway between two neighbouring training
-values, never on one, so that no training image's bit hangs on a rounding error. A new head is one file and one line.
+Every head projects an output to one number per bit; the bit is 1 if the number lies above the bit's threshold. Heads
+differ in the projection and how it is fitted. A threshold is the midpoint between two neighbouring training values,
+never a value, so that rounding errors flip no bit of a training image. A new head is one file and one entry of `HEADS`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from hashret.heads.products import Floats
 
 __all__ = ["HEADS", "Head", "check_head"]
 
-HEADS: dict[str, Callable[[Floats, int, int], Head]] = {  # of training values (n, d), the number of bits, and a seed
+HEADS: dict[str, Callable[[Floats, int, int], Head]] = {  # from training outputs (n, d), the number of bits and a seed
     "sign": sign,
     "median": median,
     "lsh": linear.lsh,
@@ -25,19 +25,19 @@ HEADS: dict[str, Callable[[Floats, int, int], Head]] = {  # of training values (
 }
 
 
-def check_head(head: str, images: int, numbers: int, bits: int) -> None:
-    """Raises HashretError if `head` cannot make `bits` bits of so many images with so many numbers each."""
+def check_head(head: str, images: int, dim: int, bits: int) -> None:
+    """Raise HashretError if `head` cannot make `bits` bits from so many images with `dim` outputs each."""
     choose(HEADS, head, "head")
     if images < 2:
         raise HashretError("one image is not enough to learn from: give a source with at least two images")
-    if head in ("sign", "median") and numbers != bits:
+    if head in ("sign", "median") and dim != bits:
         raise HashretError(
-            f"head {head!r} makes one bit of every number, and {format_count(numbers, 'number')} cannot give {bits} "
-            f"bits: choose --head itq, or as many numbers as bits with --set latent={bits}"
+            f"head {head!r} makes one bit of every number, and {format_count(dim, 'number')} cannot give {bits} bits: "
+            f"choose --head itq, or as many numbers as bits with --set latent={bits}"
         )
-    if head in ("pca", "itq") and min(images, numbers) < bits:
-        lack = format_count(images, "image") if images < bits else f"{format_count(numbers, 'number')} an image"
+    if head in ("pca", "itq") and min(images, dim) < bits:
+        shortage = format_count(images, "image") if images < bits else f"{format_count(dim, 'number')} an image"
         raise HashretError(
-            f"head {head!r} needs at least as many images, and numbers an image, as bits: {lack} cannot give "
+            f"head {head!r} needs at least as many images, and numbers an image, as bits: {shortage} cannot give "
             f"{bits} bits; choose fewer bits or --head lsh"
         )

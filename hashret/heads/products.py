@@ -1,10 +1,9 @@
-"""Matrix products that keep to the calling thread.
+"""Matrix products that run in the calling thread.
 
-NumPy's BLAS spreads a product over threads of its own where it is large enough, and has no switch for a single thread
-that asks. Other cores may have work of their own; on busy ones its threads wait for each other a hundred times as long
-as a product takes. OpenBLAS leaves products of up to 2¹⁸ multiplications to the thread that asks for them, but spreads
-products with a vector from 9,216 on; so larger ones are cut into blocks, and vectors go by `einsum`, which has no
-threads.
+NumPy's BLAS computes large products with threads of its own, and cannot be limited to one thread for a single caller.
+The other cores may be busy with other images; its threads then wait for each other a hundred times as long as a product
+takes. OpenBLAS computes products of up to 2¹⁸ multiplications in the calling thread, but matrix-vector products only
+below 9,216. Larger products are therefore cut into blocks, and those with a vector use `einsum`, which has no threads.
 """
 
 import numpy as np
@@ -12,38 +11,38 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32 | np.float64]
 
-LARGEST = 2**18  # multiplications
-DEPTH, ROWS = 256, 32  # of a block of a large matrix
+MAX_MULTIPLICATIONS = 2**18  # of a block
+BLOCK_DEPTH, BLOCK_ROWS = 256, 32  # of a block of a large matrix
 
 
 def product(x: Floats, w: Floats) -> Floats:
-    """x @ w for matrices (n, d) and (d, m), by the calling thread."""
+    """Return x @ w for matrices (n, d) and (d, m), computed in the calling thread."""
     n, d, m = len(x), len(w), w.shape[1]
     if min(n, m) == 1:
-        return _without_threads(x, w)
-    if n * d * m <= LARGEST:
+        return _einsum(x, w)
+    if n * d * m <= MAX_MULTIPLICATIONS:
         return x @ w
-    rows = LARGEST // (d * m)
+    rows = MAX_MULTIPLICATIONS // (d * m)
     if rows >= 4:
         return _by_rows(x, w, rows)
-    columns = LARGEST // (ROWS * min(d, DEPTH))
+    columns = MAX_MULTIPLICATIONS // (BLOCK_ROWS * min(d, BLOCK_DEPTH))
     out = np.zeros((n, m), x.dtype)
-    for k in range(0, d, DEPTH):
+    for k in range(0, d, BLOCK_DEPTH):
         for j in range(0, m, columns):
-            out[:, j : j + columns] += _by_rows(x[:, k : k + DEPTH], w[k : k + DEPTH, j : j + columns], ROWS)
+            out[:, j : j + columns] += _by_rows(x[:, k : k + BLOCK_DEPTH], w[k : k + BLOCK_DEPTH, j : j + columns])
     return out
 
 
-def _by_rows(x: Floats, w: Floats, rows: int) -> Floats:
-    """x @ w, so many rows at a time: `matmul` asks BLAS for one product after the other."""
+def _by_rows(x: Floats, w: Floats, rows: int = BLOCK_ROWS) -> Floats:
+    """Return x @ w, computed in blocks of `rows` rows: `matmul` on a stack calls BLAS for one block at a time."""
     whole = len(x) // rows * rows
     out = np.empty((len(x), w.shape[1]), x.dtype)
     np.matmul(x[:whole].reshape(-1, rows, x.shape[1]), w, out=out[:whole].reshape(-1, rows, w.shape[1]))
     rest = x[whole:]
-    out[whole:] = _without_threads(rest, w) if len(rest) == 1 else rest @ w
+    out[whole:] = _einsum(rest, w) if len(rest) == 1 else rest @ w
     return out
 
 
-def _without_threads(x: Floats, w: Floats) -> Floats:
+def _einsum(x: Floats, w: Floats) -> Floats:
     out: Floats = np.einsum("nd,dm->nm", x, w)
     return out

@@ -11,35 +11,39 @@ from hashret.heads.head import Head, Projection
 from hashret.heads.linear import Linear
 
 
-class Shaped(Protocol):
+class HasShape(Protocol):
+    """An array, or the description of a stored one."""
+
     @property
     def shape(self) -> tuple[int, ...]: ...
 
 
-POSITIVE = {"scale", "reach", "length"}  # tensors whose numbers all are
+POSITIVE = {"scale", "reach", "length"}  # tensors of positive numbers
 
 
 def stored_head(tensors: Mapping[str, NDArray[Any]]) -> Head:
-    """The head of which `Head.tensors` are these, which have the `head_shapes`."""
+    """Return the head with these tensors, whose names and shapes are those of `head_shapes`."""
     projection: Projection | None = None
-    length = tensors.get("length")
+    min_norm = tensors.get("length")
     if "anchors" in tensors:
         anchors = Anchors(tensors["anchors"], tensors["reach"])
-        projection = AnchorGraph(tensors["mean"], anchors, tensors["projection"], length, tensors.get("detail"))
+        projection = AnchorGraph(tensors["mean"], anchors, tensors["projection"], min_norm, tensors.get("detail"))
     elif "projection" in tensors:
-        projection = Linear(tensors["mean"], tensors["projection"], length)
+        projection = Linear(tensors["mean"], tensors["projection"], min_norm)
     return Head(tensors["threshold"], tensors["scale"], projection)
 
 
-def head_shapes(tensors: Mapping[str, Shaped], numbers: int, bits: int) -> dict[str, tuple[int, ...]]:
-    """The shapes that the tensors of a stored head, of which these may be some, must have, for outputs of so many
-    numbers. All are float64."""
+def head_shapes(tensors: Mapping[str, HasShape], dim: int, bits: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that a stored head's tensors must have, by name, for outputs of `dim` numbers.
+
+    `tensors`, not yet checked, determine the type of the head. All tensors are float64.
+    """
     shapes: dict[str, tuple[int, ...]] = {"threshold": (bits,), "scale": (bits,)}
     if "anchors" in tensors:
-        m = prod(tensors["anchors"].shape) // numbers
-        shapes |= {"mean": (numbers,), "anchors": (m, numbers), "reach": (), "projection": (m, bits)}
-        return shapes | ({"length": (), "detail": (numbers, bits)} if "detail" in tensors else {})
-    if numbers == bits and not {"mean", "projection"} & tensors.keys():
+        m = prod(tensors["anchors"].shape) // dim
+        shapes |= {"mean": (dim,), "anchors": (m, dim), "reach": (), "projection": (m, bits)}
+        return shapes | ({"length": (), "detail": (dim, bits)} if "detail" in tensors else {})
+    if dim == bits and not {"mean", "projection"} & tensors.keys():
         return shapes
-    shapes |= {"mean": (numbers,), "projection": (numbers, bits)}
+    shapes |= {"mean": (dim,), "projection": (dim, bits)}
     return shapes | ({"length": ()} if "length" in tensors else {})

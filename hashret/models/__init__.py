@@ -1,6 +1,6 @@
-"""The autoencoder family. A new member is one file and one line here.
+"""The autoencoder family by name. A new member is one file and one entry of `MODELS`.
 
-Importing this package, and reading the names and settings of members (`MODELS.settings(name)`), loads no PyTorch.
+Importing this package and reading the names and settings of members (`MODELS.settings(name)`) do not load PyTorch.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,8 @@
-"""Views of one image: random crops, turns, mirrorings, light and erasures, for a whole batch at once. Those of a
-vector: noise, and numbers that are left out.
+"""Augmented views of images (random crops, rotations, mirroring, brightness, erasure) and of vectors (noise, masking),
+computed for a whole batch at once.
 
-The views of SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709) as one affine resampling a batch, with every
-image drawing its own parameters.
+The views are those of SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709), as one affine resampling per batch
+with random parameters for each image.
 """
 
 import math
@@ -15,19 +15,19 @@ from torch.nn import functional as F
 from hashret.models.binary import BinaryAutoencoder
 from hashret.models.networks import Shape
 
-AUTO = -1.0
-FARTHER = 1.2  # than an image: its mirror image, if it is another one
+AUTO = -1.0  # the value of a setting that is chosen from the images
+MIRROR_RATIO = 1.2  # flips are off if mirror images are farther from other images than this times the images' distance
 
 
-def in_colour(shape: Shape) -> bool:
-    """Whether images of this shape (c, h, w) have three channels; vectors (d,) have none."""
+def is_colour(shape: Shape) -> bool:
+    """Return whether images of this shape (c, h, w) have three channels; False for vectors (d,)."""
     return len(shape) == 3 and shape[0] == 3
 
 
 class ViewedAutoencoder(BinaryAutoencoder):
-    """A member that learns from views of the images rather than from the images themselves."""
+    """Base class of the members that learn from augmented views of the images."""
 
-    reconstruction: float
+    reconstruction: float  # weight of the reconstruction loss
 
     def __init__(
         self,
@@ -42,39 +42,42 @@ class ViewedAutoencoder(BinaryAutoencoder):
         masking: float = 0.05,
         **parts: Any,
     ) -> None:
-        """What views are like (see `augment`); `noise` and `masking` are for vectors. −1 lets the images choose: a
-        `flip` is ½ unless their mirror images are other images, as of writing; in colour, as photos are, whose objects
-        lie anywhere in any light, `crop` is 0.6 and `light` 0.3, otherwise 0.8 and 0.2."""
+        """The settings are those of `augment`; `noise` and `masking` are for vectors.
+
+        −1 chooses by the images. `flip` becomes 0 if mirror images are unlike all images, as in writing, otherwise ½.
+        `crop` and `light` become 0.6 and 0.3 for colour images, which are mostly photos with objects at any place and
+        in any light, otherwise 0.8 and 0.2.
+        """
         super().__init__(*args, **parts)
-        self.colour = in_colour(self.shape)
+        self.colour = is_colour(self.shape)
         crop = (0.6 if self.colour else 0.8) if crop == AUTO else crop
         light = (0.3 if self.colour else 0.2) if light == AUTO else light
-        self.free = flip == AUTO
-        flip = 0.5 if self.free else flip
+        self.auto_flip = flip == AUTO
+        flip = 0.5 if self.auto_flip else flip
         others = {"erase": erase, "grey": grey, "noise": noise, "masking": masking}
-        self.views = views(crop=crop, rotation=rotation, flip=flip, light=light, **others)
+        self.view_settings = check_views(crop=crop, rotation=rotation, flip=flip, light=light, **others)
 
     def on_train_start(self, x: Tensor, labels: Tensor | None) -> None:
-        if self.free and x.ndim == 4:
-            self.views["flip"] = 0.0 if mirror_images_are_rarer(x) else 0.5
+        if self.auto_flip and x.ndim == 4:
+            self.view_settings["flip"] = 0.0 if mirror_images_are_rarer(x) else 0.5
 
     def auto_settings(self) -> dict[str, float]:
-        told = ("crop", "flip", "light", "grey") if len(self.shape) == 3 else ()
-        return {f"view_{name}": self.views[name] for name in told}
+        names = ("crop", "flip", "light", "grey") if len(self.shape) == 3 else ()
+        return {f"view_{name}": self.view_settings[name] for name in names}
 
     def view(self, x: Tensor) -> Tensor:
-        """Another view of each image of a batch."""
-        return augment(x, **self.views)
+        """Return a random view of each image of a batch, in the shape of `x`."""
+        return augment(x, **self.view_settings)
 
     def reconstruction_loss(self, code: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """What the decoder costs, in `reconstruction` nats per pixel; where that is 0, it is not asked."""
+        """Return the weighted negative log-likelihood in nats per pixel, or nothing if its weight is 0."""
         if not self.reconstruction:
             return {}
         nll = self.likelihood.nll(self.decode(code), x).mean() / x[0].numel()
         return {"reconstruction": self.reconstruction * nll}
 
 
-def views(
+def check_views(
     *,
     crop: float,
     rotation: float,
@@ -85,16 +88,16 @@ def views(
     noise: float = 0.0,
     masking: float = 0.0,
 ) -> dict[str, float]:
-    """What `augment` takes, checked; raises ValueError for what it cannot do."""
-    chosen = {"crop": crop, "rotation": rotation, "flip": flip, "light": light, "erase": erase}
-    chosen |= {"grey": grey, "noise": noise, "masking": masking}
-    shares = all(0 <= share <= 1 for share in (flip, light, erase, grey, masking))
-    if not (0 < crop <= 1 and min(rotation, noise) >= 0 and shares):
+    """Return the arguments of `augment` by name. Raise ValueError for values out of range."""
+    settings = {"crop": crop, "rotation": rotation, "flip": flip, "light": light, "erase": erase}
+    settings |= {"grey": grey, "noise": noise, "masking": masking}
+    are_shares = all(0 <= share <= 1 for share in (flip, light, erase, grey, masking))
+    if not (0 < crop <= 1 and min(rotation, noise) >= 0 and are_shares):
         raise ValueError(
             "crop must be above 0 and at most 1, rotation 0 or more, noise too, and flip, light, erase, grey and "
-            "masking from 0 to 1, not " + ", ".join(f"{name} {value}" for name, value in chosen.items())
+            "masking from 0 to 1, not " + ", ".join(f"{name} {value}" for name, value in settings.items())
         )
-    return chosen
+    return settings
 
 
 def augment(
@@ -109,14 +112,14 @@ def augment(
     noise: float = 0.0,
     masking: float = 0.0,
 ) -> Tensor:
-    """Another view of each image: float32 (n, c, h, w) in and out, in [0, 1]; or of each vector (n, d).
+    """Return a random view of each image, float32 (n, c, h, w) in [0, 1], or of each vector (n, d).
 
-    `crop` is the smallest share of a side that is kept (before a change of the aspect ratio by at most exp(1 − crop)),
-    `rotation` the largest turn in degrees, `flip` the probability of a mirror image, `light` the largest relative
-    change of contrast and of brightness, and half of it that of a single channel beside, `erase` the largest side of an
-    erased rectangle as a share of the image's, and `grey` the probability that every channel becomes their mean. Of
-    vectors, whose mean is 0 and variance 1, `masking` is the share of numbers that become 0, and `noise` the standard
-    deviation of what is added to the others.
+    `crop` is the smallest share of a side that is kept, before a random change of the aspect ratio by a factor of at
+    most exp(1 − crop). `rotation` is the largest angle in degrees and `flip` the probability of
+    mirroring. `light` is the largest relative change of contrast and of brightness; each channel varies by half of it
+    besides. `erase` is the largest side of an erased rectangle as a share of the image's side, and `grey` the
+    probability that all channels become their mean. For vectors of mean 0 and variance 1, `masking` is the share of
+    coordinates set to 0 and `noise` the standard deviation of the noise added to the others.
     """
     if x.ndim == 2:
         return (x + noise * torch.randn_like(x)) * (torch.rand_like(x) >= masking)
@@ -156,28 +159,33 @@ def augment(
     return x
 
 
-def moved(x: Tensor, most: int) -> Tensor:
-    """Each image, (n, c, h, w), moved by whole pixels, at most so many each way, its edge repeated behind it."""
+def random_shift(x: Tensor, max_shift: int) -> Tensor:
+    """Translate each image (n, c, h, w) by a random whole number of pixels, at most `max_shift` along each axis, and
+    fill the gap by repeating the edge."""
     n, _, height, width = x.shape
-    padded = F.pad(x, (most,) * 4, mode="replicate")
-    top, left = torch.randint(2 * most + 1, (2, n, 1), device=x.device)
+    padded = F.pad(x, (max_shift,) * 4, mode="replicate")
+    top, left = torch.randint(2 * max_shift + 1, (2, n, 1), device=x.device)
     rows, columns = ((first + torch.arange(side, device=x.device)) for first, side in ((top, height), (left, width)))
-    each = torch.arange(n, device=x.device)[:, None, None]
-    return padded[each, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    images = torch.arange(n, device=x.device)[:, None, None]
+    return padded[images, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def mirror_images_are_rarer(x: Tensor) -> bool:
-    """Whether the mirror images of x, float32 (n, c, h, w), are farther from the other images than the images
-    themselves: by over a fifth, at the median of 1,000, from the nearest of 5,000, of which only 16 × 16 pixels are
-    compared. Then left and right are no matter of chance, as in writing, and a mirror image is another image."""
-    small = F.adaptive_avg_pool2d(x[:5000], 16)
-    asked = small[:1000]
-    images = small.flatten(1)
-    own = torch.arange(len(asked), device=x.device)
+    """Return whether the mirror images of x, float32 (n, c, h, w), are unlike the other images.
 
-    def nearest(queries: Tensor) -> Tensor:
+    They are if their distance from the nearest other image exceeds that of the image itself by over a fifth, as the
+    median over 1,000 images, among 5,000, at 16 × 16 pixels. Orientation then carries meaning, as in writing, and a
+    flip would show another image.
+    """
+    small = F.adaptive_avg_pool2d(x[:5000], 16)
+    queries = small[:1000]
+    images = small.flatten(1)
+    own = torch.arange(len(queries), device=x.device)
+
+    def nearest_distances(queries: Tensor) -> Tensor:
         distances = torch.cdist(queries.flatten(1), images)
         distances[own, own] = math.inf
         return distances.amin(1)
 
-    return bool((nearest(asked.flip(3)) / nearest(asked).clamp(min=1e-6)).median() > FARTHER)
+    ratios = nearest_distances(queries.flip(3)) / nearest_distances(queries).clamp(min=1e-6)
+    return bool(ratios.median() > MIRROR_RATIO)

@@ -1,7 +1,7 @@
-"""Networks that others have trained: the frozen features of a torchvision classifier, and one linear layer to train.
+"""Pretrained networks: the frozen features of a torchvision classifier, followed by one trainable linear layer.
 
-They go by the name `backbone:NAME`, as in `backbone:resnet18`. Their weights are part of a model, so that who has the
-model folder needs nothing else.
+Their names are `backbone:NAME`, as in `backbone:resnet18`. A saved model contains their weights, so that its folder
+suffices.
 """
 
 import pickle
@@ -18,14 +18,15 @@ from hashret.models.networks import Network, Shape, conv_decoder
 PREFIX = "backbone:"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue
 
-# The first two have further outputs and their own normalisation. The others cannot be made without memory, or for the
-# size of image that their weights are for, by their name alone.
-UNLIKE = ("googlenet", "inception", "regnet", "vit_h")
+# The first two have auxiliary outputs and a normalisation of their own. From their name alone, the last two cannot be
+# built on the meta device, or not at the image size of their weights.
+UNSUPPORTED = ("googlenet", "inception", "regnet", "vit_h")
 
 
 class Backbone(nn.Module):
-    """Images (n, c, h, w) in [0, 1], resized, in colour and normalised, to features: all but the last layer of a
-    classifier. Its weights are buffers, which no optimiser is given, and it is in evaluation mode always."""
+    """A classifier without its last layer: from images (n, c, h, w) in [0, 1], which it resizes, converts to colour and
+    normalises, to features (n, d). Its weights are buffers, so that no optimiser changes them, and it always stays in
+    evaluation mode."""
 
     mean: Tensor
     deviation: Tensor
@@ -46,49 +47,50 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        x = x.expand(-1, 3, -1, -1)  # repeats a grey channel
+        x = x.expand(-1, 3, -1, -1)  # repeats the channel of grey images
         return self.classifier((x - self.mean) / self.deviation)  # type: ignore[no-any-return]
 
 
 def backbone(network: str, weights: str) -> Network:
-    """The network `backbone:NAME` with the decoder of `conv`, and with such weights: "" for those that torchvision has
-    on this machine, "random", or a file of a state dict.
+    """Return the network `backbone:NAME` with the decoder of `conv`.
 
-    Raises ValueError if there is no such classifier; its encoder raises HashretError if there are no such weights,
-    unless it is made on the meta device, where none are needed.
+    `weights` is "" for those in torchvision's cache on this machine, "random", or the path of a state dict. Raise
+    ValueError for an unknown classifier. The network's encoder raises HashretError if the weights are missing, unless
+    it is built on the meta device.
     """
-    import torchvision  # late: it takes long to import
+    import torchvision  # late, because it is slow to import
 
     name = network.removeprefix(PREFIX)
-    names = [n for n in torchvision.models.list_models(torchvision.models) if not n.startswith(UNLIKE)]
+    names = [n for n in torchvision.models.list_models(torchvision.models) if not n.startswith(UNSUPPORTED)]
     if name not in names:
         raise ValueError(f"there is no network {network!r}; choose {PREFIX} and one of {', '.join(names)}")
 
     def encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
         if shape[0] not in (1, 3):
-            raise ValueError(f"network {network!r} sees grey or colour, not {shape[0]} channels")
-        best = torchvision.models.get_model_weights(name).DEFAULT
-        classifier, features = _without_last_layer(_classifier(name, weights, best))
-        frozen = Backbone(classifier, best.transforms().crop_size[0])
+            raise ValueError(f"network {network!r} takes images of 1 or 3 channels, not {shape[0]}")
+        default = torchvision.models.get_model_weights(name).DEFAULT
+        classifier, features = _without_last_layer(_classifier(name, weights, default))
+        frozen = Backbone(classifier, default.transforms().crop_size[0])
         return nn.Sequential(frozen, nn.Flatten(), nn.Linear(features, outputs))
 
     return Network(encoder, conv_decoder)
 
 
-def _classifier(name: str, weights: str, best: Any) -> nn.Module:
+def _classifier(name: str, weights: str, default: Any) -> nn.Module:
+    """Return the classifier; on the meta device without loading weights, which are only counted, or loaded later."""
     import torchvision
 
-    empty = torch.empty(0).is_meta  # weights come from elsewhere, or are only counted
-    if weights == "" and not empty:
-        cached = Path(torch.hub.get_dir(), "checkpoints", best.url.rpartition("/")[2])
+    is_meta = torch.empty(0).is_meta
+    if weights == "" and not is_meta:
+        cached = Path(torch.hub.get_dir(), "checkpoints", default.url.rpartition("/")[2])
         if not cached.is_file():
             raise HashretError(
-                f"the weights of {name} are not on this machine: download {best.url} to {cached}, "
+                f"the weights of {name} are not on this machine: download {default.url} to {cached}, "
                 f"or give the setting weights a file that has them"
             )
-        return torchvision.models.get_model(name, weights=best)  # type: ignore[no-any-return]
+        return torchvision.models.get_model(name, weights=default)  # type: ignore[no-any-return]
     classifier: nn.Module = torchvision.models.get_model(name)
-    if weights not in ("", "random") and not empty:
+    if weights not in ("", "random") and not is_meta:
         try:
             classifier.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, TypeError, ValueError) as error:
@@ -99,7 +101,7 @@ def _classifier(name: str, weights: str, best: Any) -> nn.Module:
 
 
 def _without_last_layer(classifier: nn.Module) -> tuple[nn.Module, int]:
-    """A classifier that stops before the layer that tells classes, and how many features that layer was given."""
+    """Replace the last layer of a classifier by the identity. Return the classifier and the number of its features."""
     name, last = [(n, m) for n, m in classifier.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     parent, _, child = name.rpartition(".")
     setattr(classifier.get_submodule(parent), child, nn.Identity())

@@ -1,4 +1,4 @@
-"""What all members of the family share: parts by name, the reconstruction loss, and the maths of binary bottlenecks."""
+"""The base class of all members: networks and likelihoods by name, the reconstruction loss, and binary bottlenecks."""
 
 import inspect
 from typing import Any, ClassVar, NamedTuple
@@ -12,13 +12,13 @@ from hashret.models.backbones import PREFIX, backbone
 from hashret.models.likelihoods import LIKELIHOODS
 from hashret.models.networks import NETWORKS, Network, Shape
 
-MAX_WEIGHTS = 2**30  # of a member: four gigabytes, and training needs as much again three times
-FOR_VECTORS = {"network": "mlp", "likelihood": "gaussian"}  # defaults of settings that images have others for
+MAX_WEIGHTS = 2**30  # per member: 4 GiB, and training needs three times as much besides
+VECTOR_DEFAULTS = {"network": "mlp", "likelihood": "gaussian"}  # settings whose defaults do not fit vectors
 
 
 class TrainingDefaults(NamedTuple):
-    """How a member is trained unless it is said otherwise: images in a step, the two rates of AdamW, and whether
-    matrices go the way of Muon instead (`hashret.training.muon`)."""
+    """A member's default batch size, learning rate and weight decay, and whether Muon (`hashret.training.muon`) instead
+    of AdamW updates its matrices."""
 
     batch: int = 256
     learning_rate: float = 2e-3
@@ -27,20 +27,19 @@ class TrainingDefaults(NamedTuple):
 
 
 class Member(nn.Module):
-    """An autoencoder whose encoder gives the real numbers that a head turns into bits.
+    """An autoencoder whose encoder outputs are turned into bits by a head.
 
-    A member states what is its own by overriding `corrupt` (what the encoder sees), `bottleneck` (what goes from the
-    encoder to the decoder, and which penalties that costs) and `outputs` (which real numbers become bits), or, if that
-    does not say it, `loss`. Images are float32 (n, c, h, w) in [0, 1]; vectors, for which `shape` is (d,), are float32
-    (n, d), with a mean of 0 and a variance of 1.
+    A member overrides `corrupt` (the encoder's input in training), `bottleneck` (the map from encoder to decoder, and
+    its penalties) and `outputs` (the real numbers that become bits), or `loss` if these do not suffice. Images are
+    float32 (n, c, h, w) in [0, 1]. Vectors are float32 (n, d) with mean 0 and variance 1; their `shape` is (d,).
     """
 
-    head: ClassVar[str] = "median"  # the head a member gets if none is asked for
+    head: ClassVar[str] = "median"  # the default head
     trainable: ClassVar[bool] = True
-    labelled: bool = False  # whether it learns from labels, and cannot without; its setting `classes` says how many
-    outputs_per_latent: ClassVar[int] = 1  # how many numbers the encoder gives for each unit of the bottleneck
-    normalised: ClassVar[bool] = False  # over the batch, where a free scale would escape a penalty
-    allows_skips: ClassVar[bool] = False  # whether the decoder may see more of the image than the code
+    labelled: bool = False  # whether training requires labels; the setting `classes` then holds their number
+    outputs_per_latent: ClassVar[int] = 1  # encoder outputs per unit of the bottleneck
+    normalised: ClassVar[bool] = False  # batch-normalise encoder outputs, so that no scaling escapes a penalty
+    allows_skips: ClassVar[bool] = False  # accepts networks whose decoder sees more of the image than the code
     training_defaults: TrainingDefaults = TrainingDefaults()
     condition_dim: int = 0  # inputs of the decoder besides the latent ones
 
@@ -55,19 +54,25 @@ class Member(nn.Module):
         width: int = 24,
         weights: str = "",
     ) -> None:
-        """`latent` is the width of the bottleneck, 0 for one unit a bit; `width` scales the network's layers; `weights`
-        are those of a network `backbone:NAME` (see `hashret.models.backbones`)."""
+        """Build the networks with random weights.
+
+        `latent` is the width of the bottleneck, 0 for one unit per bit; `width` scales the network's layers; `weights`
+        are the pretrained weights of a network `backbone:NAME` (see `hashret.models.backbones`). Raise ValueError for
+        an unknown name or an impossible value, HashretError for parts that do not support vectors.
+        """
         super().__init__()
         if latent < 0 or width < 1:
             raise ValueError(f"latent must be 0 or more and width 1 or more, not {latent} and {width}")
         self.shape, self.bits, self.latent = shape, bits, latent or bits
         parts = _network(network, weights)
         if parts.has_skips and not self.allows_skips:
-            raise ValueError(f"network {network!r} shows the decoder the image past the code: choose model 'denoising'")
+            raise ValueError(
+                f"the decoder of network {network!r} sees the image past the code: choose model 'denoising'"
+            )
         self.likelihood = choose(LIKELIHOODS, likelihood, "likelihood")
         if len(shape) == 1:
-            check_for_vectors("network", network, [name for name, there in NETWORKS.items() if there.vectors])
-            check_for_vectors("likelihood", likelihood, [name for name, there in LIKELIHOODS.items() if there.vectors])
+            check_for_vectors("network", network, [name for name, part in NETWORKS.items() if part.for_vectors])
+            check_for_vectors("likelihood", likelihood, [n for n, part in LIKELIHOODS.items() if part.for_vectors])
         self.decoded_shape = (shape[0] * self.likelihood.n_params, *shape[1:])
         self.encoder = parts.encoder(shape, self.latent * self.outputs_per_latent, width)
         self.decoder = parts.decoder(self.latent + self.condition_dim, self.decoded_shape, width)
@@ -76,37 +81,37 @@ class Member(nn.Module):
             self.encoder.append(norm)  # type: ignore[operator]
 
     def features(self, x: Tensor) -> Tensor:
-        """What the encoder makes of an image: (n, latent × outputs_per_latent)."""
+        """Return the encoder outputs, (n, latent × outputs_per_latent)."""
         return self.encoder(x)  # type: ignore[no-any-return]
 
     def decode(self, z: Tensor) -> Tensor:
-        """What the likelihood takes, from what went through the bottleneck."""
+        """Return the parameters of the likelihood, (n, *decoded_shape), from a bottleneck output (n, latent)."""
         return self.decoder(z)  # type: ignore[no-any-return]
 
     def corrupt(self, x: Tensor) -> Tensor:
-        """What the encoder sees in training instead of `x`."""
+        """Return the encoder's input in training, in place of `x`."""
         return x
 
     def bottleneck(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """From the encoder's features: the decoder's input (n, latent), and penalties by name, in nats per image."""
+        """Return the decoder's input (n, latent), and penalties by name in nats per image."""
         return features, {}
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """The terms by name, each a scalar in nats per image, of which training minimises the sum."""
+        """Return the loss terms by name, scalars in nats per image; training minimises their sum."""
         z, penalties = self.bottleneck(self.features(self.corrupt(x)))
         return {"reconstruction": self.likelihood.nll(self.decode(z), x).mean()} | penalties
 
     def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """What `loss` is for a member that learns from labels: int64 (n,), -1 for an image without one."""
+        """Return the loss terms with labels, int64 (n,), −1 for an image without one."""
         return self.loss(x)
 
     def pair_loss(self, x: Tensor, pairs: Tensor, same: Tensor) -> Tensor:
-        """What pairs that were judged cost, beside images `x` of all kinds: `pairs` (2, p, c, h, w), `same` bool (p,).
+        """Return the mean contrastive loss of labelled pairs, (2, p, c, h, w), with `same` bool (p,), as a scalar.
 
-        Of the mean pair: as many nats as there are bits that differ between images that are the same, and as the bits
-        that differ between others are short of half of all. Bits are signs of the outputs centred and scaled over all
-        these images, so that it matters little how a head cuts them. Pulling together, and pushing apart as far as a
-        margin, is the loss of Liu, Wang, Shan and Chen, "Deep Supervised Hashing for Fast Image Retrieval", CVPR 2016.
+        A pair of the same costs a nat per differing bit; a pair of different costs a nat per bit by which its distance
+        falls short of half of all bits (Liu, Wang, Shan and Chen, "Deep Supervised Hashing for Fast Image Retrieval",
+        CVPR 2016). Bits are the signs of the outputs, standardised over the pairs and the unpaired images `x`, so that
+        the thresholds of the head matter little.
         """
         z = self.outputs(torch.cat([x, *pairs])).float()
         a, b = straight_through_sign((z - z.mean(0)) / (z.std(0) + 1e-6))[len(x) :].chunk(2)
@@ -114,56 +119,56 @@ class Member(nn.Module):
         return torch.where(same, differing, F.relu(self.latent / 2 - differing)).mean()
 
     def on_train_start(self, x: Tensor, labels: Tensor | None) -> None:
-        """What has to be found out before training, or before it goes on, from some of the images."""
+        """Adapt to the training images, of which `x` are some; called before the first step, also of a resumed run."""
 
     def auto_settings(self) -> dict[str, float]:
-        """What it chose by itself for these images, by name: told in the model card."""
+        """Return the settings that the member derived from the images, by name, for the model card."""
         return {}
 
     def on_step_start(self, step: int, total_steps: int) -> None:
-        """What changes as training goes on: called before each step, counted from 0, of the steps planned."""
+        """Change what depends on the progress of training; called before each step, counted from 0."""
 
     def outputs(self, x: Tensor) -> Tensor:
-        """The real numbers (n, latent) that a head turns into bits."""
+        """Return the real numbers (n, latent) that a head turns into bits."""
         return self.features(x)[:, : self.latent]
 
     def metrics(self, x: Tensor) -> dict[str, Tensor]:
-        """What else is worth knowing of how images are remembered, by name, each a scalar: reported, not minimised."""
+        """Return scalars by name that are reported for held-out images, but not minimised."""
         return {}
 
     def sample_prior(self, n: int) -> Tensor | None:
-        """n draws (n, latent) from the prior of what goes through the bottleneck; None if there is none."""
+        """Return n samples (n, latent) from the prior of the bottleneck, or None if there is no prior."""
         return None
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The images (n, c, h, w) in [0, 1], or vectors (n, d), that the model remembers `x` by."""
+        """Return the reconstructions of images, (n, c, h, w) in [0, 1], or of vectors, (n, d)."""
         z, _ = self.bottleneck(self.features(x))
-        remembered = self.likelihood.mean(self.decode(z))
-        return remembered if x.ndim == 2 else remembered.clamp(0, 1)
+        reconstruction = self.likelihood.mean(self.decode(z))
+        return reconstruction if x.ndim == 2 else reconstruction.clamp(0, 1)
 
     def init_from(self, other: "Member") -> None:
-        """Copy the weights of another member's encoder, which must be of the same shapes, and of what else is alike.
-        Raises HashretError for another network."""
-        mine, theirs = self.state_dict(), other.state_dict()
-        alike = {name: tensor for name, tensor in theirs.items() if name in mine and mine[name].shape == tensor.shape}
+        """Copy the encoder's weights from another member, and all other weights of equal names and shapes. Raise
+        HashretError if the encoders differ."""
+        own, others = self.state_dict(), other.state_dict()
+        shared = {name: tensor for name, tensor in others.items() if name in own and own[name].shape == tensor.shape}
         weights = [name for name, _ in self.named_parameters() if name.startswith("encoder.")]
-        lacking = [name for name in weights if name not in alike]
-        if lacking:
+        missing = [name for name in weights if name not in shared]
+        if missing:
             raise HashretError(
                 "the model to begin with has another network: train both with the same bits, size, and settings of the "
-                f"network ({', '.join(lacking[:3])} differ)"
+                f"network ({', '.join(missing[:3])} differ)"
             )
-        self.load_state_dict(mine | alike)
+        self.load_state_dict(own | shared)
 
     @classmethod
     def recommended_settings(cls, shape: Shape, images: int) -> dict[str, Any]:
-        """Settings that suit so many images of a shape (c, h, w) better than the defaults, by name."""
+        """Return the settings, by name, that suit so many images of a shape (c, h, w) better than the defaults."""
         return {}
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The settings a member takes, by name, with their defaults: the keyword-only parameters of its class and, if
-        it passes others on, of its base classes."""
+        """Return the member's settings with their defaults: the keyword-only parameters of its class and, if that takes
+        `**kwargs`, of its base classes."""
         settings: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
             if issubclass(base, Member) and "__init__" in vars(base):
@@ -175,18 +180,18 @@ class Member(nn.Module):
 
 
 def build(member: type[Member], shape: Shape, bits: int, settings: dict[str, Any]) -> Member:
-    """A member with new weights; raises HashretError for more of them than fit into any memory."""
-    with torch.device("meta"):  # takes no memory
+    """Return a member with random weights. Raise HashretError if it has more than `MAX_WEIGHTS`."""
+    with torch.device("meta"):  # allocates no memory
         weights = sum(p.numel() for p in member(shape, bits, **settings).parameters())
     if weights > MAX_WEIGHTS:
         raise HashretError(f"a network of {weights:,} weights is too large: choose smaller settings or images")
     return member(shape, bits, **settings)
 
 
-def check_for_vectors(what: str, name: str, fitting: list[str]) -> None:
-    """Raises HashretError if the part called `name` is none of those that do for vectors."""
-    if name not in fitting:
-        raise HashretError(f"{what} {name!r} is for images: choose {' or '.join(fitting)} for vectors")
+def check_for_vectors(part: str, name: str, supported: list[str]) -> None:
+    """Raise HashretError unless the part (a network, a likelihood …) called `name` supports vectors."""
+    if name not in supported:
+        raise HashretError(f"{part} {name!r} is for images: choose {' or '.join(supported)} for vectors")
 
 
 def _network(name: str, weights: str) -> Network:
@@ -198,6 +203,6 @@ def _network(name: str, weights: str) -> Network:
 
 
 def straight_through_sign(h: Tensor) -> Tensor:
-    """−1 or +1 by the sign of `h`, with the gradient of tanh (Bengio, Léonard and Courville 2013)."""
+    """Return the signs of `h`, −1 or +1, with the gradient of tanh (Bengio, Léonard and Courville 2013)."""
     soft = torch.tanh(h)
-    return torch.where(h > 0, 1.0, -1.0).to(h.dtype) + (soft - soft.detach())  # in this order it is ±1 to the last bit
+    return torch.where(h > 0, 1.0, -1.0).to(h.dtype) + (soft - soft.detach())  # in this order exactly ±1

@@ -1,7 +1,7 @@
 """The variational autoencoder with binary units: relaxed as by Maddison, Mnih and Teh, "The Concrete Distribution",
 https://arxiv.org/abs/1611.00712, and Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax",
 https://arxiv.org/abs/1611.01144, both ICLR 2017, or straight through a sample as by Bengio, Léonard and Courville 2013,
-https://arxiv.org/abs/1308.3432. Ours takes the KL term of the bits themselves in both cases."""
+https://arxiv.org/abs/1308.3432. Ours uses the KL divergence of the discrete bits in both cases."""
 
 from math import log
 from typing import Any
@@ -15,13 +15,13 @@ from hashret.models.vae import Variational
 
 
 def kl_to_fair_coin(logits: Tensor) -> Tensor:
-    """KL(Bernoulli(sigmoid(logits)) ‖ Bernoulli(½)) in nats, summed over the last axis."""
+    """Return KL(Bernoulli(sigmoid(logits)) ‖ Bernoulli(½)) in nats, summed over the last axis."""
     return (logits.sigmoid() * logits - F.softplus(logits) + log(2)).sum(-1)
 
 
 def _straight_through(logits: Tensor, temperature: float) -> Tensor:
     p = torch.sigmoid(logits)
-    return torch.bernoulli(p.detach()) + (p - p.detach())  # in this order it is 0 or 1 to the last bit
+    return torch.bernoulli(p.detach()) + (p - p.detach())  # in this order exactly 0 or 1
 
 
 def _relaxed(logits: Tensor, temperature: float) -> Tensor:
@@ -33,7 +33,7 @@ SAMPLES = {"relaxed": _relaxed, "straight-through": _straight_through}
 
 
 class BernoulliVariationalAutoencoder(Variational):
-    """Remember an image through a sample of bits, which cost their divergence from fair coins."""
+    """A variational autoencoder whose latent variables are bits with fair coins as prior."""
 
     head = "sign"
 
@@ -45,8 +45,8 @@ class BernoulliVariationalAutoencoder(Variational):
         beta: float = 1.0,
         **parts: Any,
     ) -> None:
-        """`sample` is `relaxed`, a number near a bit, and the nearer the lower `temperature` is, or `straight-through`,
-        a bit with the gradient of its probability. `beta` weighs the KL term."""
+        """`sample` is `relaxed`, a number in (0, 1) that approaches a bit as `temperature` falls, or
+        `straight-through`, a bit with the gradient of its probability. `beta` weighs the KL term."""
         super().__init__(*args, **parts)
         if not (temperature > 0 and beta >= 0):
             raise ValueError(f"temperature must be above 0 and beta 0 or more, not {temperature} and {beta}")
@@ -60,7 +60,7 @@ class BernoulliVariationalAutoencoder(Variational):
         return self.sample(logits, self.temperature), kl
 
     def draw_posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        z = torch.bernoulli(features.sigmoid())  # bits, also for a member that learned from numbers near them
+        z = torch.bernoulli(features.sigmoid())  # bits, even if training used relaxed ones
         return z, (F.softplus(features) - z * features - log(2)).sum(1)
 
     def sample_prior(self, n: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""The binarised autoencoder: a sign in the bottleneck with a straight-through gradient, after Bengio, Léonard and
+"""The binary autoencoder: a sign in the bottleneck with a straight-through gradient, after Bengio, Léonard and
 Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013, https://arxiv.org/abs/1308.3432. Ours
-passes the gradient of tanh, and normalises each unit over the batch so that no bit stays constant."""
+passes the gradient of tanh and batch-normalises each unit, so that no bit becomes constant."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from hashret.models.base import Member, straight_through_sign
 
 
 class BinaryAutoencoder(Member):
-    """Remember an image through the bits themselves."""
+    """An autoencoder whose bottleneck is the binary code itself."""
 
     head = "sign"
     normalised = True

@@ -1,7 +1,7 @@
-"""The members of the family by name, and their settings, without loading PyTorch.
+"""The members of the family and their settings by name, without loading PyTorch.
 
-A member is loaded when it is asked for. Its settings are the keyword-only parameters of its class and its base classes,
-which stand in their files with literal defaults: they are read from there.
+A member is imported on first use. Its settings are the keyword-only parameters of its class and base classes. Their
+defaults are literals or constants, so that they can be parsed from the source.
 """
 
 import ast
@@ -19,90 +19,93 @@ if TYPE_CHECKING:
 
 
 class Catalogue(MutableMapping[str, "type[Member]"]):
-    """Classes by name: given as "MODULE:CLASS" they are imported on first use."""
+    """A mapping from names to member classes. A class given as "MODULE:CLASS" is imported on first use."""
 
-    def __init__(self, places: Mapping[str, str]) -> None:
-        self._places: dict[str, str | type[Member]] = dict(places)
+    def __init__(self, members: Mapping[str, str]) -> None:
+        self._members: dict[str, str | type[Member]] = dict(members)
 
     def __getitem__(self, name: str) -> "type[Member]":
-        place = self._places[name]
-        if isinstance(place, str):
-            module, _, member = place.partition(":")
-            loaded: type[Member] = getattr(import_module(module), member)
-            return loaded
-        return place
+        member = self._members[name]
+        if isinstance(member, str):
+            module, _, class_name = member.partition(":")
+            imported: type[Member] = getattr(import_module(module), class_name)
+            return imported
+        return member
 
     def __setitem__(self, name: str, member: "type[Member]") -> None:
-        self._places[name] = member
+        self._members[name] = member
 
     def __delitem__(self, name: str) -> None:
-        del self._places[name]
+        del self._members[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._members
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._members)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._members)
 
     def settings(self, name: str) -> dict[str, Any]:
-        """The settings of a member with their defaults: as `Member.defaults` gives, without importing it."""
-        place = self._places[name]
-        return dict(_settings(*place.split(":"))) if isinstance(place, str) else place.defaults()
+        """Return a member's settings with their defaults, as `Member.defaults` does, without importing it."""
+        member = self._members[name]
+        return dict(_settings(*member.split(":"))) if isinstance(member, str) else member.defaults()
 
     def check(self, model: str, bits: int, head: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings given, each of the type of its default; raises ValueError for a name, a number of bits or a
-        setting that there is not. What else may be wrong with a value shows when the member is built."""
-        from hashret.codes import check_bits  # late: for NumPy
+        """Return the settings, converted to the types of their defaults.
+
+        Raise ValueError for an unknown model, head or setting, an invalid number of bits, or a value of the wrong type.
+        The member's constructor checks the ranges of values.
+        """
+        from hashret.codes import check_bits  # late, because it imports NumPy
         from hashret.heads import HEADS
 
-        choose(self._places, model, "model")
+        choose(self._members, model, "model")
         check_bits(bits)
         if head is not None:
             choose(HEADS, head, "head")
         defaults, checked = self.settings(model), dict(settings)
-        known = ", ".join(f"{key}={value}" for key, value in defaults.items()) or "none"
+        available = ", ".join(f"{key}={value}" for key, value in defaults.items()) or "none"
         for name, value in settings.items():
             if name not in defaults:
-                raise ValueError(f"model {model!r} has no setting {name!r}; it has {known}")
-            kind = type(defaults[name])
-            if kind is float and type(value) is int and abs(value) < 2**53:
+                raise ValueError(f"model {model!r} has no setting {name!r}; it has {available}")
+            expected = type(defaults[name])
+            if expected is float and type(value) is int and abs(value) < 2**53:
                 checked[name] = float(value)
-            elif type(value) is not kind or (kind is float and not math.isfinite(value)):
-                raise ValueError(f"setting {name!r} is a {kind.__name__} such as {defaults[name]!r}, not {value!r}")
-            elif kind is int and abs(value) >= 2**24:  # sizes that PyTorch could not even count the weights of
+            elif type(value) is not expected or (expected is float and not math.isfinite(value)):
+                raise ValueError(f"setting {name!r} is a {expected.__name__} such as {defaults[name]!r}, not {value!r}")
+            elif expected is int and abs(value) >= 2**24:  # PyTorch overflows when it counts the weights of such sizes
                 raise ValueError(f"setting {name!r} must be less than 2²⁴, not {value}")
         return checked
 
 
 @cache
 def _settings(module: str, name: str) -> Mapping[str, Any]:
-    """The keyword-only parameters of a class and, if it passes others on to them, of its base classes."""
-    module, found = _definition(module, name)
-    assert isinstance(found, ast.ClassDef)
+    """Parse the keyword-only parameters of a class and, if its constructor takes `**kwargs`, of its base classes."""
+    module, definition = _definition(module, name)
+    assert isinstance(definition, ast.ClassDef)
     inherited: dict[str, Any] = {}
-    for base in reversed(found.bases):
+    for base in reversed(definition.bases):
         if isinstance(base, ast.Name):  # not nn.Module
             inherited |= _settings(module, base.id)
-    own = [node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
-    if not own:
+    constructors = [n for n in definition.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if not constructors:
         return inherited
-    parameters = own[0].args
+    parameters = constructors[0].args
     pairs = zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)
-    given = {parameter.arg: _value(module, default) for parameter, default in pairs if default is not None}
-    return inherited | given if parameters.kwarg else given
+    own = {parameter.arg: _value(module, default) for parameter, default in pairs if default is not None}
+    return inherited | own if parameters.kwarg else own
 
 
 def _value(module: str, node: ast.AST) -> Any:
     if isinstance(node, ast.Name):
         return _value(*_definition(module, node.id))
-    return ast.literal_eval(node)  # raises ValueError for what is no literal
+    return ast.literal_eval(node)  # raises ValueError for other expressions
 
 
 def _definition(module: str, name: str) -> tuple[str, ast.AST]:
-    """A class or the value of a constant, by its name in a module, and the module where it is defined."""
+    """Return the module that defines a name known in `module`, and the class or the constant's value."""
     for node in _tree(module).body:
         match node:
             case ast.ClassDef() if node.name == name:
@@ -121,5 +124,5 @@ def _tree(module: str) -> ast.Module:
     spec = find_spec(module)
     source: str | None = spec.loader.get_source(module) if spec and spec.loader else None  # type: ignore[attr-defined]
     if source is None:
-        raise LookupError(f"the source of {module} is not there")
+        raise LookupError(f"the source of {module} is missing")
     return ast.parse(source)

@@ -1,6 +1,6 @@
-"""The binarised autoencoder whose two augmented views must agree: the contrastive term of Qiu, Su, Ou, Yu and Chen,
-"Unsupervised Hashing with Contrastive Information Bottleneck", IJCAI 2021, https://arxiv.org/abs/2105.06138. Ours keeps
-a decoder beside it, which holds on to what the views agree on by chance."""
+"""A binary autoencoder with a contrastive loss on the codes of two augmented views: Qiu, Su, Ou, Yu and Chen,
+"Unsupervised Hashing with Contrastive Information Bottleneck", IJCAI 2021, https://arxiv.org/abs/2105.06138. Ours adds
+a reconstruction loss, which keeps in the code what the contrastive loss alone would discard."""
 
 from typing import Any
 
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hashret.models.augment import AUTO, ViewedAutoencoder, in_colour
+from hashret.models.augment import AUTO, ViewedAutoencoder, is_colour
 from hashret.models.base import TrainingDefaults, straight_through_sign
 from hashret.models.networks import Shape
 
-MIN_LATENT = 64  # units at least
-IN_COLOUR = TrainingDefaults(batch=128, learning_rate=8e-3, weight_decay=0.05)
-MANY = 10_000  # images in colour that are too many to be known by heart
-# For these, a wider network compares numbers, which differ more finely than bits, of views that differ more, and all
-# directions of its matrices learn alike:
-FOR_MANY: dict[str, Any] = {"width": 64, "muon": True, "temperature": 0.2, "signs": 0.0, "whole": 0.0}
-FOR_MANY |= {"crop": 0.4, "light": 0.4, "grey": 0.2, "reconstruction": 1.0, "remembered": 1 / 8}
+MIN_LATENT = 64
+COLOUR_DEFAULTS = TrainingDefaults(batch=128, learning_rate=8e-3, weight_decay=0.05)
+MANY_IMAGES = 10_000  # colour images, too many to memorise
+# For many colour images: a wider network, trained by Muon, on more varied views, whose real-valued outputs are compared
+# because these differ more finely than bits.
+MANY_IMAGES_SETTINGS: dict[str, Any] = {"width": 64, "muon": True, "temperature": 0.2, "signs": 0.0, "whole": 0.0}
+MANY_IMAGES_SETTINGS |= {"crop": 0.4, "light": 0.4, "grey": 0.2, "reconstruction": 1.0, "remembered": 1 / 8}
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (Chen et al. 2020): row i of `a` and of `b` (n, d) are a pair."""
+    """Return the normalised temperature-scaled cross-entropy (Chen et al. 2020), a scalar, of `a` and `b` (n, d), whose
+    rows i are the two views of image i."""
     n = len(a)
     views = F.normalize(torch.cat([a, b]).float(), dim=1)
     similarities = views @ views.T / temperature
@@ -32,7 +33,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 class ContrastiveAutoencoder(ViewedAutoencoder):
-    """Bits from which the image can be remembered, and which its augmented views share."""
+    """A binary autoencoder whose codes agree for augmented views of one image, and differ for different images."""
 
     head = "anchor-itq"
 
@@ -51,23 +52,26 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         muon: bool = False,
         **parts: Any,
     ) -> None:
-        """`latent` is 0 for one unit a bit, or 64 if there are fewer bits; `width` 0 for 24 in colour, otherwise 16.
-        `signs` is how much it is the bits of two views that are compared, from 0 to 1, rather than the numbers behind
-        them. `reconstruction` weighs the decoder's nats per pixel, of the share `remembered` of a batch, and `whole` is
-        how often one of two views is the image itself, which altered copies then find more surely. −1 lets the images
-        choose: 5, for what the views agree on says more, and ¾ in colour, otherwise 50 and 0. `muon` is whether
-        matrices are learned by `hashret.training.muon`."""
-        width = width or (24 if in_colour(shape) else 16)
+        """`latent` 0 means one unit per bit, but at least 64; `width` 0 means 24 for colour images, otherwise 16.
+
+        `signs`, from 0 to 1, is the weight of the contrastive loss on the binary codes of the views, and 1 − `signs`
+        that of the loss on their real-valued outputs. `reconstruction` is the weight of the reconstruction loss in nats
+        per pixel, computed for the share `remembered` of a batch. `whole` is the probability that the first of the two
+        views is the image itself, which improves the search for near-duplicates. −1 chooses `reconstruction` and
+        `whole` by the images: 5 and ¾ for colour images, otherwise 50 and 0. `muon` selects the optimiser
+        `hashret.training.muon`.
+        """
+        width = width or (24 if is_colour(shape) else 16)
         super().__init__(shape, bits, width=width, latent=latent or max(bits, MIN_LATENT), **parts)
         if self.colour:
-            self.training_defaults = IN_COLOUR
+            self.training_defaults = COLOUR_DEFAULTS
         self.training_defaults = self.training_defaults._replace(muon=muon)
         if reconstruction == AUTO:
             reconstruction = 5.0 if self.colour else 50.0
         if whole == AUTO:
             whole = 0.75 if self.colour else 0.0
-        shares = all(0 <= share <= 1 for share in (signs, remembered, whole))
-        if not (temperature > 0 and reconstruction >= 0 and shares):
+        are_shares = all(0 <= share <= 1 for share in (signs, remembered, whole))
+        if not (temperature > 0 and reconstruction >= 0 and are_shares):
             raise ValueError(
                 "temperature must be above 0, reconstruction 0 or more, and signs, remembered and whole "
                 f"from 0 to 1, not {temperature}, {reconstruction}, {signs}, {remembered} and {whole}"
@@ -77,20 +81,20 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
 
     @classmethod
     def recommended_settings(cls, shape: Shape, images: int) -> dict[str, Any]:
-        return dict(FOR_MANY) if in_colour(shape) and images >= MANY else {}
+        return dict(MANY_IMAGES_SETTINGS) if is_colour(shape) and images >= MANY_IMAGES else {}
 
-    def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views of each image."""
+    def two_views(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two random views of each image, in the shape of `x`."""
         first = self.view(x)
         if self.whole:
-            itself = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < self.whole
-            first = torch.where(itself, x, first)
+            unchanged = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < self.whole
+            first = torch.where(unchanged, x, first)
         return first, self.view(x)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        h = self.features(torch.cat(self.pair(x)))
+        h = self.features(torch.cat(self.two_views(x)))
         codes = straight_through_sign(h)
-        compared = ((self.signs, codes), (1 - self.signs, h))
-        terms = [share * nt_xent(z[: len(x)], z[len(x) :], self.temperature) for share, z in compared if share]
-        few = max(2, round(self.remembered * len(x)))
-        return {"contrast": torch.stack(terms).sum()} | self.reconstruction_loss(codes[:few], x[:few])
+        weighted = ((self.signs, codes), (1 - self.signs, h))
+        terms = [weight * nt_xent(z[: len(x)], z[len(x) :], self.temperature) for weight, z in weighted if weight]
+        count = max(2, round(self.remembered * len(x)))
+        return {"contrast": torch.stack(terms).sum()} | self.reconstruction_loss(codes[:count], x[:count])

@@ -1,6 +1,6 @@
 """The conditional variational autoencoder: Sohn, Lee and Yan, "Learning Structured Output Representation using Deep
-Conditional Generative Models", NeurIPS 2015, https://papers.nips.cc/paper/5775. Ours takes "unknown" as one more label,
-which it learns by dropping labels, so that images without one have codes too."""
+Conditional Generative Models", NeurIPS 2015, https://papers.nips.cc/paper/5775. Ours has a further class "unknown",
+trained by dropping labels at random, so that images without a label can be encoded."""
 
 from typing import Any
 
@@ -12,12 +12,13 @@ from hashret.models.vae import VariationalAutoencoder
 
 
 class ConditionalVariationalAutoencoder(VariationalAutoencoder):
-    """Remember of an image what its label does not say."""
+    """A variational autoencoder whose encoder and decoder are also given the label, so that the code carries what the
+    label does not."""
 
     labelled = True
 
     def __init__(self, *args: Any, classes: int = 0, dropped: float = 0.2, **parts: Any) -> None:
-        """`dropped` is the share of labels that training makes unknown; `classes` is counted from the labels."""
+        """`dropped` is the share of labels that training makes "unknown"; `classes` is counted from the labels."""
         self.condition_dim = classes + 1
         super().__init__(*args, **parts)
         if not 0 <= dropped <= 1:
@@ -26,10 +27,10 @@ class ConditionalVariationalAutoencoder(VariationalAutoencoder):
         self.condition = nn.Linear(self.condition_dim, self.latent * self.outputs_per_latent, bias=False)
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.encoder(x) + self.condition(self._told(x, labels))  # type: ignore[no-any-return]
+        return self.encoder(x) + self.condition(self._one_hot(x, labels))  # type: ignore[no-any-return]
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.decoder(torch.cat([z, self._told(z, labels)], dim=1))  # type: ignore[no-any-return]
+        return self.decoder(torch.cat([z, self._one_hot(z, labels)], dim=1))  # type: ignore[no-any-return]
 
     def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if self.training:
@@ -37,8 +38,8 @@ class ConditionalVariationalAutoencoder(VariationalAutoencoder):
         z, penalties = self.bottleneck(self.features(x, labels))
         return {"reconstruction": self.likelihood.nll(self.decode(z, labels), x).mean()} | penalties
 
-    def _told(self, like: Tensor, labels: Tensor | None) -> Tensor:
-        """One of `condition_dim` numbers is 1: the first for "unknown", the others for a class."""
+    def _one_hot(self, like: Tensor, labels: Tensor | None) -> Tensor:
+        """Return one-hot labels, (n, condition_dim), in the dtype and on the device of `like`; "unknown" is first."""
         if labels is None:
             labels = like.new_full((len(like),), -1, dtype=torch.int64)
         return F.one_hot(labels + 1, self.condition_dim).to(like)

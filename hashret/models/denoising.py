@@ -24,7 +24,7 @@ def _salt_and_pepper(x: Tensor, strength: float) -> Tensor:
 
 
 def _downscaling(x: Tensor, strength: float) -> Tensor:
-    """Half as wide and high, and back: what super-resolution has to undo."""
+    """Return images at half their width and height, enlarged again: the input of super-resolution."""
     half = [max(1, side // 2) for side in x.shape[2:]]
     smaller = F.interpolate(x, half, mode="bilinear", antialias=True)
     return F.interpolate(smaller, x.shape[2:], mode="bicubic").clamp(0, 1)
@@ -39,13 +39,14 @@ CORRUPTIONS = {
 
 
 class DenoisingAutoencoder(Member):
-    """Remember the clean image from a corrupted one."""
+    """An autoencoder that reconstructs the clean image from a corrupted one."""
 
     allows_skips = True
 
     def __init__(self, *args: Any, corruption: str = "masking", strength: float = 0.3, **parts: Any) -> None:
-        """`strength` is the standard deviation of `gaussian` noise, or the share of pixels that `masking` and
-        `salt-and-pepper` destroy; `downscaling` is always by two."""
+        """`corruption` is `gaussian`, `masking`, `salt-and-pepper` or `downscaling`. `strength` is the standard
+        deviation of `gaussian` noise, or the share of pixels that `masking` and `salt-and-pepper` replace;
+        `downscaling` is always by two."""
         super().__init__(*args, **parts)
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be from 0 to 1, not {strength}")

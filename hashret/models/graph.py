@@ -1,6 +1,7 @@
 """An encoder that learns the bits of an anchor-graph teacher: self-taught hashing (Zhang, Wang, Cai and Lu, SIGIR 2010,
 https://doi.org/10.1145/1835449.1835455) from the anchor graph of Liu, Wang, Kumar and Chang, "Hashing with Graphs",
-ICML 2011. Ours learns them from augmented views, by how sure the teacher is of each, and keeps a decoder beside."""
+ICML 2011. Ours learns soft targets, derived from the teacher's margins, on augmented views, and adds a reconstruction
+loss."""
 
 from typing import Any
 
@@ -14,7 +15,7 @@ from hashret.models.base import straight_through_sign
 
 
 class GraphAutoencoder(ViewedAutoencoder):
-    """Bits that say where an image lies in the graph of all images, and from which it can be remembered."""
+    """A binary autoencoder whose bits predict an image's anchor-graph code."""
 
     def __init__(
         self,
@@ -24,8 +25,8 @@ class GraphAutoencoder(ViewedAutoencoder):
         rotation: float = 5.0,
         **parts: Any,
     ) -> None:
-        """A bit is 1 for the teacher with the probability σ(`sharpness` × its margin in standard deviations).
-        `reconstruction` weighs the decoder's nats per pixel."""
+        """The target of a bit is σ(`sharpness` × the teacher's margin in standard deviations). `reconstruction` is the
+        weight of the reconstruction loss in nats per pixel."""
         super().__init__(*args, rotation=rotation, **parts)
         if not (sharpness > 0 and reconstruction >= 0):
             raise ValueError(
@@ -45,8 +46,8 @@ class GraphAutoencoder(ViewedAutoencoder):
             terms["teacher"] = F.binary_cross_entropy_with_logits(2 * h, (self.sharpness * self.margins(x)).sigmoid())
         return terms
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it is NumPy's
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the teacher runs in NumPy
     def margins(self, x: Tensor) -> Tensor:
-        """The teacher's, (n, latent)."""
+        """Return the teacher's margins, (n, latent)."""
         assert self.teacher is not None
         return torch.from_numpy(self.teacher.margins(x.flatten(1).float().cpu().numpy())).to(x.device)

@@ -1,6 +1,6 @@
 """The linear autoencoder, which spans the principal subspace: Baldi and Hornik, "Neural Networks and Principal
 Component Analysis: Learning from Examples Without Local Minima", Neural Networks 1989,
-https://doi.org/10.1016/0893-6080(89)90014-2. Ours has biases, so that the images need not be centred."""
+https://doi.org/10.1016/0893-6080(89)90014-2. Ours has biases, which replace centring the images."""
 
 from math import prod
 
@@ -12,10 +12,10 @@ from hashret.models.networks import Shape
 
 
 class LinearAutoencoder(Member):
-    """Remember an image through numbers that are linear in its pixels, by the squared error."""
+    """An autoencoder with a linear encoder and decoder and the squared error as loss."""
 
     def __init__(self, shape: Shape, bits: int, *, latent: int = 0) -> None:
-        """`latent` is the width of the bottleneck, 0 for one unit a bit."""
+        """`latent` is the width of the bottleneck, 0 for one unit per bit."""
         nn.Module.__init__(self)
         if latent < 0:
             raise ValueError(f"latent must be 0 or more, not {latent}")

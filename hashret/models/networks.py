@@ -1,9 +1,9 @@
-"""Networks by name: how an image becomes a vector, and a vector an image.
+"""Networks by name: an encoder from images to vectors and a decoder from vectors to images.
 
-A network is a pair of builders. `encoder(shape, outputs, width)` maps float32 (n, c, h, w) to (n, outputs);
-`decoder(inputs, shape, width)` maps (n, inputs) to (n, c, h, w), unbounded: the likelihood says what the numbers mean.
-`shape` is (c, h, w), of any size from 1 × 1, or (d,) for vectors, which only some networks take.
-`hashret.models.backbones` has networks that were trained by others.
+`encoder(shape, outputs, width)` builds a module from float32 (n, c, h, w) to (n, outputs), and `decoder(inputs, shape,
+width)` one from (n, inputs) to (n, c, h, w), unbounded: the parameters of a likelihood. `shape` is (c, h, w), of any
+size from 1 × 1, or (d,) for vectors, which only some networks support. `hashret.models.backbones` has the pretrained
+networks.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,12 @@ Shape = tuple[int, ...]  # (c, h, w), or (d,)
 
 
 class Network(NamedTuple):
+    """The builders of an encoder and of its decoder."""
+
     encoder: Callable[[Shape, int, int], nn.Module]
     decoder: Callable[[int, Shape, int], nn.Module]
-    has_skips: bool = False  # whether the decoder gets more of the image than the outputs
-    vectors: bool = False  # whether it takes them too
+    has_skips: bool = False  # whether skip connections pass more of the image to the decoder than the outputs
+    for_vectors: bool = False
 
 
 def _dense(inputs: int, outputs: int, unit: type[nn.ReLU | nn.SiLU] = nn.ReLU) -> list[nn.Module]:
@@ -39,12 +41,12 @@ def _dense_decoder(inputs: int, layers: list[int], shape: Shape, unit: type[nn.R
 
 
 def mlp_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
-    """Two hidden layers of 16 × `width` units."""
+    """Build two hidden layers of 16 × `width` units."""
     return _dense_encoder(shape, [16 * width] * 2, outputs)
 
 
 def mlp_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
-    """The mirror image of `mlp_encoder`."""
+    """Build the reverse of `mlp_encoder`."""
     return _dense_decoder(inputs, [16 * width] * 2, shape)
 
 
@@ -53,19 +55,19 @@ def _deep(width: int) -> list[int]:
 
 
 def deep_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
-    """Hidden layers of 1000, 500 and 250 units for a `width` of 24: Hinton and Salakhutdinov, "Reducing the
-    Dimensionality of Data with Neural Networks", Science 2006. Ours has normalised units with the smooth
-    rectifier x · sigmoid(x), which remembers better than a plain one."""
+    """Build hidden layers of 1000, 500 and 250 units for a `width` of 24: Hinton and Salakhutdinov, "Reducing the
+    Dimensionality of Data with Neural Networks", Science 2006. Ours has batch normalisation and SiLU units, whose
+    reconstruction error is lower than that of ReLU units."""
     return _dense_encoder(shape, _deep(width), outputs, nn.SiLU)
 
 
 def deep_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
-    """The mirror image of `deep_encoder`."""
+    """Build the reverse of `deep_encoder`."""
     return _dense_decoder(inputs, _deep(width)[::-1], shape, nn.SiLU)
 
 
 def _stages(shape: Shape, width: int) -> list[Shape]:
-    """The feature maps of the convolutional networks: halved until 4 × 4 or less, at most 4 × `width` channels."""
+    """Return the shapes of the feature maps of `conv`: halved until 4 × 4 or less, of at most 4 × `width` channels."""
     _, height, width_px = shape
     maps: list[Shape] = []
     channels = width
@@ -77,7 +79,7 @@ def _stages(shape: Shape, width: int) -> list[Shape]:
 
 
 def conv_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
-    """Strided 3 × 3 convolutions, each halving the image, then one linear layer."""
+    """Build strided 3 × 3 convolutions, each of which halves the image, then one linear layer."""
     layers: list[nn.Module] = []
     channels = shape[0]
     maps = _stages(shape, width)
@@ -92,20 +94,20 @@ def conv_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
 
 
 def conv_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
-    """One linear layer, then transposed convolutions through the same feature maps back to the image."""
+    """Build one linear layer, then transposed convolutions through the same feature maps back to the image."""
     maps = _stages(shape, width)[::-1]
     layers: list[nn.Module] = [*_dense(inputs, prod(maps[0])), nn.Unflatten(1, maps[0])]
-    for here, there in zip(maps, [*maps[1:], shape], strict=True):
-        # Of 2h − 1 and 2h rows, the two sizes that halve to h, take the one that the encoder came from.
-        spare = (1 - there[1] % 2, 1 - there[2] % 2)
-        layers.append(nn.ConvTranspose2d(here[0], there[0], 3, stride=2, padding=1, output_padding=spare))
-        if there is not shape:
-            layers += [nn.BatchNorm2d(there[0]), nn.ReLU(inplace=True)]
+    for source, target in zip(maps, [*maps[1:], shape], strict=True):
+        # Both 2h − 1 and 2h rows halve to h: choose the size that the encoder halved.
+        output_padding = (1 - target[1] % 2, 1 - target[2] % 2)
+        layers.append(nn.ConvTranspose2d(source[0], target[0], 3, 2, padding=1, output_padding=output_padding))
+        if target is not shape:
+            layers += [nn.BatchNorm2d(target[0]), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
 class Residual(nn.Module):
-    """Two 3 × 3 convolutions, the first with a stride, whose output is added to the input."""
+    """A residual block of two 3 × 3 convolutions, the first with a stride."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -122,15 +124,15 @@ class Residual(nn.Module):
             self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The stride is taken out here, because oneDNN crashes on the gradient of a 1 × 1 convolution with one (torch
-        # 2.15, 8 to 16 channels of 48 × 48, channels last).
+        # The slice replaces a stride of the 1 × 1 convolution, on whose gradient oneDNN crashes (torch 2.15, 8 to 16
+        # channels of 48 × 48, channels last).
         short = self.short(x[..., :: self.stride, :: self.stride])
         return (self.body(x) + short).relu_()  # type: ignore[no-any-return]
 
 
 def _resolutions(shape: Shape, width: int) -> list[Shape]:
-    """The feature maps of the residual networks: the image's size, then halved at least three times and until 4 × 4 or
-    less, of `width` channels, doubled at most three times."""
+    """Return the shapes of the feature maps of `resnet` and `unet`: the image's size, then halved at least three times
+    and until 4 × 4 or less; `width` channels, doubled at most three times."""
     maps = [(width, *shape[1:])]
     while len(maps) < 4 or max(maps[-1][1:]) > 4:
         channels, height, width_px = maps[-1]
@@ -139,40 +141,40 @@ def _resolutions(shape: Shape, width: int) -> list[Shape]:
 
 
 def resnet_encoder(shape: Shape, outputs: int, width: int) -> nn.Module:
-    """The 18 layers of He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, as they are
-    for small images, and two more for each halving that takes a larger one to 4 × 4. Ours then keeps the places: it
-    ends in a linear layer of all of the last map, not of its average."""
+    """Build the ResNet-18 for small images of He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition",
+    CVPR 2016, with two more blocks for each further halving down to 4 × 4. Ours ends in a linear layer on the whole
+    last feature map, not on its average, so that positions are kept."""
     maps = _resolutions(shape, width)
     layers: list[nn.Module] = [
         nn.Conv2d(shape[0], width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     ]
-    for here, there in pairwise([maps[0], *maps]):
-        stride = 1 if here is there else 2
-        layers += [Residual(here[0], there[0], stride), Residual(there[0], there[0])]
+    for source, target in pairwise([maps[0], *maps]):
+        stride = 1 if source is target else 2
+        layers += [Residual(source[0], target[0], stride), Residual(target[0], target[0])]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(prod(maps[-1]), outputs))
 
 
 def resnet_decoder(inputs: int, shape: Shape, width: int) -> nn.Module:
-    """The mirror image of `resnet_encoder`, with repeated pixels for strides."""
+    """Build the reverse of `resnet_encoder`, with nearest-neighbour upsampling in place of strides."""
     maps = _resolutions(shape, width)[::-1]
     layers: list[nn.Module] = [*_dense(inputs, prod(maps[0])), nn.Unflatten(1, maps[0])]
-    for here, there in pairwise([*maps, maps[-1]]):
-        layers.append(Residual(here[0], here[0]))
-        if here is not there:
-            layers.append(nn.Upsample(there[1:]))
-        layers.append(Residual(here[0], there[0]))
+    for source, target in pairwise([*maps, maps[-1]]):
+        layers.append(Residual(source[0], source[0]))
+        if source is not target:
+            layers.append(nn.Upsample(target[1:]))
+        layers.append(Residual(source[0], target[0]))
     return nn.Sequential(*layers, nn.Conv2d(width, shape[0], 3, padding=1))
 
 
 class UnetEncoder(nn.Module):
-    """The outputs and, behind them in the same row, the feature map of every resolution, and the image itself."""
+    """An encoder whose output row holds the outputs, then the feature map of every resolution, then the image."""
 
     def __init__(self, shape: Shape, outputs: int, width: int) -> None:
         super().__init__()
         maps = _resolutions(shape, width)
-        channels = [shape[0], *(there[0] for there in maps)]
+        channels = [shape[0], *(shape[0] for shape in maps)]
         self.stages = nn.ModuleList(Residual(*pair, 1 if i == 0 else 2) for i, pair in enumerate(pairwise(channels)))
         self.last = nn.Linear(prod(maps[-1]), outputs)
 
@@ -185,16 +187,16 @@ class UnetEncoder(nn.Module):
 
 
 class UnetDecoder(nn.Module):
-    """From what `UnetEncoder` gives, of which the outputs are only the last resort, to what there is to add to the
-    image that it saw (Zhang et al. 2017, https://arxiv.org/abs/1608.03981), where pixels have one number each."""
+    """The decoder of `UnetEncoder`, with skip connections. If the likelihood has one parameter per pixel, it predicts
+    the difference from the encoder's input (Zhang et al. 2017, https://arxiv.org/abs/1608.03981)."""
 
     def __init__(self, inputs: int, shape: Shape, width: int) -> None:
         super().__init__()
         self.maps = _resolutions(shape, width)
         self.first = nn.Sequential(*_dense(inputs, prod(self.maps[-1])), nn.Unflatten(1, self.maps[-1]))
-        below = [self.maps[-1][0], *(there[0] for there in self.maps[:0:-1])]
+        channels = [shape[0] for shape in self.maps[::-1]]
         self.stages = nn.ModuleList(
-            Residual(under + there[0], there[0]) for under, there in zip(below, self.maps[::-1], strict=True)
+            Residual(below + own, own) for below, own in zip([channels[0], *channels[:-1]], channels, strict=True)
         )
         self.last = nn.Conv2d(width, shape[0], 3, padding=1)
         self.inputs = inputs
@@ -203,17 +205,17 @@ class UnetDecoder(nn.Module):
         sizes = [self.inputs, *map(prod, self.maps)]
         z, *skipped, image = torch.split(z, [*sizes, z.shape[1] - sum(sizes)], 1)
         x = self.first(z)
-        for stage, there, flat in zip(self.stages, self.maps[::-1], skipped[::-1], strict=True):
-            x = nn.functional.interpolate(x, there[1:])
-            x = stage(torch.cat([x, flat.reshape(-1, *there)], 1))
-        changes: Tensor = self.last(x)
-        return changes + image.view_as(changes) if image.shape[1] == changes[0].numel() else changes
+        for stage, shape, flat in zip(self.stages, self.maps[::-1], skipped[::-1], strict=True):
+            x = nn.functional.interpolate(x, shape[1:])
+            x = stage(torch.cat([x, flat.reshape(-1, *shape)], 1))
+        difference: Tensor = self.last(x)
+        return difference + image.view_as(difference) if image.shape[1] == difference[0].numel() else difference
 
 
 NETWORKS = {
-    "mlp": Network(mlp_encoder, mlp_decoder, vectors=True),
+    "mlp": Network(mlp_encoder, mlp_decoder, for_vectors=True),
     "conv": Network(conv_encoder, conv_decoder),
-    "deep": Network(deep_encoder, deep_decoder, vectors=True),
+    "deep": Network(deep_encoder, deep_decoder, for_vectors=True),
     "resnet": Network(resnet_encoder, resnet_decoder),
     "unet": Network(UnetEncoder, UnetDecoder, has_skips=True),
 }

@@ -1,6 +1,6 @@
 """Codes from labels: Hoe, Ng, Zhang, Chan, Song and Xiang, "One Loss for All: Deep Hashing with a Single Cosine
-Similarity based Learning Objective" (OrthoHash), NeurIPS 2021, https://arxiv.org/abs/2109.14449. Ours keeps a decoder
-beside it, so that a code still remembers an image."""
+Similarity based Learning Objective" (OrthoHash), NeurIPS 2021, https://arxiv.org/abs/2109.14449. Ours adds a
+reconstruction loss, so that a code also describes the image within its class."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from hashret.models.base import straight_through_sign
 
 
 class OrthoHash(ViewedAutoencoder):
-    """Codes near one fixed code for each class, which are as far from each other as chance puts them."""
+    """A binary autoencoder whose codes are near a fixed random code of their class."""
 
     labelled = True
     targets: Tensor  # (classes, latent), ±1
@@ -27,8 +27,9 @@ class OrthoHash(ViewedAutoencoder):
         reconstruction: float = 0.5,
         **parts: Any,
     ) -> None:
-        """`margin` is what an image's cosine with its class's code must be ahead by, `scale` the inverse temperature;
-        `reconstruction` weighs the decoder's nats per pixel. `classes` is counted from the labels."""
+        """`margin` is subtracted from an image's cosine similarity with the code of its class; `scale` is the inverse
+        temperature of the softmax. `reconstruction` is the weight of the reconstruction loss in nats per pixel.
+        `classes` is counted from the labels."""
         super().__init__(*args, **parts)
         if not (0 <= margin < 2 and scale > 0 and reconstruction >= 0):
             raise ValueError(
@@ -44,10 +45,10 @@ class OrthoHash(ViewedAutoencoder):
     def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         h = self.features(self.view(x) if self.training else x)
         terms = self.reconstruction_loss(straight_through_sign(h), x)
-        known = labels >= 0
+        is_labelled = labels >= 0
         if len(self.targets):
-            cosines = F.normalize(h[known].float(), dim=1) @ F.normalize(self.targets, dim=1).T
-            ahead = self.margin * F.one_hot(labels[known], len(self.targets))
-            logits = self.scale * (cosines - ahead)
-            terms["class"] = F.cross_entropy(logits, labels[known], reduction="sum") / known.sum().clamp(min=1)
+            classes = labels[is_labelled]
+            cosines = F.normalize(h[is_labelled].float(), dim=1) @ F.normalize(self.targets, dim=1).T
+            logits = self.scale * (cosines - self.margin * F.one_hot(classes, len(self.targets)))
+            terms["class"] = F.cross_entropy(logits, classes, reduction="sum") / is_labelled.sum().clamp(min=1)
         return terms

@@ -1,4 +1,4 @@
-"""No network at all: the pixels themselves go to the head. The baselines that every learned member must beat."""
+"""Baselines without a network: the head is applied to the pixels. Every learned member must beat them."""
 
 from math import prod
 
@@ -9,7 +9,7 @@ from hashret.models.networks import Shape
 
 
 class Pixels(Member):
-    """The pixels, flattened, as the real numbers that a head turns into bits."""
+    """A member without a network, whose outputs are the flattened pixels."""
 
     trainable = False
 

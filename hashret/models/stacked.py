@@ -1,6 +1,6 @@
 """The stacked denoising autoencoder: Vincent, Larochelle, Lajoie, Bengio and Manzagol, "Stacked Denoising
-Autoencoders", JMLR 2010, https://jmlr.org/papers/v11/vincent10a.html. Ours stacks the layers that another member of the
-family would have, batch normalisation and all, so that any member on the same network can begin with them."""
+Autoencoders", JMLR 2010, https://jmlr.org/papers/v11/vincent10a.html. Ours pretrains the layers of an ordinary network
+of the family, with batch normalisation, so that any member on the same network can be initialised from it."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,8 @@ from hashret.models.denoising import DenoisingAutoencoder
 
 
 class StackedDenoisingAutoencoder(DenoisingAutoencoder):
-    """Each layer learns to remember what the ones below it see of clean images; then all of them learn together."""
+    """A denoising autoencoder with greedy layer-wise pretraining: each layer learns to reconstruct the clean outputs of
+    the layer below; then all layers are trained together."""
 
     def __init__(
         self,
@@ -24,53 +25,56 @@ class StackedDenoisingAutoencoder(DenoisingAutoencoder):
         classes: int = 0,
         **parts: Any,
     ) -> None:
-        """`pretrain` is the share of the steps that layers learn alone in. Then the whole autoencoder learns to
-        remember images, or with `fine_tune` to tell labels: first a last layer alone for a third of what is left, then
-        everything. `classes` is counted from the labels."""
+        """`pretrain` is the share of the steps for layer-wise pretraining. The remaining steps train the whole
+        autoencoder to reconstruct images, or with `fine_tune` to classify them: a third of these steps trains a last
+        layer only, the others the whole encoder. `classes` is counted from the labels."""
         super().__init__(*args, network=network, **parts)
         if not 0 <= pretrain < 1:
             raise ValueError(f"pretrain must be at least 0 and less than 1, not {pretrain}")
         dense = nn.Flatten | nn.Linear | nn.BatchNorm1d | nn.ReLU
         if any(not isinstance(layer, dense) for layer in self.encoder.children()):
-            raise ValueError(f"model 'stacked' stacks fully connected layers, which network {network!r} does not have")
+            raise ValueError(f"model 'stacked' needs fully connected layers, which network {network!r} does not have")
         self.pretrain, self.labelled = pretrain, fine_tune
         self.classifier = nn.Linear(self.latent, classes or 1) if fine_tune else None
-        self.alone: int | None = None  # the layer that learns alone now
+        self.pretrained_layer: int | None = None  # the layer that the current step pretrains
 
     def on_step_start(self, step: int, total_steps: int) -> None:
         layers = len(_blocks(self.encoder))
-        early = int(self.pretrain * total_steps)
-        self.alone = step * layers // early if step < early else None
-        learning: list[nn.Module] = [self]
-        if self.alone is not None:
-            learning = [_blocks(self.encoder)[self.alone], _blocks(self.decoder)[-1 - self.alone]]
-        elif self.classifier is not None and step < early + (total_steps - early) // 3:
-            learning = [self.classifier]
+        pretraining_steps = int(self.pretrain * total_steps)
+        self.pretrained_layer = step * layers // pretraining_steps if step < pretraining_steps else None
+        trained: list[nn.Module] = [self]
+        if self.pretrained_layer is not None:
+            trained = [_blocks(self.encoder)[self.pretrained_layer], _blocks(self.decoder)[-1 - self.pretrained_layer]]
+        elif self.classifier is not None and step < pretraining_steps + (total_steps - pretraining_steps) // 3:
+            trained = [self.classifier]
         self.eval().requires_grad_(False)
-        for part in learning:
+        for part in trained:
             part.train().requires_grad_(True)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        if self.alone is None:
+        layer = self.pretrained_layer
+        if layer is None:
             return super().loss(x)
         blocks = _blocks(self.encoder)
         with torch.no_grad():
-            clean: Tensor = nn.Sequential(*blocks[: self.alone])(x)
-        remembered = _blocks(self.decoder)[-1 - self.alone](blocks[self.alone](self.corrupt(clean)))
-        if self.alone == 0:
-            return {"layer 1": self.likelihood.nll(remembered, x).mean()}
-        return {f"layer {self.alone + 1}": 0.5 * (remembered - clean).square().sum(1).mean()}
+            clean: Tensor = nn.Sequential(*blocks[:layer])(x)
+        reconstruction = _blocks(self.decoder)[-1 - layer](blocks[layer](self.corrupt(clean)))
+        if layer == 0:
+            return {"layer 1": self.likelihood.nll(reconstruction, x).mean()}
+        return {f"layer {layer + 1}": 0.5 * (reconstruction - clean).square().sum(1).mean()}
 
     def labelled_loss(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if self.alone is not None or self.classifier is None:
+        if self.pretrained_layer is not None or self.classifier is None:
             return self.loss(x)
-        known = labels >= 0
-        told = F.cross_entropy(self.classifier(self.features(x)[known]), labels[known], reduction="sum")
-        return {"class": told / known.sum().clamp(min=1)}
+        is_labelled = labels >= 0
+        logits = self.classifier(self.features(x)[is_labelled])
+        cross_entropy = F.cross_entropy(logits, labels[is_labelled], reduction="sum")
+        return {"class": cross_entropy / is_labelled.sum().clamp(min=1)}
 
 
 def _blocks(layers: nn.Module) -> list[nn.Module]:
-    """The layers with weights, each with what comes after it, and the first with what comes before it."""
+    """Split a network into blocks of one linear layer with the layers that follow it; layers before the first linear
+    layer belong to the first block."""
     stack = list(layers.children())
     starts = [i for i, layer in enumerate(stack) if isinstance(layer, nn.Linear)]
     return [nn.Sequential(*stack[a:b]) for a, b in pairwise([0, *starts[1:], len(stack)])]

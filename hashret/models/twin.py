@@ -1,6 +1,6 @@
 """Twin-bottleneck hashing: Shen, Qin, Chen, Yu, Liu, Zhu, Shen and Shao, "Auto-Encoding Twin-Bottleneck Hashing", CVPR
-2020, https://arxiv.org/abs/2002.11930. Ours has no adversaries that hold the bottlenecks to a prior: instead, batch
-normalisation gives both of them the prior's mean and variance."""
+2020, https://arxiv.org/abs/2002.11930. Ours replaces the adversarial regularisation of both bottlenecks by batch
+normalisation, which gives them the mean and variance of the prior."""
 
 from typing import Any
 
@@ -11,17 +11,18 @@ from hashret.models.base import Member, straight_through_sign
 
 
 def laplacian(b: Tensor) -> Tensor:
-    """D^−½ A D^−½ (n, n) of the graph on codes `b` (n, d) of ±1, where A is the share of bits that two codes share."""
+    """Return the normalised adjacency D^−½ A D^−½ (n, n) of codes `b` (n, d) of ±1; A is the share of equal bits."""
     adjacency = (1 + b @ b.T / b.shape[1]) / 2
     scale = adjacency.sum(1).rsqrt()
     return scale[:, None] * adjacency * scale
 
 
 class TwinBottleneck(Member):
-    """Remember an image through real numbers that are mixed with those of images of similar codes.
+    """An autoencoder with a binary and a real-valued bottleneck: a graph convolution over the batch averages the
+    real-valued one among images of similar codes.
 
-    The bits decide who is mixed with whom, and learn to bring together images that help to remember each other. A
-    reconstruction therefore depends on the other images of its batch; a code does not.
+    The bits learn to group images that help to reconstruct each other. A reconstruction therefore depends on the other
+    images of its batch; a code does not.
     """
 
     head = "sign"

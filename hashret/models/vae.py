@@ -1,6 +1,6 @@
 """The variational autoencoder: Kingma and Welling, "Auto-Encoding Variational Bayes", ICLR 2014,
 https://arxiv.org/abs/1312.6114, with the weight β on the KL term of Higgins et al., ICLR 2017,
-https://openreview.net/forum?id=Sy2fzU9gl. Ours takes the posterior means as the numbers that become bits."""
+https://openreview.net/forum?id=Sy2fzU9gl. The posterior means become the bits."""
 
 from math import log
 from typing import Any
@@ -10,26 +10,26 @@ from torch import Tensor
 
 from hashret.models.base import Member
 
-REPORTED = 5  # samples that `measures` takes: for a log-likelihood as in papers take 50 or more
+METRIC_SAMPLES = 5  # posterior samples for `metrics`; log-likelihoods in papers use 50 or more
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) ‖ N(0, 1)) in nats, summed over the last axis."""
+    """Return KL(N(mean, exp(log_variance)) ‖ N(0, 1)) in nats, summed over the last axis."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
 
 class Variational(Member):
-    """A member whose posterior and prior are distributions, so that images have a likelihood.
+    """Base class of the members with a posterior and a prior, for which the log-likelihood of images can be estimated.
 
-    `condition` is what `features` and `decode` get beside the images, if anything: the labels of a conditional member.
+    `condition` are further arguments of `features` and `decode`: the labels, for a conditional member.
     """
 
     def draw_posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """A sample z (n, latent) for each image, and log p(z) − log q(z | x), (n,)."""
+        """Return a sample z (n, latent) of each image's posterior, and log p(z) − log q(z | x), (n,)."""
         raise NotImplementedError
 
     def log_weights(self, x: Tensor, samples: int, *condition: Tensor) -> Tensor:
-        """log p(x, z) − log q(z | x) in nats for so many samples z of each image's posterior, (samples, n)."""
+        """Return log p(x, z) − log q(z | x) in nats for `samples` samples z of each posterior, (samples, n)."""
         features = self.features(x, *condition)
         weights = []
         for _ in range(samples):
@@ -38,28 +38,28 @@ class Variational(Member):
         return torch.stack(weights)
 
     def elbo(self, x: Tensor, samples: int, *condition: Tensor) -> Tensor:
-        """The evidence lower bound on each image's log-likelihood in nats, (n,), estimated without bias."""
+        """Return an unbiased estimate of the evidence lower bound of each image in nats, (n,)."""
         return self.log_weights(x, samples, *condition).mean(0)
 
     def log_likelihood(self, x: Tensor, samples: int, *condition: Tensor) -> Tensor:
-        """The importance-weighted bound on each image's log-likelihood in nats, (n,), which tightens with `samples`:
-        Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016,
-        https://arxiv.org/abs/1509.00519."""
+        """Return the importance-weighted lower bound on each image's log-likelihood in nats, (n,). It tightens with
+        `samples` (Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016,
+        https://arxiv.org/abs/1509.00519)."""
         return self.log_weights(x, samples, *condition).logsumexp(0) - log(samples)
 
     def metrics(self, x: Tensor) -> dict[str, Tensor]:
-        """Both bounds, from a few samples: the ELBO and, nearer to the likelihood, the importance-weighted one."""
-        weights = self.log_weights(x, REPORTED)
-        return {"elbo": weights.mean(), "log_likelihood": (weights.logsumexp(0) - log(REPORTED)).mean()}
+        """Return the means of the ELBO and of the tighter importance-weighted bound, from a few samples."""
+        weights = self.log_weights(x, METRIC_SAMPLES)
+        return {"elbo": weights.mean(), "log_likelihood": (weights.logsumexp(0) - log(METRIC_SAMPLES)).mean()}
 
 
 class VariationalAutoencoder(Variational):
-    """Remember an image through a sample from its posterior, which costs its divergence from the prior."""
+    """A variational autoencoder with a normal posterior and a standard normal prior."""
 
     outputs_per_latent = 2
 
     def __init__(self, *args: Any, beta: float = 1.0, **parts: Any) -> None:
-        """`beta` weighs the KL term: 1 gives the evidence lower bound; its inverse is the λ on the reconstruction."""
+        """`beta` is the weight of the KL term; 1 gives the evidence lower bound."""
         super().__init__(*args, **parts)
         if not beta >= 0:
             raise ValueError(f"beta must be 0 or more, not {beta}")

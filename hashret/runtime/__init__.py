@@ -1,4 +1,4 @@
-"""Evaluating networks: NumPy in and out, whatever computes them, and codes that do not depend on it."""
+"""The evaluation of networks, from NumPy to NumPy, whatever library computes them."""
 
 import math
 from collections.abc import Iterator
@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 
 from hashret.data.contents import Inputs
 
-__all__ = ["Runtime", "batch_slices"]
+__all__ = ["BATCH_SIZE", "Runtime", "batch_slices"]
 
-PASS, PASS_NUMBERS = 1000, 2**21  # images in one forward pass, at most, and the numbers that they have together
+BATCH_SIZE, MAX_BATCH_VALUES = 1000, 2**21  # the most images, and the most values in them, per forward pass
 
 
 class Runtime(Protocol):
-    """A network that can be evaluated. It takes as many images as fit one pass."""
+    """A network that can be evaluated on batches of the size of one forward pass."""
 
     def outputs(self, pixels: Inputs, single_thread: bool = False) -> NDArray[np.float32]:
-        """The real numbers (n, latent) that a head turns into bits. With `alone` the calling thread does all the
-        work."""
+        """Return the outputs (n, latent) that a head turns into bits. With `single_thread` only the calling thread
+        works."""
         ...
 
     def exact(self, pixels: Inputs, single_thread: bool = False) -> NDArray[np.float64]:
-        """The same (n, latent), computed in float64."""
+        """Return the outputs (n, latent), computed in float64."""
         ...
 
 
 def batch_slices(images: Inputs, length: int | None = None) -> Iterator[slice]:
-    """The rows of images, or of so many like them, that go through a network together."""
+    """Yield the slices of the images, or of `length` images of their shape, that form the batches of forward passes."""
     length = len(images) if length is None else length
-    size = max(1, min(PASS, PASS_NUMBERS // math.prod(images.shape[1:])))
+    size = max(1, min(BATCH_SIZE, MAX_BATCH_VALUES // math.prod(images.shape[1:])))
     return (slice(start, min(start + size, length)) for start in range(0, length, size))

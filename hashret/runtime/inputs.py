@@ -1,4 +1,4 @@
-"""Where networks are computed, and what they take."""
+"""The device of networks, and their inputs."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,16 @@ from torch import Tensor
 from hashret.data.contents import Inputs
 
 
-def device() -> torch.device:
-    """A CUDA GPU where there is one, otherwise the CPU."""
+def default_device() -> torch.device:
+    """Return the first CUDA GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def to_input(images: Inputs, where: torch.device) -> Tensor:
-    """Network input, float32 (n, c, h, w) in [0, 1], from uint8 images (n, h, w, c), whose channels stay the last in
-    memory, where convolutions are faster; vectors (n, d) as they are."""
+def to_input(images: Inputs, device: torch.device) -> Tensor:
+    """Return uint8 images (n, h, w, c) as float32 (n, c, h, w) in [0, 1], or float32 vectors (n, d) unchanged.
+
+    Images are in the channels-last memory format, in which convolutions are faster.
+    """
     if images.ndim == 2:
-        return torch.tensor(images, device=where)
-    return torch.tensor(images, device=where).permute(0, 3, 1, 2).float().div_(255)
+        return torch.tensor(images, device=device)
+    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float().div_(255)

@@ -1,4 +1,4 @@
-"""Inference in float32 as it is, whatever the process has chosen."""
+"""Inference in full float32 precision, whatever precision the process has chosen."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,14 +10,14 @@ from hashret.process import one_torch_thread, short_switch_interval
 
 
 @contextmanager
-def full_float32(where: torch.device, single_thread: bool = False) -> Iterator[None]:
-    """Inference in float32 as it is, without TF32, bf16 or autocast, whatever this process has chosen; its threads hand
-    the interpreter on sooner meanwhile. With `alone` the calling thread does all the work."""
+def full_float32(device: torch.device, single_thread: bool = False) -> Iterator[None]:
+    """Run inference in float32 without TF32, bfloat16 or autocast. Meanwhile the threads of this process release the
+    interpreter lock more often. With `single_thread` only the calling thread works."""
     with (
         short_switch_interval(),
         float32_switches() as threads,
         one_torch_thread(threads) if single_thread else nullcontext(),
         torch.inference_mode(),
-        torch.autocast(where.type, enabled=False),
+        torch.autocast(device.type, enabled=False),
     ):
         yield

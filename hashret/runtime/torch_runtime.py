@@ -1,4 +1,4 @@
-"""Members of the family evaluated by PyTorch."""
+"""The evaluation of members of the family by PyTorch."""
 
 import copy
 import threading
@@ -21,27 +21,28 @@ if TYPE_CHECKING:
 
 
 class TorchRuntime:
-    """The `Runtime` of a member in evaluation mode, on the device where its weights are."""
+    """The `Runtime` of a member in evaluation mode, on the device of its weights."""
 
     def __init__(self, member: "Member") -> None:
         self.member = member
         first = next(chain(member.parameters(), member.buffers()), None)
         self.device = torch.device("cpu") if first is None else first.device
-        self._weightless = first is None  # what is computed without weights is not worth sharing among threads
+        self._is_weightless = first is None  # too little work to share among threads
         self._lock = threading.Lock()
 
     def outputs(self, pixels: Inputs, single_thread: bool = False) -> NDArray[np.float32]:
-        with full_float32(self.device, single_thread or self._weightless):
-            outputs = self._fast.outputs(to_input(pixels, self.device))
+        with full_float32(self.device, single_thread or self._is_weightless):
+            outputs = self._single.outputs(to_input(pixels, self.device))
         return outputs.cpu().numpy()
 
     def exact(self, pixels: Inputs, single_thread: bool = False) -> NDArray[np.float64]:
         with full_float32(self.device, single_thread):
-            outputs = self._exact.outputs(to_input(pixels, self.device).double())
+            outputs = self._double.outputs(to_input(pixels, self.device).double())
         return outputs.cpu().numpy()
 
     def errors(self, pixels: Inputs) -> NDArray[np.float32]:
-        """The squared reconstruction error of each image, (n,), summed over its values in [0, 1], or a vector's."""
+        """Return the squared reconstruction error of each input, (n,), summed over an image's values in [0, 1], or over
+        a vector's coordinates."""
         errors = np.empty(len(pixels), np.float32)
         with torch.inference_mode():
             for rows in batch_slices(pixels):
@@ -50,11 +51,11 @@ class TorchRuntime:
         return errors
 
     @cached_property
-    def _fast(self) -> "Member":
+    def _single(self) -> "Member":
         with self._lock:
             return folded(self.member).to(memory_format=torch.channels_last)
 
     @cached_property
-    def _exact(self) -> "Member":
+    def _double(self) -> "Member":
         with self._lock:
             return folded(copy.deepcopy(self.member).double())

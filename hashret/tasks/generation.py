@@ -18,7 +18,7 @@ from hashret.models.base import Member
 from hashret.models.cvae import ConditionalVariationalAutoencoder
 from hashret.models.vae import VariationalAutoencoder
 from hashret.runtime import batch_slices
-from hashret.runtime.inputs import device, to_input
+from hashret.runtime.inputs import default_device, to_input
 
 Pixels = NDArray[np.uint8]
 
@@ -90,7 +90,7 @@ def _network(hasher: Hasher) -> Member:
 
 
 def _batches(pixels: Inputs) -> Iterator[Tensor]:
-    return (to_input(pixels[rows], device()) for rows in batch_slices(pixels))
+    return (to_input(pixels[rows], default_device()) for rows in batch_slices(pixels))
 
 
 def _remembered(hasher: Hasher, pixels: Inputs) -> Tensor:
@@ -104,15 +104,15 @@ def _decode(hasher: Hasher, z: Tensor, label: str | None) -> Pixels:
     member = hasher.member
     with torch.inference_mode():
         if label is None:
-            decoded = member.decode(z.to(device()))
+            decoded = member.decode(z.to(default_device()))
         else:
             classes = hasher.training.get("classes", [])
             if not isinstance(member, ConditionalVariationalAutoencoder):
                 raise HashretError(f"model {hasher.model!r} knows no labels: train cvae --labels, or leave --label out")
             if label not in classes:
                 raise HashretError(f"there is no label {label!r}; the model knows {', '.join(classes)}")
-            labels = torch.full((len(z),), classes.index(label), device=device())
-            decoded = member.decode(z.to(device()), labels)
+            labels = torch.full((len(z),), classes.index(label), device=default_device())
+            decoded = member.decode(z.to(default_device()), labels)
         return _to_pixels(member.likelihood.mean(decoded).clamp(0, 1))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.models.denoising import DenoisingAutoencoder
-from hashret.runtime.inputs import device, to_input
+from hashret.runtime.inputs import default_device, to_input
 
 Pixels = NDArray[np.uint8]
 
@@ -44,7 +44,7 @@ def _checked(hasher: Hasher, image: Pixels, upscaling: bool) -> Tensor:
     channels = hasher.preprocessing.channels
     if image.shape[2] != channels:
         image = image.repeat(3, axis=2) if channels == 3 else image.mean(axis=2, keepdims=True).round().astype(np.uint8)
-    return to_input(image[None], device())
+    return to_input(image[None], default_device())
 
 
 def _restore(hasher: Hasher, x: Tensor) -> Pixels:

@@ -1,4 +1,4 @@
-"""Checkpoints: one file from which an interrupted training continues to the same weights."""
+"""Checkpoints: one file from which an interrupted training resumes and reaches the same weights."""
 
 import hashlib
 import json
@@ -22,10 +22,11 @@ from hashret.models.base import Member
 def identity_of(
     member: Member, settings: Mapping[str, Any] | None, arrays: Sequence[NDArray[Any]], **values: Any
 ) -> str:
-    """What makes two trainings the same one: the architecture, all settings, the images and what is said of them."""
+    """Return a digest of all that determines a training: architecture, settings, images and their labels, and other
+    values by name."""
     shapes = {name: list(tensor.shape) for name, tensor in member.state_dict().items()}
-    described = [type(member).__name__, dict(settings or {}), shapes, values, arrays[0].shape]
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    description = [type(member).__name__, dict(settings or {}), shapes, values, arrays[0].shape]
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for array in arrays:
         digest.update(hashlib.sha256(np.ascontiguousarray(array).data).digest())
     return digest.hexdigest()
@@ -34,7 +35,7 @@ def identity_of(
 def save_checkpoint(
     path: Path, member: Member, optimiser: torch.optim.Optimizer, step: int, total_steps: int, identity: str
 ) -> None:
-    """Write the weights and the state of the optimiser after `step` of `planned` steps, whole or not at all."""
+    """Write the weights and the state of the optimiser after `step` of `total_steps` steps, atomically."""
     tensors = {f"member.{name}": tensor for name, tensor in member.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{name}": tensor for name, tensor in state.items()}
@@ -45,10 +46,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, member: Member, optimiser: torch.optim.Optimizer, identity: str) -> tuple[int, int]:
-    """Put the member and the optimiser where the checkpoint says; the steps taken and planned. Raises HashretError for
-    a checkpoint that is missing, damaged, or of a training with another identity."""
+    """Load a checkpoint into the member and the optimiser. Return the numbers of steps taken and planned.
+
+    Raise HashretError for a checkpoint that is missing, damaged, or of a training with another identity.
+    """
     if not path.is_file():
-        raise HashretError(f"there is nothing to resume at {path}: train without --resume")
+        raise HashretError(f"there is no checkpoint {path} to resume from: train without --resume")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
@@ -56,7 +59,7 @@ def load_checkpoint(path: Path, member: Member, optimiser: torch.optim.Optimizer
                 raise HashretError(f"{path} is of another training: train without --resume")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if metadata["sha256"] != _digest(tensors, metadata["step"], metadata["planned"], metadata["identity"]):
-            raise ValueError("it is not what was saved")
+            raise ValueError("its contents have changed")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise HashretError(f"{path} is damaged ({error}): train without --resume") from None
     member.load_state_dict({n.removeprefix("member."): t for n, t in tensors.items() if n.startswith("member.")})

@@ -1,4 +1,4 @@
-"""The stages of `Hasher.fit`: what is asked for, the images, the member, the head, and the record of it all."""
+"""The stages of `Hasher.fit`: check the request, read the training data, train the member, fit the head, and record."""
 
 import math
 from collections.abc import Callable
@@ -16,45 +16,45 @@ from hashret.data.sample import Sample, sample
 from hashret.errors import HashretError, format_count
 from hashret.heads import HEADS, Head, check_head
 from hashret.models import MODELS, Member
-from hashret.models.base import FOR_VECTORS, build
+from hashret.models.base import VECTOR_DEFAULTS, build
 from hashret.models.networks import Shape
 from hashret.parallel import Progress
 from hashret.process import version
 from hashret.runtime import batch_slices
-from hashret.runtime.inputs import device
-from hashret.runtime.rescue import AMBIGUOUS_MARGIN, rounding
+from hashret.runtime.inputs import default_device
+from hashret.runtime.rescue import AMBIGUOUS_MARGIN, rounding_errors
 from hashret.runtime.torch_runtime import TorchRuntime
-from hashret.training.loop import Labels, Pairs, Training, split, train
+from hashret.training.loop import LabelledPairs, Labels, Training, split, train
 from hashret.training.options import TrainingOptions
 
-MOST_NUMBERS = 2**28  # that a head is fitted on: a gigabyte
+MAX_HEAD_VALUES = 2**28  # outputs that a head is fitted to: 1 GiB
 
-Judged = list[tuple[Any, Any, bool]]  # images two by two, and whether they are the same
+PairList = list[tuple[Any, Any, bool]]  # two images, and whether they are the same
 
 
 class Request(NamedTuple):
-    """The model that is asked for."""
+    """The model to fit."""
 
     model: str
     bits: int
     head: str
-    settings: dict[str, Any]  # those given
-    begun: dict[str, Any]  # those of a model of the same name to begin with
+    settings: dict[str, Any]  # set explicitly
+    init_settings: dict[str, Any]  # of the model to initialise from, if it is the same model
 
     def is_labelled(self) -> bool:
-        """Whether the member, with these settings, learns from labels."""
+        """Return whether the member learns from labels with these settings."""
         with torch.device("meta"):
-            return MODELS[self.model]((1, 8, 8), 8, **(self.begun | self.settings)).labelled
+            return MODELS[self.model]((1, 8, 8), 8, **(self.init_settings | self.settings)).labelled
 
 
-class Material(NamedTuple):
-    """What a member learns from, and with which settings."""
+class TrainingData(NamedTuple):
+    """The images, labels and pairs to learn from, and the complete settings of the member."""
 
     sampled: Sample
-    images: Inputs  # as the model sees them
+    images: Inputs  # preprocessed
     settings: dict[str, Any]
-    classes: list[str]  # the labels to learn from, none where it learns without
-    pairs: Pairs | None
+    classes: list[str]  # names of the labels; empty if labels are not used
+    pairs: LabelledPairs | None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -62,38 +62,40 @@ class Material(NamedTuple):
 
     @property
     def labels(self) -> Labels | None:
-        """The number of each image's class, int64 (n,), -1 where its label is unknown."""
+        """The class index of each image, int64 (n,), −1 for an image without a label; None if labels are not used."""
         if not self.classes:
             return None
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        return np.array([-1 if label is None else numbers[label] for label in self.sampled.labels], np.int64)
+        indices = {name: index for index, name in enumerate(self.classes)}
+        return np.array([-1 if label is None else indices[label] for label in self.sampled.labels], np.int64)
 
 
-class Learned(NamedTuple):
+class TrainedMember(NamedTuple):
+    """A member in evaluation mode."""
+
     member: Member
-    rows: NDArray[np.int64]  # of the images that it learned from
-    training: Training | None  # None where there is nothing to train
+    rows: NDArray[np.int64]  # of the images that it was trained on
+    training: Training | None  # None for a member without a network
 
 
-def check_request(request: Request, labels: bool, judged: Judged | None) -> None:
-    """Raises HashretError where the member lacks labels, or could not learn from what is given."""
+def check_request(request: Request, labels: bool, pairs: PairList | None) -> None:
+    """Raise HashretError if the member requires labels and there are none, or cannot use the labels or pairs."""
     if request.is_labelled() != labels:
         how = "without labels: leave --labels out" if labels else "from labels: add --labels"
         raise HashretError(f"model {request.model!r} learns {how}")
-    if judged is not None and not (judged and MODELS[request.model].trainable):
-        why = f"model {request.model!r} has no network that they could train" if judged else "there are none"
-        raise HashretError(f"judged pairs cannot be learned from: {why}")
+    if pairs is not None and not (pairs and MODELS[request.model].trainable):
+        reason = f"model {request.model!r} has no network that they could train" if pairs else "there are none"
+        raise HashretError(f"labelled pairs cannot be learned from: {reason}")
 
 
-def read_material(
+def read_training_data(
     request: Request,
     source: Source,
     options: TrainingOptions,
-    judged: Judged | None,
+    pairs: PairList | None,
     progress: Callable[[Progress], None] | None,
-) -> Material:
-    """The images of a source, and the settings: those given, and for all others those of the model that is begun with,
-    or those that suit the images."""
+) -> TrainingData:
+    """Return the training data of a source. Settings that the request lacks come from the model to initialise from, or
+    else are the recommended ones for the images."""
     report = progress or (lambda progress: None)
     sampled = sample(
         source,
@@ -104,34 +106,35 @@ def read_material(
     )
     preprocessing = sampled.preprocessing
     images = preprocessing.batch(sampled.images)
-    held = {"MB in memory": float(math.ceil(images.nbytes / 1e6))}
-    report(Progress("reading", sampled.seen, sampled.seen, held))
+    memory = {"MB in memory": float(math.ceil(images.nbytes / 1e6))}
+    report(Progress("reading", sampled.seen, sampled.seen, memory))
     member = MODELS[request.model]
     settings = member.defaults()
-    if len(preprocessing.shape) == 1:  # of vectors
-        settings |= {name: value for name, value in FOR_VECTORS.items() if name in settings}
-    settings |= request.begun or member.recommended_settings(input_shape(preprocessing), len(images))
+    if len(preprocessing.shape) == 1:  # vectors
+        settings |= {name: value for name, value in VECTOR_DEFAULTS.items() if name in settings}
+    settings |= request.init_settings or member.recommended_settings(input_shape(preprocessing), len(images))
     settings |= request.settings
     classes = list[str]()
     if request.is_labelled():
-        classes = _classes(sampled.labels, source.root)
+        classes = _class_names(sampled.labels, source.root)
         settings |= {"classes": len(classes)}
-    return Material(sampled, images, settings, classes, None if judged is None else _pairs(preprocessing, judged))
+    arrays = None if pairs is None else _pair_arrays(preprocessing, pairs)
+    return TrainingData(sampled, images, settings, classes, arrays)
 
 
 def train_member(
     request: Request,
-    material: Material,
+    data: TrainingData,
     options: TrainingOptions,
     init: Member | None,
     progress: Callable[[Progress], None] | None,
-) -> Learned:
-    """The member, in evaluation mode, trained if it can be, from the weights of `init` if there are any."""
-    images, training = material.images, None
+) -> TrainedMember:
+    """Return the member, trained if it has a network, from random weights or those of `init`."""
+    images, training = data.images, None
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(options.seed)
-        shape = input_shape(material.preprocessing)
-        member = build(MODELS[request.model], shape, request.bits, material.settings)
+        shape = input_shape(data.preprocessing)
+        member = build(MODELS[request.model], shape, request.bits, data.settings)
         if init is not None:
             member.init_from(init)
         rows = split(len(images), options.seed)[0] if member.trainable else np.arange(len(images))
@@ -141,65 +144,66 @@ def train_member(
                 member,
                 images,
                 options,
-                labels=material.labels,
-                pairs=material.pairs,
-                settings=material.settings,
+                labels=data.labels,
+                pairs=data.pairs,
+                settings=data.settings,
                 progress=progress,
             )
-    return Learned(member.eval().requires_grad_(False).to(device()), rows, training)
+    return TrainedMember(member.eval().requires_grad_(False).to(default_device()), rows, training)
 
 
-def fit_head(request: Request, learned: Learned, images: Inputs, seed: int) -> Head:
-    """The head, fitted to the member's outputs for the images that it learned from, or as many as are enough."""
-    member, rows, _ = learned
-    most = max(request.bits, MOST_NUMBERS // member.latent)
-    if len(rows) > most:  # drawn from all over the source, which may be sorted
-        rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+def fit_head(request: Request, trained: TrainedMember, images: Inputs, seed: int) -> Head:
+    """Return the head, fitted to the member's outputs for its training images, at most `MAX_HEAD_VALUES` of them."""
+    member, rows, _ = trained
+    max_rows = max(request.bits, MAX_HEAD_VALUES // member.latent)
+    if len(rows) > max_rows:  # at random, because the source may be sorted
+        rows = np.sort(np.random.default_rng(seed).choice(rows, max_rows, replace=False))
     runtime, values = TorchRuntime(member), np.empty((len(rows), member.latent), np.float32)
     for part in batch_slices(images, len(rows)):
         values[part] = runtime.outputs(images[rows[part]])
     if not np.isfinite(values).all():
         raise HashretError("the model's outputs are not finite numbers: train with a lower learning rate")
     head = HEADS[request.head](values, request.bits, seed)
-    return head.stabilised(rounding(runtime, head, images[rows[: next(batch_slices(images)).stop]]), AMBIGUOUS_MARGIN)
+    first_batch = images[rows[: next(batch_slices(images)).stop]]
+    return head.stabilised(rounding_errors(runtime, head, first_batch), AMBIGUOUS_MARGIN)
 
 
-def record_of(source: Source, material: Material, learned: Learned, seed: int) -> dict[str, Any]:
-    """What the model was trained on, by what, how long, and what it chose by itself."""
+def training_record(source: Source, data: TrainingData, trained: TrainedMember, seed: int) -> dict[str, Any]:
+    """Return the record of the training for `config.json`: data, versions, steps, losses and automatic settings."""
     record: dict[str, Any] = {
         "source": source.root,
-        "images": len(material.images),
-        "images_seen": material.sampled.seen,
-        "unreadable": len(material.sampled.failures),
+        "images": len(data.images),
+        "images_seen": data.sampled.seen,
+        "unreadable": len(data.sampled.failures),
         "seed": seed,
         "hashret": version(),
         "torch": torch.__version__,
     }
-    training = {} if learned.training is None else learned.training.to_record()
+    training = {} if trained.training is None else trained.training.to_record()
     record |= {name: round(value, 3) if isinstance(value, float) else value for name, value in training.items()}
-    record |= {"classes": material.classes} if material.classes else {}
-    record |= {"pairs": len(material.pairs.same)} if material.pairs is not None else {}
-    return record | (learned.member.auto_settings() if learned.member.trainable else {})
+    record |= {"classes": data.classes} if data.classes else {}
+    record |= {"pairs": len(data.pairs.same)} if data.pairs is not None else {}
+    return record | (trained.member.auto_settings() if trained.member.trainable else {})
 
 
 def input_shape(preprocessing: Preprocessing) -> Shape:
-    """The shape of a network's input, (c, h, w), or (d,) for vectors."""
+    """Return the shape of a network's input: (c, h, w), or (d,) for vectors."""
     *size, last = preprocessing.shape
     return (last, *size)
 
 
-def _classes(labels: list[str | None], root: str) -> list[str]:
-    """The labels that there are, in order; raises HashretError for fewer than two."""
+def _class_names(labels: list[str | None], root: str) -> list[str]:
+    """Return the distinct labels, sorted. Raise HashretError for fewer than two."""
     names = sorted({label for label in labels if label is not None})
     if len(names) < 2:
         raise HashretError(
-            f"{root.rstrip('/#!')} has labels of {format_count(len(names), 'kind')}, and two are the least to learn "
-            f"from: put the images into a folder for each kind"
+            f"{root.rstrip('/#!')} has {format_count(len(names), 'different label')}, and training needs at least two: "
+            "put the images of each class into a folder of its own"
         )
     return names
 
 
-def _pairs(preprocessing: Preprocessing, judged: Judged) -> Pairs:
-    """Judged pairs as the training takes them."""
-    a, b = (np.stack([preprocessing(to_content(pair[side])).pixels for pair in judged]) for side in (0, 1))
-    return Pairs(a, b, np.array([same for _, _, same in judged], np.bool_))
+def _pair_arrays(preprocessing: Preprocessing, pairs: PairList) -> LabelledPairs:
+    """Return labelled pairs as preprocessed arrays."""
+    a, b = (np.stack([preprocessing(to_content(pair[side])).pixels for pair in pairs]) for side in (0, 1))
+    return LabelledPairs(a, b, np.array([same for _, _, same in pairs], np.bool_))

@@ -1,4 +1,4 @@
-"""The one training loop of the family."""
+"""The training loop that all members share."""
 
 import copy
 import math
@@ -20,36 +20,38 @@ from hashret.data.contents import Inputs
 from hashret.errors import HashretError, format_count
 from hashret.models.base import Member
 from hashret.parallel import Progress
-from hashret.runtime.inputs import device, to_input
+from hashret.runtime.inputs import default_device, to_input
 from hashret.training.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hashret.training.muon import Muon
 from hashret.training.options import TrainingOptions
 
 Terms = dict[str, Tensor]  # of the loss, by name
-Labels = NDArray[np.int64]  # numbers of classes; -1 for an image without a label
+Labels = NDArray[np.int64]  # class indices; −1 for an image without a label
 
-INIT_IMAGES = 20_000  # images that a member is shown before it is trained
-TIMED_STEPS = 8  # steps, from all parts of a training, that at least are timed to plan it
-REPORT_EVERY, SAVE_EVERY = 0.2, 30.0  # seconds from one report of progress, and from one checkpoint, to the next
+INIT_IMAGES = 20_000  # training images that `Member.on_train_start` is given
+TIMED_STEPS = 8  # the fewest timed steps of the warm-up, spread over all stages of a training
+REPORT_EVERY, SAVE_EVERY = 0.2, 30.0  # seconds between progress reports, and between checkpoints
 
 
 class Training(NamedTuple):
-    steps: int  # taken; fewer than planned if interrupted
-    total_steps: int  # planned
+    """A finished or interrupted training."""
+
+    steps: int  # taken
+    total_steps: int  # planned; more than those taken if interrupted
     batch: int
     seconds: float
     terms: dict[str, float]  # the running mean of each loss term at the end
-    held_out: dict[str, float]  # each loss term on images that were never trained on
+    held_out: dict[str, float]  # the mean of each loss term and metric over held-out images
     interrupted: bool
-    curve: list[dict[str, float]]  # "step", and the running mean of each term there, at about a hundred steps
+    curve: list[dict[str, float]]  # "step" and the running mean of each loss term, at about a hundred steps
 
     def to_record(self) -> dict[str, Any]:
         """Return the fields by their names in `config.json`."""
         return {"planned" if name == "total_steps" else name: value for name, value in self._asdict().items()}
 
 
-class Pairs(NamedTuple):
-    """Images that were judged two by two, and whether they are the same."""
+class LabelledPairs(NamedTuple):
+    """Pairs of images, and whether the two of each pair are the same."""
 
     a: Inputs  # (p, h, w, c)
     b: Inputs
@@ -57,21 +59,23 @@ class Pairs(NamedTuple):
 
 
 class Batch(NamedTuple):
+    """The inputs of one training step."""
+
     x: Tensor  # (n, c, h, w), or (n, d)
     labels: Tensor | None  # (n,)
     pairs: Tensor | None = None  # (2, p, c, h, w)
     same: Tensor | None = None  # (p,)
 
 
-def in_bfloat16(where: torch.device) -> bool:
-    """Whether the forward pass of a training is computed in bfloat16 there: on a GPU, and on a processor that can
-    multiply such numbers, where steps take two thirds of the time. (PyTorch before 2.11 does not tell.)"""
-    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return where.type == "cuda" or bool(able.get("avx512_bf16"))
+def in_bfloat16(device: torch.device) -> bool:
+    """Return whether the forward pass of training uses bfloat16 on this device: on GPUs and on CPUs with AVX-512 BF16,
+    where steps take two thirds of the time. (PyTorch before 2.11 does not report the capability.)"""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cuda" or bool(capabilities.get("avx512_bf16"))
 
 
 def split(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows to train on, and those that are held out: one in twenty, at most 5,000, drawn with `seed`."""
+    """Return the rows to train on and the held-out rows: one in twenty, at most 5,000, drawn with `seed`."""
     rows, held_out = np.split(np.random.default_rng(seed).permutation(images), [images - min(images // 20, 5000)])
     return rows, held_out
 
@@ -82,129 +86,133 @@ def train(
     options: TrainingOptions,
     *,
     labels: Labels | None = None,
-    pairs: Pairs | None = None,
+    pairs: LabelledPairs | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Training:
-    """Train `member` in place on uint8 images (n, h, w, c), or vectors (n, d), by AdamW under a cosine schedule.
+    """Train `member` in place on uint8 images (n, h, w, c) or float32 vectors (n, d), with AdamW or Muon and a cosine
+    schedule.
 
-    `labels`, int64 (n,), are for members that learn from them. Of `pairs`, at most one for eight images of a batch is
-    drawn in each step, for `Member.pair_loss`. A budget is spent by timing a warm-up on a copy, which fixes the number
-    of steps. The rows that `split` holds out are only measured. All randomness of a step comes from (seed, step), so
-    the same seed and steps give the same weights on the same machine, also when the training resumes from a checkpoint,
-    which must be of the same images, seed, rates, member, and `settings` of the member. The forward pass runs in
-    bfloat16 where that is faster (`in_bfloat16`). Ctrl-C ends the training after the step that is under way: the member
-    is usable, and the checkpoint holds the place. A second Ctrl-C does not wait, and leaves the checkpoint as it was.
-    Raises HashretError for fewer than two images, a loss that is not finite, or a checkpoint that is damaged or of
+    `labels`, int64 (n,), are for members that learn from labels. Of `pairs`, each step draws one per eight images of a
+    batch, for `Member.pair_loss`. A time budget fixes the number of steps by timing a warm-up on a copy of the member.
+    The rows that `split` holds out are only measured. All randomness of a step comes from (seed, step): on one machine
+    the same seed and steps give the same weights, also after resuming from a checkpoint, which must be of the same
+    images, seed, learning rate, weight decay, member and `settings`. The forward pass uses bfloat16 where that is
+    faster (`in_bfloat16`). Ctrl-C ends the training after the current step; the member is then usable, and the
+    checkpoint is saved. A second Ctrl-C ends it at once and leaves the checkpoint unchanged.
+
+    Raise HashretError for fewer than two images, a loss that is not finite, or a checkpoint that is damaged or of
     another training.
     """
     if len(images) < 2:
         raise HashretError("one image is not enough to learn from: give a source with at least two images")
-    own, seed, checkpoint = member.training_defaults, options.seed, options.checkpoint
-    learning_rate = own.learning_rate if options.learning_rate is None else options.learning_rate
-    weight_decay = own.weight_decay if options.weight_decay is None else options.weight_decay
-    where = device()
-    member.to(where).to(memory_format=torch.channels_last).train()
+    defaults, seed, checkpoint = member.training_defaults, options.seed, options.checkpoint
+    learning_rate = defaults.learning_rate if options.learning_rate is None else options.learning_rate
+    weight_decay = defaults.weight_decay if options.weight_decay is None else options.weight_decay
+    device = default_device()
+    member.to(device).to(memory_format=torch.channels_last).train()
     rows, held_out = split(len(images), seed)
-    batch = min(options.batch or own.batch, len(rows))
-    per_epoch = len(rows) // batch
+    batch_size = min(options.batch or defaults.batch, len(rows))
+    steps_per_epoch = len(rows) // batch_size
     optimiser = _optimiser(member, learning_rate, weight_decay)
     arrays = [array for array in (images, labels, *(pairs or ())) if array is not None]
     identity = identity_of(
-        member, settings, arrays, seed=seed, batch=batch, rates=(learning_rate, weight_decay, own.muon)
+        member, settings, arrays, seed=seed, batch=batch_size, rates=(learning_rate, weight_decay, defaults.muon)
     )
 
-    def draw(picked: NDArray[np.int64], step: int | None = None) -> Batch:
-        told = None if labels is None else torch.from_numpy(labels[picked]).to(where)
-        x = to_input(images[picked], where)
+    def load_batch(indices: NDArray[np.int64], step: int | None = None) -> Batch:
+        batch_labels = None if labels is None else torch.from_numpy(labels[indices]).to(device)
+        x = to_input(images[indices], device)
         if pairs is None or step is None:
-            return Batch(x, told)
-        drawn = np.random.default_rng((seed, step, 1)).permutation(len(pairs.same))[: max(1, batch // 8)]
-        both = torch.stack([to_input(side[drawn], where) for side in (pairs.a, pairs.b)])
-        return Batch(x, told, both, torch.from_numpy(pairs.same[drawn]).to(where))
+            return Batch(x, batch_labels)
+        drawn = np.random.default_rng((seed, step, 1)).permutation(len(pairs.same))[: max(1, batch_size // 8)]
+        both = torch.stack([to_input(side[drawn], device) for side in (pairs.a, pairs.b)])
+        return Batch(x, batch_labels, both, torch.from_numpy(pairs.same[drawn]).to(device))
 
     loss = torch.compile(_loss) if options.compiled else _loss
     entered = time.monotonic()
     torch.manual_seed(seed)
-    member.on_train_start(*draw(np.sort(rows[:INIT_IMAGES]))[:2])
+    member.on_train_start(*load_batch(np.sort(rows[:INIT_IMAGES]))[:2])
     start = 0
-    asked_for = options.steps if options.steps is not None else options.epochs and options.epochs * per_epoch
+    requested = options.steps if options.steps is not None else options.epochs and options.epochs * steps_per_epoch
     if options.resume and checkpoint is not None:
         start, total_steps = load_checkpoint(checkpoint, member, optimiser, identity)
-        if asked_for not in (None, total_steps):
+        if requested not in (None, total_steps):
             steps = format_count(total_steps, "step")
             raise HashretError(f"the checkpoint is of a training of {steps}: resume it without steps or epochs")
-    elif asked_for is not None:
-        total_steps = asked_for
+    elif requested is not None:
+        total_steps = requested
     else:
-        left = options.seconds - (time.monotonic() - entered)
-        total_steps = _steps_within(left, member, draw(rows[:batch], 0), learning_rate, weight_decay, loss)
+        remaining = options.seconds - (time.monotonic() - entered)
+        first = load_batch(rows[:batch_size], 0)
+        total_steps = _steps_within(remaining, member, first, learning_rate, weight_decay, loss)
 
-    step, whole, interrupted = start, True, False  # whole: the weights are those that so many steps give
+    # `complete`: the weights are those after exactly `step` steps, so that a checkpoint of them is valid.
+    step, complete, interrupted = start, True, False
     running: dict[str, Tensor] = {}
     curve: list[dict[str, float]] = []
-    began = saved = shown = time.monotonic()
+    began = saved = reported = time.monotonic()
     shuffled = np.empty(0, np.int64)
     try:
-        with _ctrl_c_waits() as pressed, torch.backends.cudnn.flags(enabled=True, deterministic=True):
-            while step < total_steps and not pressed:
-                epoch, i = divmod(step, per_epoch)
+        with _deferred_ctrl_c() as interrupts, torch.backends.cudnn.flags(enabled=True, deterministic=True):
+            while step < total_steps and not interrupts:
+                epoch, i = divmod(step, steps_per_epoch)
                 if i == 0 or step == start:
                     shuffled = np.random.default_rng((seed, epoch)).permutation(rows)
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate * _schedule(step, total_steps)
-                picked = draw(shuffled[i * batch : (i + 1) * batch], step)
-                whole = False
+                batch = load_batch(shuffled[i * batch_size : (i + 1) * batch_size], step)
+                complete = False
                 member.on_step_start(step, total_steps)
-                terms = _step(member, optimiser, picked, (seed << 32) + step, loss)
-                step, whole = step + 1, True
-                keep = min(0.98, 1 - 1 / step)
-                running = {name: keep * running.get(name, term) + (1 - keep) * term for name, term in terms.items()}
+                terms = _step(member, optimiser, batch, (seed << 32) + step, loss)
+                step, complete = step + 1, True
+                decay = min(0.98, 1 - 1 / step)
+                running = {name: decay * running.get(name, term) + (1 - decay) * term for name, term in terms.items()}
                 if step % max(1, total_steps // 100) == 0:
                     curve.append({"step": step} | {name: float(value) for name, value in running.items()})
                 now = time.monotonic()
                 saving = now - saved > SAVE_EVERY
-                if saving or now - shown > REPORT_EVERY or step == total_steps:
-                    shown = now
+                if saving or now - reported > REPORT_EVERY or step == total_steps:
+                    reported = now
                     _report(step, total_steps, running, progress)
                 if checkpoint is not None and saving:
                     save_checkpoint(checkpoint, member, optimiser, step, total_steps, identity)
                     saved = now
-            interrupted = bool(pressed)
+            interrupted = bool(interrupts)
     except KeyboardInterrupt:
         interrupted = True
-    if interrupted and whole and checkpoint is not None:
+    if interrupted and complete and checkpoint is not None:
         save_checkpoint(checkpoint, member, optimiser, step, total_steps, identity)
     seconds = time.monotonic() - began
     member.eval()
-    measured = _measure(member, draw, held_out) if len(held_out) > 1 else {}
+    measured = _measure(member, load_batch, held_out) if len(held_out) > 1 else {}
     last = {name: float(value) for name, value in running.items()}
-    return Training(step, total_steps, batch, seconds, last, measured, interrupted, curve)
+    return Training(step, total_steps, batch_size, seconds, last, measured, interrupted, curve)
 
 
 @contextmanager
-def _ctrl_c_waits() -> Iterator[list[int]]:
-    """Within, the first Ctrl-C only adds to the list, where Python would break off the line that is being run.
+def _deferred_ctrl_c() -> Iterator[list[int]]:
+    """Append to the yielded list at the first Ctrl-C, instead of raising KeyboardInterrupt.
 
-    A step that is broken off has changed some of the weights and statistics, and no training can go on from it to the
-    same result. Threads other than the main one never see Ctrl-C, and a program that has taken it keeps it.
+    An interrupted step would have changed only some of the weights and statistics, and no training could resume from
+    them. Threads other than the main one never receive Ctrl-C, and a handler that the program has set stays.
     """
-    pressed: list[int] = []
+    interrupts: list[int] = []
 
-    def press(number: int, frame: FrameType | None) -> None:
-        if pressed:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interrupts:
             raise KeyboardInterrupt
-        pressed.append(number)
+        interrupts.append(number)
 
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     ):
-        yield pressed
+        yield interrupts
         return
-    signal.signal(signal.SIGINT, press)
+    signal.signal(signal.SIGINT, handle)
     try:
-        yield pressed
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -236,9 +244,10 @@ def _loss(member: Member, batch: Batch) -> Terms:
 
 
 def _schedule(step: int, total_steps: int) -> float:
-    """The learning rate as a share of its peak: a linear rise over a tenth of the steps or 100, then a cosine."""
-    rise = max(1, min(100, total_steps // 10))
-    return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    """Return the learning rate as a share of its peak: a linear warm-up over a tenth of the steps, at most 100, then a
+    cosine decay."""
+    warm_up = max(1, min(100, total_steps // 10))
+    return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / total_steps))
 
 
 def _steps_within(
@@ -249,20 +258,20 @@ def _steps_within(
     weight_decay: float,
     loss: Callable[[Member, Batch], Terms],
 ) -> int:
-    """How many steps fit into `budget` seconds, by timing a few on a copy of the member."""
-    warm_up = copy.deepcopy(member)
-    optimiser = _optimiser(warm_up, learning_rate, weight_decay)
+    """Return the number of steps that fit into `budget` seconds, from the mean time of some steps on a copy."""
+    trial = copy.deepcopy(member)
+    optimiser = _optimiser(trial, learning_rate, weight_decay)
     began = time.monotonic()
     times: list[float] = []
     while len(times) < 2 + TIMED_STEPS or time.monotonic() - began < min(3.0, budget / 10):
         before = time.monotonic()
-        warm_up.on_step_start(len(times) % TIMED_STEPS, TIMED_STEPS)
-        _step(warm_up, optimiser, batch, len(times), loss)
+        trial.on_step_start(len(times) % TIMED_STEPS, TIMED_STEPS)
+        _step(trial, optimiser, batch, len(times), loss)
         if batch.x.is_cuda:
             torch.cuda.synchronize()
         times.append(time.monotonic() - before)
-    left = budget - (time.monotonic() - began)
-    return max(1, int(left / statistics.fmean(times[2:])))
+    remaining = budget - (time.monotonic() - began)
+    return max(1, int(remaining / statistics.fmean(times[2:])))
 
 
 def _report(
@@ -276,11 +285,11 @@ def _report(
 
 
 def _measure(
-    member: Member, draw: Callable[[NDArray[np.int64]], Batch], rows: NDArray[np.int64], batch: int = 250
+    member: Member, load_batch: Callable[[NDArray[np.int64]], Batch], rows: NDArray[np.int64], batch_size: int = 250
 ) -> dict[str, float]:
-    """Each loss term, averaged over batches of equal size as far as they go."""
+    """Return the means of all loss terms and metrics over batches of nearly equal size."""
     torch.manual_seed(0)
-    parts = np.array_split(rows, math.ceil(len(rows) / batch))
-    with torch.no_grad():  # a penalty on derivatives can undo this, but not inference_mode
-        terms = [_loss(member, b) | member.metrics(b.x) for b in map(draw, parts)]
+    parts = np.array_split(rows, math.ceil(len(rows) / batch_size))
+    with torch.no_grad():  # not inference_mode, which penalties on derivatives cannot undo
+        terms = [_loss(member, batch) | member.metrics(batch.x) for batch in map(load_batch, parts)]
     return {name: statistics.fmean(float(t[name]) for t in terms) for name in terms[0]}

@@ -1,23 +1,23 @@
-"""How long, and how, a model is trained: the same options in Python and on the command line."""
+"""The options of a training, which are the same in Python and on the command line."""
 
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_BUDGET = 120.0  # seconds, where neither steps nor epochs nor a budget are given
+DEFAULT_BUDGET = 120.0  # seconds
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The options of one training. At most one of `steps`, `epochs` and `budget` (seconds, or text such as "90s", "2m"
-    or "1h") sets its length; without any, it takes two minutes. Raises ValueError for impossible values.
+    """The options of one training. Raises ValueError for impossible values.
 
-    `batch` images a step, `learning_rate` at its peak and `weight_decay` are the member's own where they are None.
-    `compiled` compiles the forward pass first, which takes a minute and pays off in long trainings on a GPU. `size` is
-    the (height, width) that images are resized to, chosen from the images if None; at most `limit` images, drawn with
-    `seed`, are held in memory. With `resume` the training continues from `checkpoint`, where it is saved from time to
-    time and when it is interrupted.
+    At most one of `steps`, `epochs` and `budget` (seconds, or text such as "90s", "2m" or "1h") sets the length; the
+    default is a budget of two minutes. `batch` (images per step), `learning_rate` (at its peak) and `weight_decay` are
+    the member's defaults if None. `compiled` compiles the forward pass first, which takes a minute and pays off in long
+    trainings on a GPU. `size` is the (height, width) that images are resized to, chosen from the images if None. At
+    most `limit` images, drawn with `seed`, are held in memory. The training is saved to `checkpoint` every 30 seconds
+    and when it is interrupted; with `resume` it continues from there.
     """
 
     steps: int | None = None
@@ -36,10 +36,10 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.budget, self.steps, self.epochs)) > 1:
             raise ValueError("give one of budget, steps and epochs")
-        for name, least in (("steps", 0), ("epochs", 1), ("batch", 2), ("seed", 0)):
+        for name, minimum in (("steps", 0), ("epochs", 1), ("batch", 2), ("seed", 0)):
             value = getattr(self, name)
-            if (value is not None or name == "seed") and (type(value) is not int or not least <= value < 2**32):
-                raise ValueError(f"{name} must be a whole number from {least} to 2³² − 1, not {value!r}")
+            if (value is not None or name == "seed") and (type(value) is not int or not minimum <= value < 2**32):
+                raise ValueError(f"{name} must be a whole number from {minimum} to 2³² − 1, not {value!r}")
         for name in ("learning_rate", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -51,12 +51,13 @@ class TrainingOptions:
 
     @property
     def seconds(self) -> float:
-        """The time that a training without a number of steps or epochs may take."""
+        """The time budget of a training whose number of steps or epochs is not set."""
         return DEFAULT_BUDGET if self.budget is None else parse_duration(self.budget)
 
 
 def parse_duration(text: str | float) -> float:
-    """Seconds from a number of seconds or a text such as "90", "90s", "2m", "1.5h"; raises ValueError for others."""
+    """Return the seconds of a number of seconds or a text such as "90", "90s", "2m" or "1.5h". Raise ValueError for any
+    other text."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(text).strip())
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"a budget is a time such as 90s, 2m or 1h, not {text!r}")
