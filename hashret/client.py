@@ -29,11 +29,9 @@ class Client:
     `token` is sent with every request: a service needs it for writing and, on a host other than loopback, for all
     requests. `timeout` is in seconds.
 
-    Raises:
-        HashretError: the service cannot be reached, refuses the token, or reports an error of the collection.
-        NotFound: an item or a calibration does not exist.
-        TooLarge: an image is over a limit of the service.
-        ValueError: an argument is invalid, or `url` has no valid form.
+    All methods raise HashretError if the service cannot be reached, needs another token or reports an error, TooLarge
+    for an image over a limit of the service, and ValueError for an invalid argument. The constructor raises
+    HashretError for an invalid `url`.
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 60.0) -> None:
@@ -92,10 +90,9 @@ class Client:
         The hits are the `k` nearest, those within `max_distance` bits (with `k` None), or both, ordered by distance, or
         by `rank` "asymmetric". `where` is an SQLite expression that filters items.
 
-        Raises:
-            HashretError: the image cannot be decoded, `where` is invalid, or `k` is None and the service returns its
-                maximum of 1,000 hits, so that more may exist.
-            ValueError: `k`, `max_distance` or `rank` is invalid.
+        Raise HashretError if the image cannot be decoded or `where` is invalid, or if `k` is None and the service
+        returns its maximum of 1,000 hits, so that more may exist. Raise ValueError for an invalid `k`, `max_distance`
+        or `rank`.
         """
         return self.query_batch([image], k, max_distance, where=where, rank=rank)[0]
 
@@ -121,8 +118,7 @@ class Client:
     ) -> list[list[Hit]]:
         """Search for codes, uint8 (n, bits // 8), as `query` does; return one list of hits per code.
 
-        Raises:
-            ValueError: the codes have another dtype or width.
+        Raise ValueError for codes of another dtype or width.
         """
         params = _params(QueryOptions(k, max_distance, where=where))
         answers: list[list[Hit]] = []
@@ -137,8 +133,7 @@ class Client:
     ) -> list[Hit]:
         """Search for images similar to an item, as `query` does, without the item itself.
 
-        Raises:
-            NotFound: no item has this id.
+        Raise NotFound if no item has this id.
         """
         params = _params(QueryOptions(k, max_distance, where=where))
         return _hits(self._request("POST", "/v1/query", json={"id": item_id} | params), k)
@@ -156,8 +151,7 @@ class Client:
         `metadata` has a dict, or None, for each image. A content that exists keeps its id. More than 256 images are
         added in several transactions.
 
-        Raises:
-            ValueError: the number or a value of `metadata` is invalid.
+        Raise ValueError if the number or a value of `metadata` is invalid.
         """
         files = _files(images)
         if metadata is not None and len(metadata) != len(files):
@@ -172,9 +166,8 @@ class Client:
     def dupes(self, max_distance: int = 3, *, by: str = "connected", keep: str = "largest") -> list[Group]:
         """Return groups of near-duplicates within `max_distance` bits, as `Collection.dupes` does.
 
-        Raises:
-            HashretError: there are more than 1,000 groups, or more than 1,000 items in a group, which is the limit of a
-                service.
+        Raise HashretError if there are more than 1,000 groups, or more than 1,000 items in a group, which is the limit
+        of a service.
         """
         options = {"max_distance": max_distance, "by": by, "keep": keep, "limit": 1000}
         document = self._request("GET", "/v1/dupes", params=options)
@@ -185,27 +178,22 @@ class Client:
     def calibration(self) -> Calibration:
         """Return the calibration of the collection's model.
 
-        Raises:
-            NotFound: `hashret calibrate` has not been run for this model.
+        Raise NotFound if `hashret calibrate` has not been run for this model.
         """
         return Calibration(**self._request("GET", "/v1/calibration"))
 
     def radius(self, target: float = TARGET_PRECISION) -> int:
         """Return the radius in bits with the highest recall of near-duplicates at a precision of at least `target`.
 
-        Raises:
-            NotFound: `hashret calibrate` has not been run for this model.
-            HashretError: no radius has this precision.
-            ValueError: `target` is not above 0 and at most 1.
+        Raise NotFound if `hashret calibrate` has not been run for this model, HashretError if no radius has this
+        precision, and ValueError unless `target` is above 0 and at most 1.
         """
         return self.calibration().radius(target, len(self))
 
     def verdict(self, a: int, b: int, verdict: str) -> None:
         """Store the verdict that items `a` and `b` are the "same" or "different", as `Collection.verdict` does.
 
-        Raises:
-            NotFound: no item has one of these ids.
-            ValueError: the ids are equal, or the verdict has another value.
+        Raise NotFound if no item has one of these ids, and ValueError for equal ids or another verdict.
         """
         self._request("POST", "/v1/verdicts", json={"a": a, "b": b, "verdict": verdict})
 
@@ -216,8 +204,7 @@ class Client:
     def get(self, item_id: int) -> Item:
         """Return the item with this id.
 
-        Raises:
-            NotFound: no item has this id.
+        Raise NotFound if no item has this id.
         """
         document = self._request("GET", f"/v1/items/{int(item_id)}")
         return Item(**{name: document[name] for name in Item._fields})

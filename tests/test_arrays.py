@@ -298,12 +298,16 @@ def test_torchvision_reads_existing_compressed_files(
         (raw / path.name).symlink_to(path)
     train, test = open_source(f"{name}:train", data_root=tmp_path), open_source(f"{name}:test", data_root=tmp_path)
     both = open_source(name, data_root=tmp_path)
+
+    def pixels(source: Source) -> NDArray[np.uint8]:
+        return np.stack([np.asarray(record.read()) for record in source])
+
     assert [source.length for source in (train, test, both)] == [60_000, 10_000, 70_000]
     assert [source.root for source in (train, both)] == [f"{name}:train#", f"{name}#"]
     beside = open_source(shared_data / name / "train-images-idx3-ubyte.gz")
-    expected = rows(beside)
-    assert (rows(train) == expected).all()
-    assert (rows(both)[:60_000] == expected).all() and (rows(both)[60_000:] == rows(test)).all()
+    expected = pixels(both)
+    assert (pixels(beside) == expected[:60_000]).all() and (pixels(test) == expected[60_000:]).all()
+    assert (pixels(train) == expected[:60_000]).all()
     assert first(train).label == label
     assert first(beside).label == ("9" if name == "fashion-mnist" else "5")
     assert len(set(labels(both))) == 10
@@ -318,18 +322,23 @@ def run(code: str, **environment: str) -> str:
     return done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist:test", "cifar10"])
-def test_without_a_network_the_missing_files_are_named(tmp_path: Path, name: str) -> None:
-    nowhere = "http://127.0.0.1:9"
-    code = f"from hashret.data.sources import open_source; open_source({name!r})"
-    last = run(code, https_proxy=nowhere, http_proxy=nowhere, XDG_CACHE_HOME=str(tmp_path))
-    assert "HashretError" in last and "could not be downloaded" in last and "Connection refused" in last
-    root = tmp_path / "hashret"
-    assert last.endswith(
-        f"put cifar-10-python.tar.gz into {root}"
-        if name == "cifar10"
-        else f"t10k-labels-idx1-ubyte.gz into {root / 'FashionMNIST' / 'raw'}"
-    )
+def test_without_a_network_the_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("https_proxy", "http_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for name, ending in (
+        ("fashion-mnist:test", f"t10k-labels-idx1-ubyte.gz into {tmp_path / 'FashionMNIST' / 'raw'}"),
+        ("cifar10", f"put cifar-10-python.tar.gz into {tmp_path}"),
+    ):
+        with pytest.raises(HashretError, match="could not be downloaded .*Connection refused") as caught:
+            open_source(name, data_root=tmp_path)
+        assert str(caught.value).endswith(ending)
+
+
+def test_data_sets_are_stored_in_the_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(HashretError, match=f"into {tmp_path}/hashret$"):
+        open_source("cifar10")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +44,52 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def collection(tmp_path: Path, hasher: Hasher) -> Iterator[Collection]:
-    (tmp_path / "photos").mkdir()
+def make(folder: Path, hasher: Hasher) -> Collection:
+    (folder / "photos").mkdir()
     for i in range(COUNT):
-        Image.fromarray(pixels(i)).save(tmp_path / "photos" / f"{i:02d}.png")
-    with Collection.create(tmp_path / "c", hasher) as made:
-        made.index(tmp_path / "photos")
-        yield made
+        Image.fromarray(pixels(i)).save(folder / "photos" / f"{i:02d}.png")
+    collection = Collection.create(folder / "c", hasher)
+    collection.index(folder / "photos")
+    return collection
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory, hasher: Hasher) -> Iterator[Collection]:
+    """Return a collection that no test changes."""
+    with make(tmp_path_factory.mktemp("page"), hasher) as collection:
+        yield collection
+
+
+@pytest.fixture(scope="module")
 def address(collection: Collection, serve: Callable[..., str]) -> str:
     return serve(collection)
 
 
+@pytest.fixture
+def own(tmp_path: Path, hasher: Hasher) -> Iterator[Collection]:
+    """Return a collection that the test may change."""
+    with make(tmp_path, hasher) as collection:
+        yield collection
+
+
 @pytest.fixture(params=[1200])
 def page(request: Any, browser: Any, address: str) -> Iterator[Any]:
-    """Open the page of the collection; check after the test that it logged no errors and requested no other host."""
-    context = browser.new_context(viewport={"width": request.param, "height": 900})
+    """Open the page of the collection that no test changes."""
+    with opened_page(browser, address, request.param) as page:
+        yield page
+
+
+@pytest.fixture
+def own_page(browser: Any, own: Collection, serve: Callable[..., str]) -> Iterator[Any]:
+    """Open the page of the collection that the test may change."""
+    with opened_page(browser, serve(own), 1200) as page:
+        yield page
+
+
+@contextmanager
+def opened_page(browser: Any, address: str, width: int) -> Iterator[Any]:
+    """Open a page; check in the end that it logged no errors and requested no other host."""
+    context = browser.new_context(viewport={"width": width, "height": 900})
     page = context.new_page()
     errors: list[str] = []
     urls: list[str] = []
@@ -192,27 +220,27 @@ def test_a_reconstruction_is_shown_beside_the_query(page: Any, tmp_path: Path) -
     page.wait_for_function("() => document.getElementById('reconstruction').naturalWidth === 32")
 
 
-def test_an_image_is_added(page: Any, collection: Collection, tmp_path: Path) -> None:
+def test_an_image_is_added(own_page: Any, own: Collection, tmp_path: Path) -> None:
     path = new_image(tmp_path)
-    upload(page, path)
-    page.get_by_role("button", name="Add to collection").click()
-    expect(page.locator("#counts")).to_contain_text("41 images")
-    expect(page.locator("#caption")).to_contain_text("blobs")
-    assert collection.query(path, 1)[0].distance == 0
-    assert ids(page) == [hit.id for hit in collection.query_item(COUNT + 1, 30)]
+    upload(own_page, path)
+    own_page.get_by_role("button", name="Add to collection").click()
+    expect(own_page.locator("#counts")).to_contain_text("41 images")
+    expect(own_page.locator("#caption")).to_contain_text("blobs")
+    assert own.query(path, 1)[0].distance == 0
+    assert ids(own_page) == [hit.id for hit in own.query_item(COUNT + 1, 30)]
 
 
-def test_a_result_is_marked_as_no_match(page: Any, collection: Collection) -> None:
-    page.locator("article").first.locator(".picture").click()
-    expect(page.locator("#title")).to_contain_text("images within")
-    near = collection.query_item(1, 1)[0].id
-    card = page.locator("article").first
+def test_a_result_is_marked_as_no_match(own_page: Any, own: Collection) -> None:
+    own_page.locator("article").first.locator(".picture").click()
+    expect(own_page.locator("#title")).to_contain_text("images within")
+    near = own.query_item(1, 1)[0].id
+    card = own_page.locator("article").first
     card.get_by_role("button", name="Not a match").click()
     expect(card).to_have_class("rejected")
-    assert collection.verdicts() == [(1, near, "different")]
-    page.reload()
-    expect(page.locator("#title")).to_contain_text("images within")
-    assert ids(page) == [hit.id for hit in collection.query_item(1, 30)] and near not in ids(page)
+    assert own.verdicts() == [(1, near, "different")]
+    own_page.reload()
+    expect(own_page.locator("#title")).to_contain_text("images within")
+    assert ids(own_page) == [hit.id for hit in own.query_item(1, 30)] and near not in ids(own_page)
 
 
 def test_duplicates_are_shown_in_groups(page: Any, collection: Collection) -> None:
@@ -253,17 +281,17 @@ def test_all_images_are_filtered(page: Any, collection: Collection) -> None:
     expect(page.locator("#where")).to_be_hidden()
 
 
-def test_the_next_page_has_the_same_filter(page: Any, collection: Collection) -> None:
-    collection.add([pixels(i) for i in range(100, 170)], [{"new": i % 2} for i in range(70)])
-    page.reload()
-    page.locator("#where").fill("new is null or new = 1")
-    page.locator("#where").press("Enter")
-    expect(page.locator("#title")).to_have_text("Images that match the filter")
-    page.locator("#where").evaluate("(field) => { field.value = 'unfinished text'; }")
-    page.locator("#more").click()
-    expected = [item.id for item in collection.items(limit=1000, where="new is null or new = 1")]
-    expect(page.locator("article")).to_have_count(len(expected))
-    assert ids(page) == expected and len(expected) == 75
+def test_the_next_page_has_the_same_filter(own_page: Any, own: Collection) -> None:
+    own.add([pixels(i) for i in range(100, 170)], [{"new": i % 2} for i in range(70)])
+    own_page.reload()
+    own_page.locator("#where").fill("new is null or new = 1")
+    own_page.locator("#where").press("Enter")
+    expect(own_page.locator("#title")).to_have_text("Images that match the filter")
+    own_page.locator("#where").evaluate("(field) => { field.value = 'unfinished text'; }")
+    own_page.locator("#more").click()
+    expected = [item.id for item in own.items(limit=1000, where="new is null or new = 1")]
+    expect(own_page.locator("article")).to_have_count(len(expected))
+    assert ids(own_page) == expected and len(expected) == 75
 
 
 def test_an_error_is_shown_until_the_next_query(page: Any, tmp_path: Path) -> None:
@@ -295,8 +323,8 @@ def test_an_empty_collection_names_the_command_to_fill_it(
         page.close()
 
 
-def test_the_token_is_requested_and_stored(browser: Any, collection: Collection, serve: Any, tmp_path: Path) -> None:
-    address = serve(collection, token="secret")
+def test_the_token_is_requested_and_stored(browser: Any, own: Collection, serve: Any, tmp_path: Path) -> None:
+    address = serve(own, token="secret")
     page = browser.new_page()
     page.goto(address)
     upload(page, new_image(tmp_path))

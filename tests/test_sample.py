@@ -253,7 +253,7 @@ def test_a_source_without_readable_images_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [{"limit": 0}, {"size": (0, 8)}, {"size": (8.5, 8)}])
 def test_an_invalid_size_or_limit_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        sample(open_source("digits"), **arguments)
+        sample(open_source(np.zeros((3, 8, 8), np.uint8)), **arguments)
 
 
 def test_an_interrupted_sample_leaves_no_thread(tmp_path: Path) -> None:

@@ -281,9 +281,7 @@ def test_a_damaged_header_is_not_the_end_of_a_tar(tmp_path: Path) -> None:
     names = []
     with pytest.raises(HashretError, match="the bytes after its last image are not a tar header"):
         names += [record.name for record in open_source(path)]
-    path.write_bytes(
-        path.read_bytes()[: data.index(b"5.png")]
-    )  # without the two empty blocks at the end, which some programs omit
+    path.write_bytes(path.read_bytes()[: data.index(b"5.png")])  # some programs omit the two empty blocks at the end
     assert [record.name for record in open_source(path)] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
 
 
@@ -345,7 +343,7 @@ def peak(source: Source) -> int:
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks: dict[str, list[int]] = {"npy": [], "npz": [], "tar": []}
-    for count in (1000, 8000):
+    for count in (1000, 4000):
         np.save(tmp_path / f"{count}.npy", np.zeros((count, 64, 64), np.uint8))
         np.savez_compressed(tmp_path / f"{count}.npz", images=np.zeros((count, 64, 64), np.uint8))
         with tarfile.open(tmp_path / f"{count}.tar", "w") as archive:
