@@ -1,15 +1,15 @@
-"""What a collection of a million items costs: rows a second, opening, following a writer, and looking at files again.
+"""Measure a collection of a million items: inserts, cold start, reads during writes, and a repeated indexing run.
 
     python benchmarks/collection.py --items 1000000 --files 100000
 
-Beside each figure stands the least that the same can cost in the same run: bare SQLite inserts of the same rows in
-transactions of the same size, a bare walk of the same folder. A cold start is a process of its own. Answers of the
-million are compared with brute force. An item is a row in each of four tables: items, codes, changes and paths.
+Each figure is compared with a lower bound from the same run: bare SQLite inserts of the same rows in transactions of
+the same size, or a bare walk of the same folder. A cold start is a process of its own. Its results are compared with
+brute force. An item is one row in each of four tables: items, codes, changes and paths.
 
-For some seconds a writer commits a thousand items twenty times a second while another process asks by code: the longest
-that either took stands beside the longest that it took alone. A writer waits for the disk alone, and for a core where
-there are too few: that differs more from run to run than by whether anybody reads. How long it waits to be let into the
-database stands apart. At last a process asks while the collection is switched from another kind of index to its own.
+A writer commits 1,000 items twenty times a second while another process queries by code: the maximum latency of each is
+compared with its maximum latency alone. A commit waits for the disk, and for a core if there are too few, which varies
+more between runs than with the presence of a reader; its wait for the database lock is reported separately. Finally a
+process queries while the collection is switched from another type of index to its own.
 """
 
 import argparse
@@ -39,15 +39,15 @@ BATCH = 1000
 
 START = """
 import sys, time
-began = time.perf_counter()
+start_time = time.perf_counter()
 from hashret import Collection
 from hashret.codes import from_hex
-with Collection.open(sys.argv[1], read_only=True) as there:
-    (hits,) = there.query_codes(from_hex(sys.argv[2], 64), 10)
-took = time.perf_counter() - began
+with Collection.open(sys.argv[1], read_only=True) as collection:
+    (hits,) = collection.query_codes(from_hex(sys.argv[2], 64), 10)
+took = time.perf_counter() - start_time
 assert "torch" not in sys.modules
-(most,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(took, int(most) / 1024, *(hit.id for hit in hits))
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(took, int(peak) / 1024, *(hit.id for hit in hits))
 """
 
 READ = """
@@ -56,22 +56,22 @@ from hashret import Collection
 from hashret.codes import from_hex
 from hashret.indexes import set_threads
 set_threads(1)
-with Collection.open(sys.argv[1], read_only=True) as there:
+with Collection.open(sys.argv[1], read_only=True) as collection:
     query = from_hex(sys.argv[2], 64)
-    there.query_codes(query, 10)
+    collection.query_codes(query, 10)
     print("ready", flush=True)
-    longest, until = 0.0, time.monotonic() + float(sys.argv[3])
-    while time.monotonic() < until:
-        began = time.perf_counter()
-        there.query_codes(query, 10)
-        longest = max(longest, time.perf_counter() - began)
+    max_latency, end = 0.0, time.monotonic() + float(sys.argv[3])
+    while time.monotonic() < end:
+        start_time = time.perf_counter()
+        collection.query_codes(query, 10)
+        max_latency = max(max_latency, time.perf_counter() - start_time)
         time.sleep(0.002)
-print(longest)
+print(max_latency)
 """
 
 
 def clustered(items: int) -> np.ndarray:
-    """Codes around one centre for every 500 items, each bit flipped with probability 0.06."""
+    """Return codes around one random centre for every 500 items, each bit flipped with probability 0.06."""
     rng = np.random.default_rng(0)
     centres = rng.integers(0, 2, (max(1000, items // 500), 64), np.uint8)
     parts = []
@@ -82,8 +82,8 @@ def clustered(items: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def contents(codes: np.ndarray, start: int) -> list[ItemRow]:
-    """What a thousand files of different contents are on their way into the database."""
+def item_rows(codes: np.ndarray, start: int) -> list[ItemRow]:
+    """Return the rows of files of distinct contents, one for each code."""
     rows = []
     for i, code in enumerate(codes, start):
         digest = hashlib.sha256(b"%d" % i).hexdigest()
@@ -92,29 +92,28 @@ def contents(codes: np.ndarray, start: int) -> list[ItemRow]:
 
 
 def fill(store: SqliteStore, codes: np.ndarray) -> float:
-    """Seconds that the store takes for the rows of so many items."""
+    """Return the seconds that the store takes to insert one item for each code."""
     return sum(fill_from(store, codes, start)[0] for start in range(0, len(codes), BATCH))
 
 
 def fill_from(store: SqliteStore, codes: np.ndarray, start: int) -> tuple[float, float]:
-    """Seconds that the store takes for the rows of a thousand items, with the codes that come in turn, and how many of
-    them it waits to be let in."""
-    rows = contents(codes[start % len(codes) :][:BATCH], start)
-    began = time.perf_counter()
+    """Return the seconds that the store takes to insert the next `BATCH` items, and those of its wait for the lock."""
+    rows = item_rows(codes[start % len(codes) :][:BATCH], start)
+    start_time = time.perf_counter()
     with store.transaction() as transaction:
-        let_in = time.perf_counter()
+        locked_time = time.perf_counter()
         transaction.put(rows)
-    return time.perf_counter() - began, let_in - began
+    return time.perf_counter() - start_time, locked_time - start_time
 
 
 def fill_bare(path: Path, codes: np.ndarray) -> float:
-    """Seconds that SQLite takes for the same rows, with nothing looked up."""
+    """Return the seconds that SQLite takes to insert the same rows without lookups."""
     took = 0.0
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -65536;" + SCHEMA)
         for start in range(0, len(codes), BATCH):
-            rows = list(enumerate(contents(codes[start : start + BATCH], start), start + 1))
-            began = time.perf_counter()
+            rows = list(enumerate(item_rows(codes[start : start + BATCH], start), start + 1))
+            start_time = time.perf_counter()
             conn.execute("BEGIN IMMEDIATE")
             conn.executemany(
                 "INSERT INTO items VALUES (?, ?, 32, 32, 5000, '2026-01-01T00:00:00Z', NULL)",
@@ -127,21 +126,22 @@ def fill_bare(path: Path, codes: np.ndarray) -> float:
                 ((c.root, c.name, i, c.size, c.mtime_ns) for i, c in rows),
             )
             conn.execute("COMMIT")
-            took += time.perf_counter() - began
+            took += time.perf_counter() - start_time
     return took
 
 
 def cold(folder: Path, code: str) -> tuple[float, float, float, list[int]]:
-    """Seconds in a new process from the first import to the answer, those of the whole process, its MiB, and ids."""
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", START, folder, code], capture_output=True, text=True, check=True)
-    whole = time.perf_counter() - began
-    inside, mib, *ids = done.stdout.split()
-    return float(inside), whole, float(mib), [int(i) for i in ids]
+    """Return the seconds of a new process from the first import to the answer, those of the process, its peak memory in
+    MiB, and the ids of the answer."""
+    start_time = time.perf_counter()
+    process = subprocess.run([sys.executable, "-c", START, folder, code], capture_output=True, text=True, check=True)
+    total = time.perf_counter() - start_time
+    inside, mib, *ids = process.stdout.split()
+    return float(inside), total, float(mib), [int(i) for i in ids]
 
 
 def read_beside(folder: Path, code: str, seconds: float) -> subprocess.Popen[str]:
-    """A process that asks for so long, and then prints the longest that an answer took; it has begun."""
+    """Start a process that queries for some seconds and then prints its maximum latency; return it when it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-c", READ, folder, code, str(seconds)], stdout=subprocess.PIPE, text=True
     )
@@ -149,97 +149,107 @@ def read_beside(folder: Path, code: str, seconds: float) -> subprocess.Popen[str
     return process
 
 
-def longest_commit(store: SqliteStore, codes: np.ndarray, start: int, seconds: float) -> tuple[float, float, int]:
-    """The longest that a commit of a thousand new items took, of twenty a second, and that one waited to be let in; and
-    how many items there are then."""
-    longest, waited, until = 0.0, 0.0, time.monotonic() + seconds
-    while time.monotonic() < until:
-        began = time.perf_counter()
-        took, let_in = fill_from(store, codes, start)
-        longest, waited, start = max(longest, took), max(waited, let_in), start + BATCH
-        time.sleep(max(0.0, 0.05 - time.perf_counter() + began))
-    return longest, waited, start
+def max_commit_latency(store: SqliteStore, codes: np.ndarray, start: int, seconds: float) -> tuple[float, float, int]:
+    """Commit `BATCH` new items twenty times a second; return the maximum latency, the maximum wait for the write lock,
+    and the number of items afterwards."""
+    max_latency, max_wait, end = 0.0, 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        start_time = time.perf_counter()
+        latency, wait = fill_from(store, codes, start)
+        max_latency, max_wait, start = max(max_latency, latency), max(max_wait, wait), start + BATCH
+        time.sleep(max(0.0, 0.05 - time.perf_counter() + start_time))
+    return max_latency, max_wait, start
 
 
 def files(folder: Path, count: int) -> Path:
-    """So many small image files, a thousand in a folder."""
+    """Write `count` small image files, a thousand in each folder."""
     pixels = np.random.default_rng(1).integers(0, 256, (count, 8, 8), np.uint8)
     for i, image in enumerate(pixels):
-        place = folder / f"{i // 1000:03d}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{i:06d}.bmp")
+        subfolder = folder / f"{i // 1000:03d}"
+        subfolder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(subfolder / f"{i:06d}.bmp")
     return folder
 
 
 def walk(folder: Path) -> int:
-    """Look at every file: what no second run can do without."""
-    found = 0
-    for place, _, names in os.walk(folder):
+    """Call stat on every file, which a repeated indexing run cannot avoid; return the number of files."""
+    count = 0
+    for subfolder, _, names in os.walk(folder):
         for name in names:
-            found += os.stat(os.path.join(place, name)).st_size > 0  # noqa: PTH116, PTH118  # as fast as it gets
-    return found
+            count += os.stat(os.path.join(subfolder, name)).st_size > 0  # noqa: PTH116, PTH118  # the fastest way
+    return count
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=10.0, help="for which a reader is beside a writer")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of reads during writes")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     hasher = Hasher("lsh", 64).fit(np.random.default_rng(2).integers(0, 256, (100, 8, 8), np.uint8))
     rows: dict[str, tuple[float, float | None, str]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        codes = clustered(asked.items)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        codes = clustered(args.items)
         with Collection.create(folder / "c", hasher) as collection, closing(SqliteStore(folder / "c")) as store:
-            ours, bare = asked.items / fill(store, codes), asked.items / fill_bare(folder / "bare.db", codes)
+            ours, bare = args.items / fill(store, codes), args.items / fill_bare(folder / "bare.db", codes)
             rows["items.db, items a second"] = ours, bare, "bare inserts"
             rows["items.db, rows a second, four an item"] = 4 * ours, 4 * bare, "bare inserts"
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             collection.rebuild_index()
-            rows["index built and saved, s"] = time.perf_counter() - began, None, ""
-        rows["items.db, bytes an item"] = (folder / "c/items.db").stat().st_size / asked.items, None, ""
+            rows["index built and saved, s"] = time.perf_counter() - start_time, None, ""
+        rows["items.db, bytes an item"] = (folder / "c/items.db").stat().st_size / args.items, None, ""
         query = codes[7] ^ np.uint8(1)
-        inside, whole, mib, ids = cold(folder / "c", to_hex(query[None])[0])
+        _, _, _, ids = cold(folder / "c", to_hex(query[None])[0])
         distances = hamming(query[None], codes)[0]
-        assert ids == (np.lexsort((np.arange(asked.items), distances))[:10] + 1).tolist(), "the answer is wrong"
-        inside, whole, mib, _ = min(cold(folder / "c", to_hex(query[None])[0]) for _ in range(3))
-        rows["first answer of a new process, s"] = inside, whole, "with Python's own start"
-        rows["and its memory, MiB"] = mib, None, ""
+        assert ids == (np.lexsort((np.arange(args.items), distances))[:10] + 1).tolist(), (
+            "the results differ from brute force"
+        )
+        inside, total, mib, _ = min(cold(folder / "c", to_hex(query[None])[0]) for _ in range(3))
+        rows["cold start to the first result, s"] = inside, total, "with the start of Python"
+        rows["its peak memory, MiB"] = mib, None, ""
         with Collection.open(folder / "c") as collection, closing(SqliteStore(folder / "c")) as store:
-            code, seconds = to_hex(query[None])[0], asked.seconds
+            code, seconds = to_hex(query[None])[0], args.seconds
             alone = float(read_beside(folder / "c", code, seconds / 2).communicate()[0])
-            commit_alone, wait_alone, count = longest_commit(store, codes, asked.items, seconds / 2)
+            commit_alone, wait_alone, count = max_commit_latency(store, codes, args.items, seconds / 2)
             process = read_beside(folder / "c", code, seconds + 1)
-            commit, wait, count = longest_commit(store, codes, count, seconds)
-            rows["longest answer beside a writer, ms"] = 1000 * float(process.communicate()[0]), 1000 * alone, "alone"
-            rows["longest commit beside a reader, ms"] = 1000 * commit, 1000 * commit_alone, "alone"
-            rows["longest wait to be let in, ms"] = 1000 * wait, 1000 * wait_alone, "alone"
+            commit, wait, count = max_commit_latency(store, codes, count, seconds)
+            rows["maximum query latency beside a writer, ms"] = (
+                1000 * float(process.communicate()[0]),
+                1000 * alone,
+                "alone",
+            )
+            rows["maximum commit latency beside a reader, ms"] = 1000 * commit, 1000 * commit_alone, "alone"
+            rows["maximum wait for the write lock, ms"] = 1000 * wait, 1000 * wait_alone, "alone"
             collection.use_index("faiss:BFlat")
             flat = float(read_beside(folder / "c", code, seconds / 2).communicate()[0])
             process = read_beside(folder / "c", code, seconds)
             collection.use_index("bitflip")
-            rows["longest answer beside a switch, ms"] = 1000 * float(process.communicate()[0]), 1000 * flat, "alone"
-        photos = files(folder / "photos", asked.files)
+            rows["maximum query latency beside a switch, ms"] = (
+                1000 * float(process.communicate()[0]),
+                1000 * flat,
+                "alone",
+            )
+        photos = files(folder / "photos", args.files)
         with Collection.create(folder / "d", hasher) as collection:
-            began = time.perf_counter()
-            assert collection.index(photos).added == asked.files
-            rows["indexing files, a second"] = asked.files / (time.perf_counter() - began), None, ""
-            began = time.perf_counter()
-            assert collection.index(photos).unchanged == asked.files
-            again = time.perf_counter() - began
-            began = time.perf_counter()
-            assert walk(photos) == asked.files
-            rows["looking at them again, s"] = again, time.perf_counter() - began, "a bare walk"
-    rows["most memory of this process, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, None, ""
-    if asked.json:
-        print(json.dumps({what: {"ours": ours, "beside": beside} for what, (ours, beside, _) in rows.items()}))
+            start_time = time.perf_counter()
+            assert collection.index(photos).added == args.files
+            rows["indexing files, a second"] = args.files / (time.perf_counter() - start_time), None, ""
+            start_time = time.perf_counter()
+            assert collection.index(photos).unchanged == args.files
+            again = time.perf_counter() - start_time
+            start_time = time.perf_counter()
+            assert walk(photos) == args.files
+            rows["indexing them again, s"] = again, time.perf_counter() - start_time, "a bare walk"
+    rows["peak memory of this process, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, None, ""
+    if args.json:
+        print(json.dumps({name: {"ours": ours, "beside": bound} for name, (ours, bound, _) in rows.items()}))
         return
-    print(f"{asked.items:,} items, {asked.files:,} files, {os.cpu_count()} cores")
-    for what, (ours, beside, whose) in rows.items():
-        least = "" if beside is None else f"{beside:>14,.2f}  {whose}"
-        print(f"{what:40}{ours:>14,.2f}{least}")
+    print(f"{args.items:,} items, {args.files:,} files, {os.cpu_count()} cores")
+    for name, (ours, bound, bound_name) in rows.items():
+        comparison = "" if bound is None else f"{bound:>14,.2f}  {bound_name}"
+        print(f"{name:44}{ours:>14,.2f}{comparison}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A store of dictionaries, without filters: the other tenant of the `ItemStore` seam."""
+"""`DictStore`: an `ItemStore` of dictionaries, without filters, to test the protocol."""
 
 import copy
 import threading
@@ -92,11 +92,11 @@ class DictSnapshot:
         return {row.sha256: i for i, row in self._tables.items.items() if row.sha256 in sha256s}
 
     def paths(self, ids: Iterable[int]) -> list[PathRef]:
-        wanted = set(ids)
+        selected = set(ids)
         return [
             PathRef(Root(root), name, path[0], path[3])
             for (root, name), path in self._tables.paths.items()
-            if path[0] in wanted
+            if path[0] in selected
         ]
 
     def paths_at(self, path: str) -> list[PathRef]:
@@ -201,8 +201,8 @@ class DictTransaction(DictSnapshot):
         self._tables.failures |= {(str(failure.root), failure.name): failure for failure in failures}
 
     def remove(self, ids: Iterable[int] = (), paths: Iterable[tuple[str, str]] = ()) -> list[str]:
-        wanted = set(ids)
-        for key in [key for key, path in self._tables.paths.items() if path[0] in wanted]:
+        selected = set(ids)
+        for key in [key for key, path in self._tables.paths.items() if path[0] in selected]:
             del self._tables.paths[key]
         for root, name in list(paths):
             self._tables.paths.pop((root, name), None)
@@ -234,7 +234,7 @@ class DictTransaction(DictSnapshot):
 
 
 class DictStore:
-    """Every state is a set of tables that is never written to: a transaction works on a copy, and puts it in place."""
+    """Every state is an immutable set of tables: a transaction changes a copy, and replaces the tables by it."""
 
     location = "a dictionary"
     read_only = False
@@ -263,4 +263,4 @@ class DictStore:
             yield
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: no file is open."""

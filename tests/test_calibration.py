@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from hashret.codes import Codes, hamming
-from hashret.collection.calibration import SIDE, TRANSFORMS, augment, from_augmented, from_pairs
+from hashret.collection.calibration import MAX_SIDE, TRANSFORMS, augmented_copies, from_augmented, from_pairs
 from hashret.errors import HashretError
 from hashret.results import Calibration
 
@@ -99,17 +99,17 @@ def test_text_keeps_everything() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 300, 3), (8, 8, 1), (2, 3, 3), (90, 120, 3), (1500, 20, 1)])
 def test_any_image_can_be_altered(shape: tuple[int, int, int]) -> None:
     pixels = RNG.integers(0, 256, shape, np.uint8)
-    made = augment(pixels, np.random.default_rng(1))
-    assert len(made) == len(TRANSFORMS) and all(
-        one.dtype == np.uint8 and one.size and max(one.shape) <= SIDE for one in made
+    copies = augmented_copies(pixels, np.random.default_rng(1))
+    assert len(copies) == len(TRANSFORMS) and all(
+        copy.dtype == np.uint8 and copy.size and max(copy.shape) <= MAX_SIDE for copy in copies
     )
-    again = augment(pixels, np.random.default_rng(1))
-    assert all(np.array_equal(one, other) for one, other in zip(made, again, strict=True))
+    again = augmented_copies(pixels, np.random.default_rng(1))
+    assert all(np.array_equal(copy, other) for copy, other in zip(copies, again, strict=True))
 
 
 def test_copies_are_what_they_are_called() -> None:
     pixels = np.asarray(Image.linear_gradient("L").resize((200, 100)))[..., None] // 2 + 50
-    cropped, resized, jpeg, brighter, turned = augment(pixels, np.random.default_rng(0))
+    cropped, resized, jpeg, brighter, turned = augmented_copies(pixels, np.random.default_rng(0))
     assert cropped.shape == (90, 180) and resized.shape == (75, 150) and jpeg.shape == brighter.shape == (100, 200)
     assert 90 < turned.shape[0] + 2 * 5 <= 101 and turned.min() >= pixels.min() - 1  # no black corner is left
     assert 0 < np.abs(jpeg.astype(int) - pixels[..., 0]).max() < 20

@@ -13,8 +13,8 @@ from hashret.hasher import Hasher
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
-        "SECONDS": 0.01,
-        "TOGETHER": 20,
+        "MIN_SECONDS": 0.01,
+        "BATCH_IMAGES": 20,
         "ROWS": 3000,
         "CODES": 3000,
         "WIDTH": 96,
@@ -23,27 +23,28 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(capacity, name, value)
 
 
-def check(told: Estimate) -> None:
+def check(estimated: Estimate) -> None:
     """It grows in proportion to what was measured."""
-    assert told.seconds == pytest.approx(told.images / told.images_per_second)
-    assert told.images_per_second == pytest.approx(told.measured / told.measured_seconds)
-    assert told.disk == pytest.approx(told.images * (told.database_bytes + told.index_bytes), abs=1)
-    assert told.memory == pytest.approx(told.images * told.index_bytes + told.program_bytes, abs=1)
-    assert 2**25 < told.program_bytes < 2**35
+    assert estimated.seconds == pytest.approx(estimated.images / estimated.images_per_second)
+    assert estimated.images_per_second == pytest.approx(estimated.measured / estimated.measured_seconds)
+    assert estimated.disk == pytest.approx(estimated.images * (estimated.database_bytes + estimated.index_bytes), abs=1)
+    assert estimated.memory == pytest.approx(estimated.images * estimated.index_bytes + estimated.program_bytes, abs=1)
+    assert 2**25 < estimated.program_bytes < 2**35
 
 
 def test_an_estimate_is_near_what_a_collection_takes(tmp_path: Path) -> None:
-    told = estimate(2000, 16)
-    check(told)
-    assert (told.images, told.bits, told.of) == (2000, 16, "made-up JPEGs of 96 × 64")
+    estimated = estimate(2000, 16)
+    check(estimated)
+    assert (estimated.images, estimated.bits, estimated.of) == (2000, 16, "made-up JPEGs of 96 × 64")
     pixels = np.random.default_rng(0).integers(0, 256, (2000, 8, 8), np.uint8)
     with Collection.create(tmp_path / "c", Hasher("lsh", 16).fit(pixels[:100])) as collection:
         np.save(tmp_path / "rows.npy", pixels)
         collection.index(tmp_path / "rows.npy")
         (cache,) = (tmp_path / "c/index").iterdir()
-        assert told.images * told.index_bytes == pytest.approx(cache.stat().st_size, rel=0.3)
+        assert estimated.images * estimated.index_bytes == pytest.approx(cache.stat().st_size, rel=0.3)
         collection.close()
-    assert told.images * told.database_bytes == pytest.approx((tmp_path / "c/items.db").stat().st_size, rel=0.5)
+    database = (tmp_path / "c/items.db").stat().st_size
+    assert estimated.images * estimated.database_bytes == pytest.approx(database, rel=0.5)
 
 
 def test_it_can_be_measured_with_images_of_ones_own(tmp_path: Path) -> None:
@@ -53,9 +54,9 @@ def test_it_can_be_measured_with_images_of_ones_own(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (50, 40), (i, 0, 0)).save(tmp_path / f"photos/{i}.png")
     for source in (tmp_path / "rows.npy", tmp_path / "photos"):
-        told = estimate(10**9, 64, source)
-        check(told)
-        assert told.of == f"images of {source}"
+        estimated = estimate(10**9, 64, source)
+        check(estimated)
+        assert estimated.of == f"images of {source}"
     (tmp_path / "broken/a.png").write_bytes(b"Dear diary")
     (tmp_path / "broken/b.png").write_bytes((tmp_path / "photos/0.png").read_bytes())
     for name, reason in (("broken", "no image: .*"), ("empty", "no images"), ("none", "there is no")):

@@ -5,7 +5,7 @@ from command_line import Command, check_failed
 
 
 def test_calibrate_chooses_the_radius(folder: Path, hashret: Command) -> None:
-    advice = "not known: run hashret calibrate, or give a number of bits"
+    advice = "not calibrated: run hashret calibrate, or give a radius in bits"
     check_failed(hashret("query", "id:1", "-r", "auto"), 1, advice)
     check_failed(hashret("dupes", "-r", "auto"), 1, "run hashret calibrate")
     result = hashret("calibrate", "--target", 0.2, "--plot", "plot.png")

@@ -65,7 +65,7 @@ def test_pruning_more_than_half_needs_force(folder: Path, hashret: Command) -> N
     shutil.rmtree(folder / "photos")
     check_failed(hashret("index", "photos", "--prune", "--force"), 1, "there is no 'photos': give a folder")
     (folder / "photos").mkdir()
-    check_failed(hashret("index", "photos", "--prune"), 1, "40 of 40 paths .* would be forgotten: .* --force")
+    check_failed(hashret("index", "photos", "--prune"), 1, "40 of 40 paths .* would be removed: .* --force")
     assert json.loads(hashret("info", "--json").out)["items"] == 40
     assert (
         hashret("index", "photos", "--prune", "--force").err == f"0 added, 40 removed; 0 items in {folder}/.hashret\n"

@@ -1,4 +1,4 @@
-"""What a collection is after its process was killed at any moment, and after the power went at any write."""
+"""Collections after their process was killed at any moment, and after a power cut at any write."""
 
 import json
 import os
@@ -24,11 +24,12 @@ from hashret.hasher import Hasher
 from hashret.stores.sqlite import SqliteStore
 
 SOAK = "HASHRET_SOAK" in os.environ
-ROWS, BATCH = 1500, 50  # how many images there are, and how many are committed together
-KILLS = 90 if SOAK else 9  # of each kind of work
+ROWS, BATCH = 1500 if SOAK else 600, 50  # images, and images per commit
+KILLS = 90 if SOAK else 4  # of each task
+SWITCHES = 20 if SOAK else 8  # of the index
 
-# A process that has loaded everything forks one for each piece of work, and kills that one after so many seconds.
-WORKSHOP = """
+# A process with everything loaded forks a child for each job, and kills it after the given number of seconds.
+WORKER = """
 import json, os, signal, sys, time
 import numpy as np, torch
 from hashret.collection import ingest, reindexing
@@ -39,27 +40,28 @@ from hashret.indexes import set_threads
 torch.set_num_threads(1), set_threads(1)
 ingest.BATCH_ITEMS = reindexing.BATCH_ITEMS = {batch}
 
-def index(there, told, source):
-    there.index(source, committed=lambda lines: [told(line.path, line.id) for line in lines])
+def index(collection, acknowledge, source):
+    collection.index(source, committed=lambda lines: [acknowledge(line.path, line.id) for line in lines])
 
-def remove(there, told, ids):
+def remove(collection, acknowledge, ids):
     for start in range(0, len(ids), 25):
-        there.remove(ids[start : start + 25])
-        [told(i) for i in ids[start : start + 25]]
+        collection.remove(ids[start : start + 25])
+        [acknowledge(i) for i in ids[start : start + 25]]
 
-def reindex(there, told, model):
-    there.reindex(Hasher.load(model))
-    told("switched")
+def reindex(collection, acknowledge, model):
+    collection.reindex(Hasher.load(model))
+    acknowledge("switched")
 
-def save(there, told, kinds):
-    for kind in kinds:
-        there.use_index(kind)
-        told(kind)
+def save(collection, acknowledge, specs):
+    for spec in specs:
+        collection.use_index(spec)
+        acknowledge(spec)
 
 def work(job):
-    file = os.open(job["told"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    with Collection.open(job["collection"]) as there:
-        globals()[job["work"]](there, lambda *line: os.write(file, json.dumps(line).encode() + b"\\n"), job["with"])
+    log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    with Collection.open(job["collection"]) as collection:
+        acknowledge = lambda *line: os.write(log, json.dumps(line).encode() + b"\\n")
+        globals()[job["task"]](collection, acknowledge, job["argument"])
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -79,18 +81,18 @@ for line in sys.stdin:
 """
 
 
-class Workshop:
-    """Work on a collection in a process of its own, which may be killed."""
+class Worker:
+    """Runs tasks on a collection in a child process, which may be killed."""
 
     def __init__(self, folder: Path) -> None:
-        self.told = folder / "told.jsonl"
-        command = [sys.executable, "-c", WORKSHOP.replace("{batch}", str(BATCH))]
+        self.log = folder / "acknowledged.jsonl"
+        command = [sys.executable, "-c", WORKER.replace("{batch}", str(BATCH))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def __call__(self, collection: Path, work: str, what: Any, after: float | None = None) -> tuple[bool, float]:
-        """Whether it came to its end, and how long it took; `acknowledged` tells what it said to have done."""
-        self.told.unlink(missing_ok=True)
-        job = {"collection": str(collection), "work": work, "with": what, "after": after, "told": str(self.told)}
+    def __call__(self, collection: Path, task: str, argument: Any, after: float | None = None) -> tuple[bool, float]:
+        """Run a task, killed after some seconds if `after` is given; return whether it finished, and its duration."""
+        self.log.unlink(missing_ok=True)
+        job = {"collection": str(collection), "task": task, "argument": argument, "after": after, "log": str(self.log)}
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps(job), file=self._process.stdin, flush=True)
         code, seconds = json.loads(self._process.stdout.readline())
@@ -98,15 +100,15 @@ class Workshop:
         return code == 0, seconds
 
     def acknowledged(self) -> list[list[Any]]:
-        return [json.loads(line) for line in self.told.read_text().splitlines()] if self.told.exists() else []
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
     def close(self) -> None:
         self._process.communicate()
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    with closing(Workshop(tmp_path_factory.mktemp("workshop"))) as made:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with closing(Worker(tmp_path_factory.mktemp("worker"))) as made:
         yield made
 
 
@@ -131,48 +133,50 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     """A collection of all images."""
     folder = tmp_path_factory.mktemp("full") / "c"
-    with Collection.create(folder, hasher("lsh")) as there:
-        there.index(source)
+    with Collection.create(folder, hasher("lsh")) as collection:
+        collection.index(source)
     return folder
 
 
-def state(there: Collection) -> tuple[NDArray[np.int64], Codes]:
-    """Ids and codes of the current model as another program reads them in a database that has to be sound."""
-    with closing(sqlite3.connect(there.path / "items.db")) as conn:
+def state(collection: Collection) -> tuple[NDArray[np.int64], Codes]:
+    """Return ids and codes of the current model, read by sqlite3 from a database that passes its integrity checks."""
+    with closing(sqlite3.connect(collection.path / "items.db")) as conn:
         assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert conn.execute("PRAGMA foreign_key_check").fetchall() == []
         sql = "SELECT item_id, code FROM codes WHERE fingerprint = ? ORDER BY item_id"
-        found = conn.execute(sql, (there.fingerprint,)).fetchall()
+        found = conn.execute(sql, (collection.fingerprint,)).fetchall()
         assert len(found) == conn.execute("SELECT count(*) FROM items").fetchone()[0]
         assert conn.execute("SELECT count(*) FROM items WHERE id NOT IN (SELECT item_id FROM paths)").fetchone() == (0,)
     codes = np.frombuffer(b"".join(code for _, code in found), np.uint8).reshape(len(found), 2)
     return np.array([i for i, _ in found], np.int64), codes
 
 
-def check(folder: Path, chance: random.Random) -> tuple[set[int], str]:
-    """Answers equal brute force over the database; the ids that are there, and the model they are coded with."""
-    with Collection.open(folder) as there:
-        ids, codes = state(there)
-        queries = np.frombuffer(chance.randbytes(8), np.uint8).reshape(4, 2)
-        answers = zip(queries, there.query_codes(queries, 7), there.query_codes(queries, None, 3), strict=True)
+def check(folder: Path, rng: random.Random) -> tuple[set[int], str]:
+    """Check results against brute force over the database; return the ids in it, and the fingerprint of the codes."""
+    with Collection.open(folder) as collection:
+        ids, codes = state(collection)
+        queries = np.frombuffer(rng.randbytes(8), np.uint8).reshape(4, 2)
+        answers = zip(
+            queries, collection.query_codes(queries, 7), collection.query_codes(queries, None, 3), strict=True
+        )
         for query, near, within in answers:
             distances = hamming(query[None], codes)[0].tolist()
             right = sorted(zip(distances, ids.tolist(), strict=True))
             found = [(hit.distance, hit.id) for hit in near]
-            if there.info()["index"] != "bitflip":  # equal by distance
+            if collection.info()["index"] != "bitflip":  # equal by distance
                 assert set(found) <= set(right) and len(set(found)) == len(found)
                 found, right = [(d, 0) for d, _ in found], [(d, 0) for d, _ in right]
             assert found == right[:7]
             assert [hit.distance for hit in within] == [d for d, _ in right if d <= 3]
-        return set(ids.tolist()), there.fingerprint
+        return set(ids.tolist()), collection.fingerprint
 
 
-def check_found(folder: Path, wanted: dict[str, int]) -> None:
-    """Each of these paths is found at distance 0 by its image, and leads to its item."""
-    rows = [int(path.rpartition("#")[2]) for path in wanted]
-    with Collection.open(folder) as there:
-        answers: list[list[Hit]] = there.query_batch(images()[rows], None, 0) if rows else []
-    for (path, i), hits in zip(wanted.items(), answers, strict=True):
+def check_found(folder: Path, item_ids: dict[str, int]) -> None:
+    """Check that each of these paths is found by its image at distance 0, with the id of its item."""
+    rows = [int(path.rpartition("#")[2]) for path in item_ids]
+    with Collection.open(folder) as collection:
+        answers: list[list[Hit]] = collection.query_batch(images()[rows], None, 0) if rows else []
+    for (path, i), hits in zip(item_ids.items(), answers, strict=True):
         assert any(hit.id == i and path in hit.paths for hit in hits), path
 
 
@@ -183,91 +187,92 @@ def copy(folder: Path, to: Path) -> Iterator[Path]:
     shutil.rmtree(to)
 
 
-def test_killed_while_indexing(tmp_path: Path, workshop: Workshop, source: Path) -> None:
-    chance, kills = random.Random(1), 0
+def test_killed_while_indexing(tmp_path: Path, worker: Worker, source: Path) -> None:
+    rng, kills = random.Random(1), 0
     Collection.create(tmp_path / "empty", hasher("lsh")).close()
     with copy(tmp_path / "empty", tmp_path / "c") as folder:
-        _, seconds = workshop(folder, "index", str(source))
+        _, seconds = worker(folder, "index", str(source))
     while kills < KILLS:
         acknowledged: dict[str, int] = {}
         with copy(tmp_path / "empty", tmp_path / "c") as folder:
             done = False
             while not done:
-                done, _ = workshop(folder, "index", str(source), chance.uniform(0, seconds))
+                done, _ = worker(folder, "index", str(source), rng.uniform(0, seconds))
                 kills += not done
-                acknowledged |= dict(workshop.acknowledged())
-                check(folder, chance)
+                acknowledged |= dict(worker.acknowledged())
+                check(folder, rng)
                 check_found(folder, acknowledged)
                 done |= kills >= KILLS
-            workshop(folder, "index", str(source))
-            assert len(check(folder, chance)[0]) == ROWS
-            with Collection.open(folder) as there:
-                assert there.index(source).unchanged == ROWS
+            worker(folder, "index", str(source))
+            assert len(check(folder, rng)[0]) == ROWS
+            with Collection.open(folder) as collection:
+                assert collection.index(source).unchanged == ROWS
 
 
-def test_killed_while_removing(tmp_path: Path, workshop: Workshop, full: Path) -> None:
-    chance, kills = random.Random(2), 0
-    everything, _ = check(full, chance)
-    doomed = chance.sample(sorted(everything), ROWS // 2)
+def test_killed_while_removing(tmp_path: Path, worker: Worker, full: Path) -> None:
+    rng, kills = random.Random(2), 0
+    everything, _ = check(full, rng)
+    doomed = rng.sample(sorted(everything), ROWS // 2)
     with copy(full, tmp_path / "c") as folder:
-        _, seconds = workshop(folder, "remove", doomed)
+        _, seconds = worker(folder, "remove", doomed)
     while kills < KILLS:
         with copy(full, tmp_path / "c") as folder:
-            gone: set[int] = set()
+            removed: set[int] = set()
             done = False
             while not done:
-                done, _ = workshop(folder, "remove", doomed, chance.uniform(0, seconds))
+                done, _ = worker(folder, "remove", doomed, rng.uniform(0, seconds))
                 kills += not done
-                gone |= {i for (i,) in workshop.acknowledged()}
-                there, _ = check(folder, chance)
-                assert not there & gone and everything - set(doomed) <= there
+                removed |= {i for (i,) in worker.acknowledged()}
+                remaining, _ = check(folder, rng)
+                assert not remaining & removed and everything - set(doomed) <= remaining
                 done |= kills >= KILLS
-            workshop(folder, "remove", doomed)
-            assert check(folder, chance)[0] == everything - set(doomed)
+            worker(folder, "remove", doomed)
+            assert check(folder, rng)[0] == everything - set(doomed)
 
 
-def test_killed_while_reindexing(tmp_path: Path, workshop: Workshop, full: Path) -> None:
-    chance, kills = random.Random(3), 0
+def test_killed_while_reindexing(tmp_path: Path, worker: Worker, full: Path) -> None:
+    rng, kills = random.Random(3), 0
     old, new = hasher("lsh").fingerprint, hasher("pca").fingerprint
     hasher("pca").save(tmp_path / "model")
     with copy(full, tmp_path / "c") as folder:
-        _, seconds = workshop(folder, "reindex", str(tmp_path / "model"))
+        _, seconds = worker(folder, "reindex", str(tmp_path / "model"))
     while kills < KILLS:
         with copy(full, tmp_path / "c") as folder:
             done = False
             while not done:
-                done, _ = workshop(folder, "reindex", str(tmp_path / "model"), chance.uniform(0, seconds))
+                done, _ = worker(folder, "reindex", str(tmp_path / "model"), rng.uniform(0, seconds))
                 kills += not done
-                ids, fingerprint = check(folder, chance)
+                ids, fingerprint = check(folder, rng)
                 assert len(ids) == ROWS and fingerprint in (old, new)
-                assert fingerprint == new or not workshop.acknowledged()
+                assert fingerprint == new or not worker.acknowledged()
                 done |= kills >= KILLS
-            workshop(folder, "reindex", str(tmp_path / "model"))
-            assert check(folder, chance)[1] == new
-            with Collection.open(folder) as there:
-                assert there.query(images()[5])[0].distance == 0
+            worker(folder, "reindex", str(tmp_path / "model"))
+            assert check(folder, rng)[1] == new
+            with Collection.open(folder) as collection:
+                assert collection.query(images()[5])[0].distance == 0
 
 
-def test_killed_while_saving_the_index(tmp_path: Path, workshop: Workshop, full: Path) -> None:
-    chance, kills = random.Random(4), 0
-    kinds = ["faiss:BFlat", "bitflip"] * 10
+def test_killed_while_saving_the_index(tmp_path: Path, worker: Worker, full: Path) -> None:
+    rng, kills = random.Random(4), 0
+    specs = ["faiss:BFlat", "bitflip"] * (SWITCHES // 2)
     with copy(full, tmp_path / "c") as folder:
-        _, seconds = workshop(folder, "save", kinds)
+        _, seconds = worker(folder, "save", specs)
         while kills < KILLS:
-            done, _ = workshop(folder, "save", kinds, chance.uniform(0, seconds))
+            done, _ = worker(folder, "save", specs, rng.uniform(0, seconds))
             kills += not done
-            with Collection.open(folder) as there:
-                told = [kind for (kind,) in workshop.acknowledged()]
-                assert not told or there.info()["index"] in (told[-1], kinds[kinds[0] == told[-1]])
-            assert len(check(folder, chance)[0]) == ROWS
-        workshop(folder, "save", kinds)
-        assert len(list((folder / "index").iterdir())) == 1  # no file of those killed is left
+            with Collection.open(folder) as collection:
+                done_specs = [spec for (spec,) in worker.acknowledged()]
+                last = done_specs[-1:]
+                assert not last or collection.info()["index"] in (last[0], specs[specs[0] == last[0]])
+            assert len(check(folder, rng)[0]) == ROWS
+        worker(folder, "save", specs)
+        assert len(list((folder / "index").iterdir())) == 1  # killed processes leave no file behind
 
 
 class Disk:
-    """What of a folder is durable: contents of files as they were last synced, and names as their folders were.
+    """The durable state of a folder: contents of files and names in folders as of their last fsync.
 
-    SQLite syncs its files by itself and is asked to (`synchronous = FULL`); they are taken as they are.
+    SQLite syncs its own files (`synchronous = FULL`), so they are copied as they are.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, happened: Callable[[], None]) -> None:
@@ -298,7 +303,7 @@ class Disk:
             self._contents[path.stat().st_ino] = path.read_bytes()
 
     def after_power_loss(self, to: Path) -> Path:
-        """A copy of what would be there if the power went now."""
+        """Write the state after a power cut to a folder, and return it."""
         shutil.rmtree(to, ignore_errors=True)
         self._copy(self._folder.stat().st_ino, to)
         for file in self._folder.rglob("items.db*"):
@@ -313,16 +318,16 @@ class Disk:
             if is_folder:
                 self._copy(entry, to / name)
             else:
-                (to / name).write_bytes(self._contents.get(entry, b""))  # nothing, if only the name came to the disk
+                (to / name).write_bytes(self._contents.get(entry, b""))  # empty if only the name is durable
 
 
 def test_nothing_acknowledged_goes_with_the_power(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path
 ) -> None:
-    """Before and after every sync and rename of ours, with all that was not synced by then lost."""
+    """Cut the power before and after every fsync and rename: all that was not synced is lost."""
     moments, acknowledged, removed = 0, set[int](), set[int]()
     models = {hasher(model).fingerprint: hasher(model) for model in ("lsh", "pca")}
-    chance, checking, created = random.Random(5), False, False
+    rng, checking, created = random.Random(5), False, False
 
     def lose_power() -> None:
         nonlocal moments, checking
@@ -331,39 +336,39 @@ def test_nothing_acknowledged_goes_with_the_power(
         checking, moments = True, moments + 1
         folder = disk.after_power_loss(tmp_path / "lost") / "a" / "c"
         if created or (folder / "items.db").exists():
-            ids, fingerprint = check(folder, chance)
+            ids, fingerprint = check(folder, rng)
             assert acknowledged <= ids and not removed & ids
-            with Collection.open(folder) as there:
-                assert there.hasher.fingerprint == fingerprint in models
+            with Collection.open(folder) as collection:
+                assert collection.hasher.fingerprint == fingerprint in models
                 for i in random.Random(moments).sample(sorted(acknowledged), min(5, len(acknowledged))):
-                    blob = Path(there.get(i).paths[0])
+                    blob = Path(collection.get(i).paths[0])
                     if blob.parent.name == "blobs":
                         code = models[fingerprint].encode([blob])
-                        assert any(hit.id == i for hit in there.query_codes(code, None, 0)[0])
+                        assert any(hit.id == i for hit in collection.query_codes(code, None, 0)[0])
         checking = False
 
     (tmp_path / "disk").mkdir()
     disk = Disk(tmp_path / "disk", monkeypatch, lose_power)
-    with Collection.create(tmp_path / "disk/a/c", hasher("lsh")) as there:
+    with Collection.create(tmp_path / "disk/a/c", hasher("lsh")) as collection:
         created = True
         lose_power()
         for row in range(0, 40, 8):
-            acknowledged |= set(there.add(images()[row : row + 8]))
+            acknowledged |= set(collection.add(images()[row : row + 8]))
             lose_power()
-        there.index(source, committed=lambda lines: acknowledged.update(line.id or 0 for line in lines))
+        collection.index(source, committed=lambda lines: acknowledged.update(line.id or 0 for line in lines))
         lose_power()
         for i in (3, 4, 50):
-            there.remove([i])
+            collection.remove([i])
             acknowledged.discard(i)
             removed.add(i)
             lose_power()
-        with closing(SqliteStore(there.path)) as store, store.transaction() as transaction:  # by another process
+        with closing(SqliteStore(collection.path)) as store, store.transaction() as transaction:  # by another process
             transaction.remove([60])
         acknowledged.discard(60)
-        there.use_index("faiss:BFlat")
-        there.use_index("bitflip")
-        there.reindex(hasher("pca"))
-        assert there.fingerprint == hasher("pca").fingerprint
+        collection.use_index("faiss:BFlat")
+        collection.use_index("bitflip")
+        collection.reindex(hasher("pca"))
+        assert collection.fingerprint == hasher("pca").fingerprint
         lose_power()
     assert moments > 100
 
@@ -393,39 +398,39 @@ def test_a_folder_that_is_deleted_under_its_readers(tmp_path: Path, full: Path, 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 600 KB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", place], capture_output=True)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True)
     if made.returncode:
         pytest.skip("only root can mount a small disk")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_a_full_disk_loses_nothing(small_disk: Path, source: Path) -> None:
-    chance, acknowledged = random.Random(6), dict[str, int]()
+    rng, acknowledged = random.Random(6), dict[str, int]()
 
     def committed(lines: list[Indexed]) -> None:
         acknowledged.update((line.path, line.id) for line in lines if line.id is not None)
 
     folder = small_disk / "c"
-    with Collection.create(folder, hasher("lsh")) as there:
+    with Collection.create(folder, hasher("lsh")) as collection:
         for size in (50, 100, 200, 400, 800, 1600):
             rows = source.with_name(f"{size}.npy")
-            np.save(rows, np.tile(images(), (2, 1, 1))[:size] ^ np.uint8(size % 255))
+            np.save(rows, np.random.default_rng(size).integers(0, 256, (size, 6, 6), np.uint8))
             try:
-                there.index(rows, committed=committed)
+                collection.index(rows, committed=committed)
             except HashretError as error:
                 assert "is full" in str(error) or "cannot be written" in str(error)
                 break
         else:
             raise AssertionError("the disk was large enough")
         with pytest.raises(HashretError, match=r"is full|cannot be (read or )?written"):
-            there.add(np.random.default_rng(1).integers(0, 256, (3, 500, 500), np.uint8))
+            collection.add(np.random.default_rng(1).integers(0, 256, (3, 500, 500), np.uint8))
     assert len(acknowledged) >= 50
-    assert set(acknowledged.values()) <= check(folder, chance)[0]
+    assert set(acknowledged.values()) <= check(folder, rng)[0]
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
-    with Collection.open(folder) as there:
-        there.index(rows)
-        assert {i for i in acknowledged.values() if there.get(i)} == set(acknowledged.values())
-    assert len(check(folder, chance)[0]) >= size
+    with Collection.open(folder) as collection:
+        collection.index(rows)
+        assert {i for i in acknowledged.values() if collection.get(i)} == set(acknowledged.values())
+    assert len(check(folder, rng)[0]) >= size

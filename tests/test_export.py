@@ -39,21 +39,22 @@ def hasher(bits: int = 16) -> Hasher:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]:
-    """Files, one of them twice and one with an odd name, rows, contents without files, metadata; some ids are gone."""
-    place = tmp_path_factory.mktemp("transfer")
-    folder = place / "photos"
+    """A collection of files, one twice and one with an odd name, array rows, contents without files, and metadata; some
+    ids are missing."""
+    folder_of_all = tmp_path_factory.mktemp("transfer")
+    folder = folder_of_all / "photos"
     for i, name in enumerate(("a/0.png", "a/1.png", "b/2.png", os.fsdecode(b"\xff/\xfe.png"), "größe\n.png", "3.png")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(i)).save(folder / name)
     (folder / "b/copy.png").write_bytes((folder / "a/0.png").read_bytes())
-    np.save(place / "rows.npy", np.stack([pixels(i) for i in range(20, 1320)]))
-    with Collection.create(place / "c", hasher()) as made:
+    np.save(folder_of_all / "rows.npy", np.stack([pixels(i) for i in range(20, 1320)]))
+    with Collection.create(folder_of_all / "c", hasher()) as collection:
         known = {"a/0.png": {"x": 1, "y": 1.0, "z": "ü", "w": None, "v": True, "big": 10**30}, "3.png": {}}
-        made.index(folder, metadata=known)
-        made.index(place / "rows.npy")
-        made.add([pixels(10_000)], metadata=[{"blob": True}])
-        made.remove([3, *range(100, 110)])
-        yield made
+        collection.index(folder, metadata=known)
+        collection.index(folder_of_all / "rows.npy")
+        collection.add([pixels(10_000)], metadata=[{"blob": True}])
+        collection.remove([3, *range(100, 110)])
+        yield collection
 
 
 def tables(collection: Collection) -> dict[str, list[tuple[Any, ...]]]:
@@ -77,7 +78,7 @@ def test_nothing_is_lost_on_the_way(collection: Collection, tmp_path: Path, kind
                 (hit.distance, hit.id, hit.metadata) for hit in yours
             ]
         generation = new.info()["generation"]
-        assert new.import_items(file) == 0 and tables(new) == tables(collection)  # once more
+        assert new.import_items(file) == 0 and tables(new) == tables(collection)  # again
         assert new.export(tmp_path / f"again.{kind}") == count
         assert new.info()["generation"] == generation + 1
         (added,) = new.add([pixels(77_777)])
@@ -161,9 +162,9 @@ def test_arrays_that_no_export_could_be(
     collection: Collection, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     collection.export(tmp_path / "out.npz")
-    with zipfile.ZipFile(tmp_path / "out.npz") as whole, zipfile.ZipFile(tmp_path / "in.npz", "w") as file:
-        for name in whole.namelist():
-            data = change.get(name, whole.read(name))
+    with zipfile.ZipFile(tmp_path / "out.npz") as exported, zipfile.ZipFile(tmp_path / "in.npz", "w") as file:
+        for name in exported.namelist():
+            data = change.get(name, exported.read(name))
             if isinstance(data, np.ndarray):
                 with file.open(name, "w") as member:
                     np.lib.format.write_array(member, data)
@@ -176,16 +177,16 @@ def test_arrays_that_no_export_could_be(
 
 
 def test_an_empty_collection(tmp_path: Path) -> None:
-    with Collection.create(tmp_path / "c", hasher()) as made:
+    with Collection.create(tmp_path / "c", hasher()) as collection:
         for name in ("out.jsonl", "out.npz"):
-            assert made.export(tmp_path / name) == 0 and made.import_items(tmp_path / name) == 0
+            assert collection.export(tmp_path / name) == 0 and collection.import_items(tmp_path / name) == 0
 
 
 def test_formats() -> None:
     assert [format_of(Path(name)) for name in ("a.JSONL", "a.npz", "a.parquet")] == ["jsonl", "numpy", "parquet"]
     assert format_of(Path("a.txt"), "parquet") == "parquet"
     for name, kind in (("a.txt", None), ("jsonl", "csv")):
-        with pytest.raises(ValueError, match="is no format: choose jsonl, numpy, parquet"):
+        with pytest.raises(ValueError, match="is not a format: choose jsonl, numpy, parquet"):
             format_of(Path(name), kind)
 
 
@@ -219,39 +220,39 @@ ITEM = {
         ({}, {"sha256": "../../etc/passwd"}, "item 5: it needs a SHA-256"),
         ({}, {"sha256": "A" * 64}, "item 5: it needs a SHA-256"),
         ({}, {"sha256": 3}, "item 5: expected string"),
-        ({}, {"id": 0}, "item 0: its id is none"),
-        ({}, {"id": 2**63 - 1}, "its id is none that a collection gives"),
+        ({}, {"id": 0}, "item 0: its id is not between 1 and"),
+        ({}, {"id": 2**63 - 1}, "its id is not between 1 and 9007199254740991"),
         ({}, {"id": "5"}, "item 5: "),
         ({}, {"id": True}, "item True: "),
-        ({}, {"width": 2**63}, "9223372036854775808 is no whole number of 64 bits"),
-        ({}, {"bytes": 1.5}, "1.5 is no whole number"),
+        ({}, {"width": 2**63}, "9223372036854775808 is not a 64-bit integer"),
+        ({}, {"bytes": 1.5}, "1.5 is not a 64-bit integer"),
         ({}, {"added": None}, "item 5: "),
         ({}, {"metadata": [1]}, "item 5: metadata must be a dict"),
         ({}, {"metadata": {"x": {}}}, "item 5: metadata 'x' must be"),
         ({}, {"paths": []}, "and a path"),
         ({}, {"paths": [{}]}, "item 5: 'root'"),
-        ({}, {"paths": [PATH | {"root": ""}]}, "item 5: it has a path or text that cannot be"),
-        ({}, {"paths": [PATH | {"name": "x\0"}]}, "item 5: it has a path or text that cannot be"),
+        ({}, {"paths": [PATH | {"root": ""}]}, "item 5: it has an empty path, or a text with a zero"),
+        ({}, {"paths": [PATH | {"name": "x\0"}]}, "item 5: it has an empty path, or a text with a zero"),
         ({}, {"paths": [PATH | {"name": "\ud800"}]}, "item 5: .*surrogates"),
         ({}, {"paths": [PATH | {"name": 3}]}, "item 5: "),
         ({}, {"paths": [PATH | {"label": 3}]}, "item 5: "),
-        ({}, {"paths": [PATH | {"size": None}]}, "None is no whole number"),
-        ({}, {"paths": [PATH | {"root": "blobs/", "name": "../../photo.png"}]}, "lies under its SHA-256"),
+        ({}, {"paths": [PATH | {"size": None}]}, "None is not a 64-bit integer"),
+        ({}, {"paths": [PATH | {"root": "blobs/", "name": "../../photo.png"}]}, "is not its SHA-256"),
     ],
 )
 def test_what_no_export_could_be_is_refused_and_nothing_is_stored(
     tmp_path: Path, header: dict[str, Any], item: dict[str, Any], reason: str
 ) -> None:
-    with Collection.create(tmp_path / "c", hasher()) as made:
-        told = HEADER | {"fingerprint": hasher().fingerprint} | header
+    with Collection.create(tmp_path / "c", hasher()) as collection:
+        header_line = HEADER | {"fingerprint": hasher().fingerprint} | header
         file = tmp_path / "in.jsonl"
-        lines = [told, *(ITEM | {"id": i, "sha256": f"{i:064x}"} for i in range(1, 1100)), ITEM | item]
+        lines = [header_line, *(ITEM | {"id": i, "sha256": f"{i:064x}"} for i in range(1, 1100)), ITEM | item]
         file.write_text("\n".join(map(json.dumps, lines)))
         with pytest.raises(HashretError, match=reason) as caught:
-            made.import_items(file)
-        assert "\n" not in str(caught.value) and len(made) == 0 and made.info()["paths"] == 0
+            collection.import_items(file)
+        assert "\n" not in str(caught.value) and len(collection) == 0 and collection.info()["paths"] == 0
         file.write_text(json.dumps(HEADER | {"fingerprint": hasher().fingerprint}) + "\n" + json.dumps(ITEM))
-        assert made.import_items(file) == 1 and made.get(5).paths == ["/p/x.png"]
+        assert collection.import_items(file) == 1 and collection.get(5).paths == ["/p/x.png"]
 
 
 @pytest.mark.parametrize(

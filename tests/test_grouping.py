@@ -15,7 +15,7 @@ Pairs = NDArray[np.int64]
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
-    """Codes near a few centres, many of them equal, with verdicts on some pairs, and an order of preference."""
+    """Draw codes near a few centres, many of them equal, with labelled pairs and ranks."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n, width, centres = draw(st.integers(1, 40)), draw(st.sampled_from([1, 2, 8, 9])), draw(st.integers(1, 8))
     flips = np.packbits(rng.random((n, 8 * width)) < draw(st.sampled_from([0.0, 0.01, 0.1])), axis=1)
@@ -33,7 +33,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def linked(codes: Codes, radius: int, same: Pairs, different: Pairs) -> NDArray[np.bool_]:
-    """Who is a copy of whom, (n, n), by comparing all with all."""
+    """Return the adjacency matrix (n, n) of the neighbour graph by brute force."""
     near = hamming(codes, codes) <= radius
     for pairs, value in ((different, False), (same, True)):
         near[tuple(pairs.T)] = near[tuple(pairs[:, ::-1].T)] = value
@@ -68,7 +68,7 @@ def best_copies(near: NDArray[np.bool_], rank: NDArray[np.int64]) -> set[frozens
 @pytest.fixture(params=[(64, 1 << 14, 1 << 23), (1, 3, 0)], ids=["large", "small"], autouse=True, scope="module")
 def batches(request: pytest.FixtureRequest) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in zip(("FIRST", "MOST", "HELD"), request.param, strict=True):
+        for name, value in zip(("MIN_BATCH", "MAX_BATCH", "MAX_PAIRS"), request.param, strict=True):
             patch.setattr(grouping, name, value)
         yield
 

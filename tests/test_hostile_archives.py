@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashret.collection import Collection, ingest
+from hashret.collection import Collection, pending
 from hashret.data.contents import MAX_BYTES
 from hashret.data.sources import open_source
 from hashret.errors import HashretError
@@ -142,7 +142,7 @@ def test_an_archive_may_have_many_names(tmp_path: Path, collection: Collection, 
 def test_a_zip_bomb_is_unpacked_in_bounded_memory(
     tmp_path: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_BYTES", 2**21)  # a sixteenth of the default
+    monkeypatch.setattr(pending, "CHUNK_BYTES", 2**21)  # a sixteenth of the default
     zeros = bytes(2**22)  # 4 MiB, in 4 KiB of archive
     write_zip(tmp_path / "a.zip", *((f"{i}.png", zeros) for i in range(10)), ("good.png", png(0)))
     write_tar(tmp_path / "a.tar.bz2", *(member(f"{i}.png", zeros) for i in range(2)), member("good.png", png(1)))

@@ -1,4 +1,4 @@
-"""Databases that hashret did not make so: every command says it in one line, or answers as if nothing was wrong."""
+"""Damaged and manipulated databases: every command fails with one line, or works as if nothing was wrong."""
 
 import os
 import random
@@ -24,26 +24,26 @@ WRITING = ["index rows.npy --prune", "index more.npy", "reindex other"]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a collection, what it was made of, and another model."""
-    place = tmp_path_factory.mktemp("whole")
-    np.save(place / "rows.npy", PIXELS[:60])
-    np.save(place / "more.npy", PIXELS[60:])
-    Hasher("pca", 8).fit(PIXELS).save(place / "other")
-    with Collection.create(place / ".hashret", Hasher("lsh", 16).fit(PIXELS)) as collection:
-        collection.index(place / "rows.npy")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a collection, its sources, and another model."""
+    folder = tmp_path_factory.mktemp("intact")
+    np.save(folder / "rows.npy", PIXELS[:60])
+    np.save(folder / "more.npy", PIXELS[60:])
+    Hasher("pca", 8).fit(PIXELS).save(folder / "other")
+    with Collection.create(folder / ".hashret", Hasher("lsh", 16).fit(PIXELS)) as collection:
+        collection.index(folder / "rows.npy")
         collection.add(PIXELS[60:70])
         collection.remove([3])
-    return place
+    return folder
 
 
 @pytest.fixture
-def place(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of it, which is the working directory."""
-    shutil.copytree(whole, tmp_path / "place")
+def folder(intact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of it, as the working directory."""
+    shutil.copytree(intact, tmp_path / "folder")
     monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
-    monkeypatch.chdir(tmp_path / "place")
-    yield tmp_path / "place"
+    monkeypatch.chdir(tmp_path / "folder")
+    yield tmp_path / "folder"
 
 
 Command = Callable[[str], str]
@@ -51,7 +51,7 @@ Command = Callable[[str], str]
 
 @pytest.fixture
 def failure(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command; the line that it failed with, or "" if it did not fail."""
+    """Return a function that runs a command, and returns the line that it failed with, or "" if it did not fail."""
 
     def command(line: str) -> str:
         capsys.readouterr()
@@ -60,7 +60,7 @@ def failure(capsys: pytest.CaptureFixture[str]) -> Command:
         assert "Traceback" not in err and code in (0, 1)
         if code == 0:
             return ""
-        err = re.sub(r"^hashret: missing .*\n", "", err, flags=re.MULTILINE)  # a line for each, before what to do
+        err = re.sub(r"^hashret: missing .*\n", "", err, flags=re.MULTILINE)  # a line for each, before the advice
         assert err.startswith("hashret: ") and err.count("\n") == 1 and len(err) < 1000, err
         return err
 
@@ -68,7 +68,7 @@ def failure(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """All that matters there: SQLite's index of its log is made anew by every reader, and an empty log is none."""
+    """Return the relevant files: every reader recreates the `-shm` file, and an empty log is no log."""
     files = (file for file in folder.rglob("*") if file.is_file() and not file.name.endswith(("-shm", "lock")))
     return {file: data for file in files if (data := file.read_bytes()) or not file.name.endswith("-wal")}
 
@@ -99,17 +99,17 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("statement", SETTINGS if SOAK else SETTINGS[::6])
-def test_settings_that_make_no_sense(place: Path, failure: Command, statement: str) -> None:
+def test_settings_that_make_no_sense(folder: Path, failure: Command, statement: str) -> None:
     execute(statement)
-    before = contents(place)
+    before = contents(folder)
     for line in ("query rows.npy", "index more.npy"):
         assert failure(line), line
-    assert failure("info") or "'24'" in statement  # which it would take the model to know
-    assert contents(place) == before
+    assert failure("info") or "'24'" in statement  # only loading the model would show this
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("kind", ["tree", "faiss:Flat", "x'00'", ""])
-def test_an_index_of_no_known_kind(place: Path, failure: Command, kind: str) -> None:
+def test_an_index_of_no_known_kind(folder: Path, failure: Command, kind: str) -> None:
     execute(f"UPDATE settings SET value = '{kind.replace(chr(39), chr(39) * 2)}' WHERE key = 'index'")
     assert "items.db is damaged" in failure("query id:1") and "items.db is damaged" in failure("index rows.npy")
 
@@ -125,14 +125,14 @@ FOREIGN = [
 @pytest.mark.parametrize("version", [0, 1, 2, 3, -1] if SOAK else [1, 2])
 @pytest.mark.parametrize("statement", FOREIGN)
 def test_a_database_of_another_program_stays_as_it_is(
-    place: Path, failure: Command, statement: str, version: int
+    folder: Path, failure: Command, statement: str, version: int
 ) -> None:
     Path(".hashret/items.db").unlink()
     execute(statement, f"PRAGMA user_version = {version}")
-    before = contents(place)
+    before = contents(folder)
     for line in (*READING, *WRITING):
         assert "items.db" in failure(line), line
-    assert contents(place) == before
+    assert contents(folder) == before
 
 
 # Rows
@@ -163,22 +163,22 @@ ROWS = [
 
 
 @pytest.mark.parametrize("statements", ROWS if SOAK else ROWS[::6])
-def test_rows_that_make_no_sense(place: Path, failure: Command, statements: str) -> None:
+def test_rows_that_make_no_sense(folder: Path, failure: Command, statements: str) -> None:
     try:
         execute(*statements.split("; "))
     except sqlite3.Error:
         pytest.skip("this SQLite does not let it happen")
-    before = contents(place)
+    before = contents(folder)
     said = [failure(line) for line in READING]
-    assert contents(place) == before
+    assert contents(folder) == before
     said += [failure(line) for line in WRITING]
     for text in filter(None, said):
         assert "items.db" in text or "cannot be read where they were" in text or "there is no item" in text, text
-    assert (place / "rows.npy").exists() and Path("more.npy").exists()
+    assert (folder / "rows.npy").exists() and Path("more.npy").exists()
 
 
-def test_no_item_leads_out_of_the_collection(place: Path) -> None:
-    """What is kept of contents is deleted by their SHA-256, which somebody may have made a path of."""
+def test_no_item_leads_out_of_the_collection(folder: Path) -> None:
+    """Stored contents are deleted by their SHA-256, which a manipulated row may replace by a path."""
     Path("precious.txt").write_text("all of it")
     execute("UPDATE items SET sha256 = '../../precious.txt' WHERE id = 61")
     with Collection.open(".hashret") as collection:
@@ -186,55 +186,54 @@ def test_no_item_leads_out_of_the_collection(place: Path) -> None:
     assert Path("precious.txt").read_text() == "all of it"
 
 
-# Bytes
-
-
 def damages(data: bytes, count: int) -> Iterator[bytes]:
     rng = random.Random(0)
     for _ in range(count):
-        harmed = bytearray(data)
-        kind = rng.random()
-        if kind < 0.15:
-            del harmed[rng.randrange(len(harmed)) :]
-        elif kind < 0.3:
-            begin = rng.randrange(0, len(harmed), 512)
-            harmed[begin : begin + 4096] = rng.choice((bytes(4096), rng.randbytes(4096)))[: len(harmed) - begin]
-        elif kind < 0.4:  # two pages change places
-            a, b = (4096 * rng.randrange(len(harmed) // 4096) for _ in range(2))
-            harmed[a : a + 4096], harmed[b : b + 4096] = harmed[b : b + 4096], harmed[a : a + 4096]
+        damaged = bytearray(data)
+        damage = rng.random()
+        if damage < 0.15:
+            del damaged[rng.randrange(len(damaged)) :]
+        elif damage < 0.3:
+            begin = rng.randrange(0, len(damaged), 512)
+            damaged[begin : begin + 4096] = rng.choice((bytes(4096), rng.randbytes(4096)))[: len(damaged) - begin]
+        elif damage < 0.4:  # swap two pages
+            a, b = (4096 * rng.randrange(len(damaged) // 4096) for _ in range(2))
+            damaged[a : a + 4096], damaged[b : b + 4096] = damaged[b : b + 4096], damaged[a : a + 4096]
         else:
             for _ in range(rng.choice((1, 4, 50))):
                 # the first page, headers of pages, or anywhere
-                place = rng.choice((rng.randrange(200), 4096 * rng.randrange(len(harmed) // 4096) + rng.randrange(12),
-                                    rng.randrange(len(harmed))))  # fmt: skip
-                harmed[place] ^= 1 << rng.randrange(8)
-        yield bytes(harmed)
+                page = rng.randrange(len(damaged) // 4096)
+                position = rng.choice(
+                    (rng.randrange(200), 4096 * page + rng.randrange(12), rng.randrange(len(damaged)))
+                )
+                damaged[position] ^= 1 << rng.randrange(8)
+        yield bytes(damaged)
 
 
-def test_damaged_databases_end_in_one_line(place: Path, failure: Command) -> None:
+def test_damaged_databases_end_in_one_line(folder: Path, failure: Command) -> None:
     original = Path(".hashret/items.db").read_bytes()
     refused = 0
-    for harmed in damages(original, 600 if SOAK else 15):
+    for damaged in damages(original, 600 if SOAK else 15):
         for line in (*READING, *WRITING) if SOAK else (*READING[:3], WRITING[0]):
             for name in ("items.db-wal", "items.db-shm"):
                 Path(".hashret", name).unlink(missing_ok=True)
-            Path(".hashret/items.db").write_bytes(harmed)
-            before = contents(place)
+            Path(".hashret/items.db").write_bytes(damaged)
+            before = contents(folder)
             said = failure(line)
             refused += said != ""
             if line in READING:
-                assert contents(place) == before
+                assert contents(folder) == before
     assert refused > 15
 
 
-def test_a_log_of_another_database_is_no_harm(place: Path, failure: Command) -> None:
+def test_a_log_of_another_database_is_no_harm(folder: Path, failure: Command) -> None:
     for junk in (b"", b"junk" * 5000, bytes(40_000)):
         Path(".hashret/items.db-wal").write_bytes(junk)
         for line in READING:
             assert failure(line) == ""
 
 
-def test_what_lies_in_place_of_the_database(place: Path, failure: Command) -> None:
+def test_what_lies_in_place_of_the_database(folder: Path, failure: Command) -> None:
     Path(".hashret/items.db").unlink()
     puts: list[Callable[[Path], Any]] = [
         lambda path: path.mkdir(),

@@ -24,13 +24,13 @@ def rows(first: int, count: int) -> list[ItemRow]:
 
 
 def check(store: SqliteStore | DictStore, cache: IndexCache, near: int = 0) -> None:
-    """The index as of now finds what brute force does: what is near to random codes, and to the code of one row."""
+    """Compare the current index with brute force, for random codes and the code of the row `near`."""
     with store.snapshot() as snapshot:
-        shown = cache.at(snapshot)
+        current = cache.snapshot(snapshot)
         ids, codes = snapshot.codes()
-    assert shown is not None and cache.is_current(shown)
+    assert current is not None and cache.is_current(current)
     queries: Codes = np.concatenate([np.random.default_rng(99).integers(0, 256, (5, 8), np.uint8), codes[near, None]])
-    hits = shown.codes.search(queries, 10)
+    hits = current.code_index.search(queries, 10)
     for distances, row, found in zip(hamming(queries, codes), hits.distances.tolist(), hits.ids.tolist(), strict=True):
         nearest = np.lexsort((ids, distances))[:10]
         assert (row, found) == (distances[nearest].tolist(), ids[nearest].tolist())
@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> SqliteStore:
 
 
 def test_a_cache_of_another_content_is_not_trusted(tmp_path: Path, store: SqliteStore) -> None:
-    """Of the same size and in the same place: a byte of a code was changed, which no header tells."""
+    """A byte of a code is changed in place, which neither size nor header show."""
     cache = IndexCache(tmp_path / "index", store)
     cache.persist()
     check(store, IndexCache(tmp_path / "index", store))
@@ -54,9 +54,10 @@ def test_a_cache_of_another_content_is_not_trusted(tmp_path: Path, store: Sqlite
     with store.snapshot() as snapshot:
         _, codes = snapshot.codes()
     word = codes[1000].view(">u8").astype("<u8").tobytes()
-    for place in range(len(data) - 8):
-        if data[place : place + 8] == word:
-            data[place] ^= 255
+    position = data.find(word)
+    while position >= 0:
+        data[position] ^= 255
+        position = data.find(word, position + 1)
     assert bytes(data) != file.read_bytes()
     file.write_bytes(data)
     check(store, IndexCache(tmp_path / "index", store), near=1000)
@@ -74,7 +75,7 @@ def test_a_cache_is_followed_by_what_changed_since(
         transaction.remove(range(10, 60))
     for followed in (cache, IndexCache(tmp_path / "index", store)):
         check(store, followed)
-    cache.persist()  # too little has changed for another
+    cache.persist()  # too few changes to rewrite it
     assert list((tmp_path / "index").iterdir()) == [file]
     monkeypatch.setattr(index_cache, "FEW_CHANGES", 50)
     with store.transaction() as transaction:
@@ -93,14 +94,14 @@ def test_an_index_of_an_earlier_state_is_asked_for_in_vain(tmp_path: Path, store
         with store.transaction() as transaction:
             transaction.put(rows(2000, 50))
         with SqliteStore(tmp_path, read_only=True).snapshot() as later:
-            assert cache.at(later) is not None
-        assert cache.at(snapshot) is None
+            assert cache.snapshot(later) is not None
+        assert cache.snapshot(snapshot) is None
     check(store, cache)
     store.close()
 
 
 def test_states_of_one_generation_are_told_apart(tmp_path: Path) -> None:
-    """As after a backup was restored, and as much was written to it as to what it replaced."""
+    """A backup was restored, and as many transactions were committed as to the replaced store."""
     store = DictStore(SETTINGS)
     backup = copy.deepcopy(store._tables)
     cache = IndexCache(tmp_path / "index", store)

@@ -1,4 +1,4 @@
-"""What every `ItemStore` promises, by its public verbs alone."""
+"""The conformance suite of `ItemStore`: every store passes it, through its public methods alone."""
 
 import hashlib
 import os
@@ -34,13 +34,13 @@ STORES: dict[str, Make] = {"sqlite": SqliteStore.create, "dict": lambda folder, 
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ItemStore]:
-    made = STORES[request.param](tmp_path, SETTINGS)
-    yield made
-    made.close()
+    store = STORES[request.param](tmp_path, SETTINGS)
+    yield store
+    store.close()
 
 
 def row(name: str, text: str, *, root: str = ROOT, label: str | None = None, known: bool = False) -> ItemRow:
-    """What is found at a path; the code is made of the text."""
+    """Return the row of a path; its code is derived from the text."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
     code = None if known else digest.digest()[:2]
     return ItemRow(root, name, label, len(text), 7, digest.hexdigest(), len(text), 3, 4, code)
@@ -69,13 +69,21 @@ def codes(snapshot: Snapshot, model: ModelKey | None = None) -> dict[int, bytes]
 
 
 def test_a_new_store_has_its_settings_and_no_items(store: ItemStore) -> None:
-    with store.snapshot() as rows:
-        assert rows.settings == SETTINGS | {"generation": "0", "changes_after": "0"}
-        assert rows.settings.model == (MODEL, 16) and (rows.settings.generation, rows.settings.index) == (0, "bitflip")
-        assert [rows.count(what) for what in ("items", "paths", "failures", "changes")] == [0] * 4
-        assert rows.ids().tolist() == [] and rows.items([1]) == {} and codes(rows) == {} and rows.roots() == []
+    with store.snapshot() as snapshot:
+        assert snapshot.settings == SETTINGS | {"generation": "0", "changes_after": "0"}
+        assert snapshot.settings.model == (MODEL, 16) and (snapshot.settings.generation, snapshot.settings.index) == (
+            0,
+            "bitflip",
+        )
+        assert [snapshot.count(table) for table in ("items", "paths", "failures", "changes")] == [0] * 4
+        assert (
+            snapshot.ids().tolist() == []
+            and snapshot.items([1]) == {}
+            and codes(snapshot) == {}
+            and snapshot.roots() == []
+        )
         with pytest.raises(HashretError, match="damaged .*no setting cache"):
-            rows.settings["cache"]
+            snapshot.settings["cache"]
 
 
 def test_ids_are_never_used_again(store: ItemStore) -> None:
@@ -91,18 +99,18 @@ def test_an_item_is_a_content_with_any_number_of_paths(store: ItemStore) -> None
     first = row("b/x.png", "x", label="b")
     assert put(store, first, row("a/x.png", "x"), row("y.png", "y")) == [1, 1, 2]
     assert put(store, row("x.png", "x", root="/more/", known=True)) == [1]
-    with store.snapshot() as rows:
-        item = rows.items([1])[1]
+    with store.snapshot() as snapshot:
+        item = snapshot.items([1])[1]
         assert item.paths == ["/more/x.png", "/photos/a/x.png", "/photos/b/x.png"] and item.label == "b"
         assert (item.sha256, item.width, item.height, item.bytes, item.metadata) == (first.sha256, 3, 4, 1, None)
         assert item.added.endswith("Z") and len(item.added) == 20
-        assert rows.items(iter([2, 99])).keys() == {2} and rows.items([2])[2].paths == ["/photos/y.png"]
-        assert codes(rows) == {1: first.code, 2: row("", "y").code}
-        assert rows.find([first.sha256, "nothing"]) == {first.sha256: 1}
-        assert rows.roots() == ["/more/", "/photos/"] and all(isinstance(root, Root) for root in rows.roots())
-        assert rows.known_paths(ROOT, ["a/x.png", "z.png"]) == {"a/x.png": KnownPath(1, 1, 7, False)}
-        assert [rows.count(what) for what in ("items", "paths", "failures", "changes")] == [2, 4, 0, 2]
-        found = sorted(rows.paths([1]))
+        assert snapshot.items(iter([2, 99])).keys() == {2} and snapshot.items([2])[2].paths == ["/photos/y.png"]
+        assert codes(snapshot) == {1: first.code, 2: row("", "y").code}
+        assert snapshot.find([first.sha256, "nothing"]) == {first.sha256: 1}
+        assert snapshot.roots() == ["/more/", "/photos/"] and all(isinstance(root, Root) for root in snapshot.roots())
+        assert snapshot.known_paths(ROOT, ["a/x.png", "z.png"]) == {"a/x.png": KnownPath(1, 1, 7, False)}
+        assert [snapshot.count(table) for table in ("items", "paths", "failures", "changes")] == [2, 4, 0, 2]
+        found = sorted(snapshot.paths([1]))
         assert [(ref.root, ref.name, ref.item_id, ref.mtime_ns) for ref in found] == [
             ("/more/", "x.png", 1, 7), ("/photos/", "a/x.png", 1, 7), ("/photos/", "b/x.png", 1, 7)
         ]  # fmt: skip
@@ -110,55 +118,60 @@ def test_an_item_is_a_content_with_any_number_of_paths(store: ItemStore) -> None
 
 def test_an_item_goes_with_its_last_path(store: ItemStore) -> None:
     put(store, row("a", "one"), row("b", "one"), row("c", "two"))
-    put(store, row("a", "three"))  # one is still at b
-    with store.snapshot() as rows:
-        assert set(codes(rows)) == {1, 2, 3}
+    put(store, row("a", "three"))  # "one" is still at b
+    with store.snapshot() as snapshot:
+        assert set(codes(snapshot)) == {1, 2, 3}
     put(store, row("b", "three", known=True))
-    with store.snapshot() as rows:
-        assert set(codes(rows)) == {2, 3} and rows.items([1]) == {} and rows.find([row("", "one").sha256]) == {}
+    with store.snapshot() as snapshot:
+        assert (
+            set(codes(snapshot)) == {2, 3}
+            and snapshot.items([1]) == {}
+            and snapshot.find([row("", "one").sha256]) == {}
+        )
     assert remove(store, names=("c", "a", "nothing")) == [row("", "two").sha256]
-    with store.snapshot() as rows:
-        assert set(codes(rows)) == {3} and rows.items([3])[3].paths == ["/photos/b"]
+    with store.snapshot() as snapshot:
+        assert set(codes(snapshot)) == {3} and snapshot.items([3])[3].paths == ["/photos/b"]
 
 
 def test_contents_that_change_places_keep_their_items(store: ItemStore) -> None:
     put(store, row("a", "one"), row("b", "two"))
     assert put(store, row("a", "two", known=True), row("b", "one", known=True)) == [2, 1]
-    with store.snapshot() as rows:
-        assert {i: item.paths for i, item in rows.items([1, 2]).items()} == {1: ["/photos/b"], 2: ["/photos/a"]}
+    with store.snapshot() as snapshot:
+        assert {i: item.paths for i, item in snapshot.items([1, 2]).items()} == {1: ["/photos/b"], 2: ["/photos/a"]}
 
 
 def test_a_content_that_is_known_no_more_is_not_stored(store: ItemStore) -> None:
     put(store, row("a", "one"))
     put(store, row("a", "two"))
     assert put(store, row("b", "one", known=True), row("c", "two", known=True)) == [None, 2]
-    with store.snapshot() as rows:
-        assert rows.known_paths(ROOT, ["b", "c"]).keys() == {"c"}
+    with store.snapshot() as snapshot:
+        assert snapshot.known_paths(ROOT, ["b", "c"]).keys() == {"c"}
     assert put(store, row("b", "one")) == [3]
 
 
 def test_a_name_that_comes_twice_leaves_no_item_without_a_path(store: ItemStore) -> None:
     put(store, row("a", "one"), row("a", "two"))
-    with store.snapshot() as rows:
-        assert list(codes(rows).values()) == [row("a", "two").code]
+    with store.snapshot() as snapshot:
+        assert list(codes(snapshot).values()) == [row("a", "two").code]
     put(store, row("a", "three"), row("b", "two"), row("a", "four"))
-    with store.snapshot() as rows:
-        found = rows.items(codes(rows))
+    with store.snapshot() as snapshot:
+        found = snapshot.items(codes(snapshot))
         assert sorted(item.paths for item in found.values()) == [["/photos/a"], ["/photos/b"]]
-        assert rows.count("items") == 2
+        assert snapshot.count("items") == 2
 
 
 def test_metadata_is_that_of_the_first_time_until_it_is_replaced(store: ItemStore) -> None:
     put(store, row("a", "a")._replace(metadata={"taken": "Zürich", "n": [1, None]}), row("b", "b"))
     put(store, row("c", "a")._replace(metadata={"taken": "elsewhere"}))
-    with store.snapshot() as rows:
+    with store.snapshot() as snapshot:
         assert (
-            rows.items([1])[1].metadata == {"taken": "Zürich", "n": [1, None]} and rows.items([2])[2].metadata is None
+            snapshot.items([1])[1].metadata == {"taken": "Zürich", "n": [1, None]}
+            and snapshot.items([2])[2].metadata is None
         )
     with store.exclusive(), store.transaction() as transaction:
         transaction.put_metadata({1: {"price": 0.5}, 2: {}})
-    with store.snapshot() as rows:
-        assert {i: item.metadata for i, item in rows.items([1, 2]).items()} == {1: {"price": 0.5}, 2: {}}
+    with store.snapshot() as snapshot:
+        assert {i: item.metadata for i, item in snapshot.items([1, 2]).items()} == {1: {"price": 0.5}, 2: {}}
 
 
 ODD = [
@@ -177,50 +190,53 @@ def test_names_may_be_anything(store: ItemStore) -> None:
     root = Root(os.fsdecode(b"/caf\xe9/"))
     assert put(store, *(row(name, name, root=root, label=name[:5]) for name in ODD)) == [*range(1, len(ODD) + 1)]
     put(store, row("plain", ODD[0], known=True))
-    with store.snapshot() as rows:
+    with store.snapshot() as snapshot:
         for i, name in enumerate(ODD, 1):
-            item = rows.items([i])[i]
+            item = snapshot.items([i])[i]
             assert root + name in item.paths and item.label == name[:5]
-            assert rows.known_paths(root, [name])[name].item_id == i
-            assert [ref.item_id for ref in rows.paths_at(root + name)] == [i]
-        assert set(rows.roots()) == {root, ROOT} and set(rows.names(root)) == set(ODD)
+            assert snapshot.known_paths(root, [name])[name].item_id == i
+            assert [ref.item_id for ref in snapshot.paths_at(root + name)] == [i]
+        assert set(snapshot.roots()) == {root, ROOT} and set(snapshot.names(root)) == set(ODD)
     fail(store, *((name, 1, 2, "broken") for name in ODD[:3]), root=root)
-    with store.snapshot() as rows:
-        assert all(path.failed for path in rows.known_paths(root, ODD[:3]).values())
-        assert sorted(rows.names(root)) == sorted(ODD)  # each once
-        assert {failure.path for _, failure in rows.failures()} == {root + name for name in ODD[:3]}
+    with store.snapshot() as snapshot:
+        assert all(path.failed for path in snapshot.known_paths(root, ODD[:3]).values())
+        assert sorted(snapshot.names(root)) == sorted(ODD)  # each name once
+        assert {failure.path for _, failure in snapshot.failures()} == {root + name for name in ODD[:3]}
     remove(store, names=tuple(ODD[1:]), root=root)
-    with store.snapshot() as rows:
-        assert set(codes(rows)) == {1} and rows.items([1])[1].paths == sorted(["/photos/plain", root + ODD[0]])
-        assert list(rows.known_paths(root, ODD)) == [ODD[0]]
+    with store.snapshot() as snapshot:
+        assert set(codes(snapshot)) == {1} and snapshot.items([1])[1].paths == sorted(["/photos/plain", root + ODD[0]])
+        assert list(snapshot.known_paths(root, ODD)) == [ODD[0]]
 
 
 def test_failures_are_kept_until_the_path_is_good(store: ItemStore) -> None:
     put(store, row("a", "a"))
     fail(store, ("a", 5, 6, "broken"), ("b", 8, 9, "no image"))
-    with store.snapshot() as rows:
-        assert rows.known_paths(ROOT, ["a", "b"]) == {"a": KnownPath(1, 5, 6, True), "b": KnownPath(None, 8, 9, True)}
-        assert codes(rows) == {1: row("a", "a").code}  # what was there stays
-        found = [(root, failure.path, failure.reason) for root, failure in rows.failures()]
+    with store.snapshot() as snapshot:
+        assert snapshot.known_paths(ROOT, ["a", "b"]) == {
+            "a": KnownPath(1, 5, 6, True),
+            "b": KnownPath(None, 8, 9, True),
+        }
+        assert codes(snapshot) == {1: row("a", "a").code}  # the old content stays
+        found = [(root, failure.path, failure.reason) for root, failure in snapshot.failures()]
         assert found == [(ROOT, "/photos/a", "broken"), (ROOT, "/photos/b", "no image")]
     fail(store, ("b", 8, 10, "still no image"))
-    with store.snapshot() as rows:
-        assert rows.known_paths(ROOT, ["b"])["b"].mtime_ns == 10 and rows.count("failures") == 2
+    with store.snapshot() as snapshot:
+        assert snapshot.known_paths(ROOT, ["b"])["b"].mtime_ns == 10 and snapshot.count("failures") == 2
     assert put(store, row("b", "b")) == [2]
-    with store.snapshot() as rows:
-        assert rows.known_paths(ROOT, ["b"]) == {"b": KnownPath(2, 1, 7, False)} and rows.count("failures") == 1
+    with store.snapshot() as snapshot:
+        assert snapshot.known_paths(ROOT, ["b"]) == {"b": KnownPath(2, 1, 7, False)} and snapshot.count("failures") == 1
     remove(store, names=("a",))
-    with store.snapshot() as rows:
-        assert rows.count("failures") == 0 and set(codes(rows)) == {2}
+    with store.snapshot() as snapshot:
+        assert snapshot.count("failures") == 0 and set(codes(snapshot)) == {2}
 
 
 def test_a_root_is_that_of_a_path_or_of_a_failure(store: ItemStore) -> None:
     put(store, row("a.png", "a", root="/other/"))
     fail(store, ("b.png", 3, 7, "broken"))
     put(store, row("c.png", "c", root="/other/more/"))
-    with store.snapshot() as rows:
-        assert rows.roots() == ["/other/", "/other/more/", ROOT]
-        assert list(rows.names("/nothing/")) == [] and list(rows.names("/other/")) == ["a.png"]
+    with store.snapshot() as snapshot:
+        assert snapshot.roots() == ["/other/", "/other/more/", ROOT]
+        assert list(snapshot.names("/nothing/")) == [] and list(snapshot.names("/other/")) == ["a.png"]
 
 
 def test_what_is_recorded_at_or_below_a_path(store: ItemStore) -> None:
@@ -232,10 +248,10 @@ def test_what_is_recorded_at_or_below_a_path(store: ItemStore) -> None:
         row("x", "7", root=BLOBS),
     )
     fail(store, ("a/broken.png", 1, 2, "broken"))
-    with store.snapshot() as rows:
+    with store.snapshot() as snapshot:
 
         def paths_at(path: str) -> set[str]:
-            return {ref.root + ref.name for ref in rows.paths_at(path)}
+            return {ref.root + ref.name for ref in snapshot.paths_at(path)}
 
         below_a = {"/photos/a/x.png", "/photos/a/b/y.png", "/photos/a/z.png", "/photos/a/broken.png"}
         assert paths_at("/photos/a") == paths_at("/photos/a/") == below_a
@@ -244,7 +260,7 @@ def test_what_is_recorded_at_or_below_a_path(store: ItemStore) -> None:
         assert paths_at("/photos/d.npy") == {"/photos/d.npy#0"} == paths_at("/photos/d.npy#0")
         assert paths_at("blobs/x") == {"blobs/x"} and paths_at("/elsewhere") == set()
         assert len(paths_at("/photos")) == 7 and len(paths_at("/")) == 7
-        assert [ref.item_id for ref in rows.paths_at("/photos/a/broken.png")] == [None]
+        assert [ref.item_id for ref in snapshot.paths_at("/photos/a/broken.png")] == [None]
 
 
 def test_removing_items_removes_all_that_is_of_them(store: ItemStore) -> None:
@@ -254,11 +270,11 @@ def test_removing_items_removes_all_that_is_of_them(store: ItemStore) -> None:
         transaction.put_verdict(2, 1, "same")
         transaction.put_verdict(2, 3, "different")
     assert remove(store, (1, 7, 1)) == [row("", "one").sha256]
-    with store.snapshot() as rows:
-        assert codes(rows) == {2: row("", "two").code, 3: row("", "three").code}
-        assert codes(rows, ModelKey(OTHER, 16)) == {2: b"34", 3: b"56"}
-        assert rows.known_paths(ROOT, ["a", "b", "c"]) == {"c": KnownPath(2, 3, 7, False)}
-        assert rows.verdicts("same").shape == (0, 2) and rows.verdicts("different").tolist() == [[2, 3]]
+    with store.snapshot() as snapshot:
+        assert codes(snapshot) == {2: row("", "two").code, 3: row("", "three").code}
+        assert codes(snapshot, ModelKey(OTHER, 16)) == {2: b"34", 3: b"56"}
+        assert snapshot.known_paths(ROOT, ["a", "b", "c"]) == {"c": KnownPath(2, 3, 7, False)}
+        assert snapshot.verdicts("same").shape == (0, 2) and snapshot.verdicts("different").tolist() == [[2, 3]]
 
 
 def test_a_verdict_takes_the_place_of_an_earlier_one(store: ItemStore) -> None:
@@ -266,32 +282,36 @@ def test_a_verdict_takes_the_place_of_an_earlier_one(store: ItemStore) -> None:
     for a, b, verdict in ((1, 2, "same"), (3, 2, "same"), (2, 1, "different")):
         with store.exclusive(), store.transaction() as transaction:
             transaction.put_verdict(a, b, verdict)
-    with store.snapshot() as rows:
-        assert rows.verdicts("same").tolist() == [[2, 3]] and rows.verdicts("different").tolist() == [[1, 2]]
-        assert rows.verdicts("same").dtype == np.int64
+    with store.snapshot() as snapshot:
+        assert snapshot.verdicts("same").tolist() == [[2, 3]] and snapshot.verdicts("different").tolist() == [[1, 2]]
+        assert snapshot.verdicts("same").dtype == np.int64
 
 
 def test_ids_come_in_pages(store: ItemStore) -> None:
     put(store, *(row(str(i), str(i)) for i in range(7)))
     remove(store, (3,))
-    with store.snapshot() as rows:
-        assert rows.ids().tolist() == [1, 2, 4, 5, 6, 7] and rows.ids().dtype == np.int64
-        assert rows.ids(2, 3).tolist() == [4, 5, 6] and rows.ids(7).tolist() == [] and rows.ids(6, 10).tolist() == [7]
+    with store.snapshot() as snapshot:
+        assert snapshot.ids().tolist() == [1, 2, 4, 5, 6, 7] and snapshot.ids().dtype == np.int64
+        assert (
+            snapshot.ids(2, 3).tolist() == [4, 5, 6]
+            and snapshot.ids(7).tolist() == []
+            and snapshot.ids(6, 10).tolist() == [7]
+        )
 
 
 def test_codes_may_be_of_some_items(store: ItemStore) -> None:
     put(store, *(row(str(i), str(i)) for i in range(100)))
-    with store.snapshot() as rows:
-        ids, found = rows.codes([7, 3, 500, 7])
+    with store.snapshot() as snapshot:
+        ids, found = snapshot.codes([7, 3, 500, 7])
         assert ids.tolist() == [3, 7] and found.tobytes() == row("", "2").code + row("", "6").code  # type: ignore[operator]
-        ids, found = rows.codes([])
+        ids, found = snapshot.codes([])
         assert ids.shape == (0,) and found.shape == (0, 2)
-        ids, found = rows.codes(max_items=10)
+        ids, found = snapshot.codes(max_items=10)
         assert ids.tolist() == [*range(1, 101, 10)] and found.shape == (10, 2)
-        assert rows.codes(max_items=100)[0].tolist() == [*range(1, 101)]
+        assert snapshot.codes(max_items=100)[0].tolist() == [*range(1, 101)]
         with pytest.raises(HashretError, match="damaged .*not of 64 bits"):
-            rows.codes(model=ModelKey(MODEL, 64))
-        ids, found = rows.codes(model=ModelKey(OTHER, 64))
+            snapshot.codes(model=ModelKey(MODEL, 64))
+        ids, found = snapshot.codes(model=ModelKey(OTHER, 64))
         assert ids.shape == (0,) and found.shape == (0, 8)
 
 
@@ -304,16 +324,16 @@ def test_a_transaction_makes_the_next_generation_and_sees_itself(store: ItemStor
             assert transaction.items([expected])[expected].paths == [f"/photos/{expected}"]
             transaction.put_setting("data_root", "/data")
             assert transaction.settings["data_root"] == "/data"
-        with store.snapshot() as rows:
-            assert rows.settings.generation == expected
-            states.add(rows.state)
+        with store.snapshot() as snapshot:
+            assert snapshot.settings.generation == expected
+            states.add(snapshot.state)
     assert len(states) == 2
     with store.exclusive(), store.transaction(advance=False) as transaction:
         assert transaction.generation == 2
         transaction.put_setting("cache", "{}")
-    with store.snapshot() as rows:
-        assert rows.settings.generation == 2 and rows.settings["cache"] == "{}"
-        assert rows.state in states  # as nothing that an answer is made of has changed
+    with store.snapshot() as snapshot:
+        assert snapshot.settings.generation == 2 and snapshot.settings["cache"] == "{}"
+        assert snapshot.state in states  # no data that results depend on has changed
 
 
 def test_writes_are_unseen_until_the_transaction_ends(store: ItemStore) -> None:
@@ -321,8 +341,8 @@ def test_writes_are_unseen_until_the_transaction_ends(store: ItemStore) -> None:
     seen = list[set[int]]()
 
     def look() -> None:
-        with store.snapshot() as rows:
-            seen.append(set(codes(rows)))
+        with store.snapshot() as snapshot:
+            seen.append(set(codes(snapshot)))
 
     def look_in_a_thread() -> None:
         reader = threading.Thread(target=look)
@@ -355,8 +375,8 @@ def test_threads_that_write_wait_for_each_other(store: ItemStore) -> None:
         order.append("is done")
     writer.join()
     assert order == ["waits", "is done", "writes"]
-    with store.snapshot() as rows:
-        assert rows.settings.generation == 2 and set(codes(rows)) == {1, 2}
+    with store.snapshot() as snapshot:
+        assert snapshot.settings.generation == 2 and set(codes(snapshot)) == {1, 2}
 
 
 def test_a_store_has_few_verbs() -> None:
@@ -384,9 +404,9 @@ def test_a_transaction_that_fails_or_is_rolled_back_leaves_nothing(
     else:
         with pytest.raises(error):
             write()
-    with store.snapshot() as rows:
-        assert codes(rows) == {1: row("", "one").code} and list(rows.names(ROOT)) == ["a"]
-        assert rows.settings.generation == 1 and "data_root" not in rows.settings
+    with store.snapshot() as snapshot:
+        assert codes(snapshot) == {1: row("", "one").code} and list(snapshot.names(ROOT)) == ["a"]
+        assert snapshot.settings.generation == 1 and "data_root" not in snapshot.settings
     assert put(store, row("b", "two")) == [2]
 
 
@@ -397,48 +417,49 @@ def test_a_snapshot_is_of_one_state(store: ItemStore) -> None:
         put(store, row("b", "two"))
         remove(store, (1,))
 
-    with store.snapshot() as rows:
-        state = rows.state
+    with store.snapshot() as snapshot:
+        state = snapshot.state
         writer = threading.Thread(target=write)
         writer.start()
         writer.join()
-        assert rows.settings.generation == 1 and set(codes(rows)) == {1} and rows.items([1])[1].paths == ["/photos/a"]
-    with store.snapshot() as rows:
-        assert rows.settings.generation == 3 and set(codes(rows)) == {2} and rows.state != state
+        assert snapshot.settings.generation == 1 and set(codes(snapshot)) == {1}
+        assert snapshot.items([1])[1].paths == ["/photos/a"]
+    with store.snapshot() as snapshot:
+        assert snapshot.settings.generation == 3 and set(codes(snapshot)) == {2} and snapshot.state != state
 
 
-@given(seed=st.integers(0, 2**32), kind=st.sampled_from(sorted(STORES)))
+@given(seed=st.integers(0, 2**32), name=st.sampled_from(sorted(STORES)))
 @settings(max_examples=40, deadline=None)
 def test_changes_lead_from_every_generation_to_the_last(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, kind: str
+    tmp_path_factory: pytest.TempPathFactory, seed: int, name: str
 ) -> None:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     folder = tmp_path_factory.mktemp("changes")
-    store = STORES[kind](folder, SETTINGS)
+    store = STORES[name](folder, SETTINGS)
 
     def now() -> dict[int, bytes]:
-        with store.snapshot() as rows:
-            return codes(rows)
+        with store.snapshot() as snapshot:
+            return codes(snapshot)
 
     states = [now()]
-    for _ in range(chance.randrange(1, 12)):
+    for _ in range(rng.randrange(1, 12)):
         with store.exclusive(), store.transaction() as transaction:
-            for _ in range(chance.randrange(3)):
-                if chance.random() < 0.6:
-                    drawn = [row(chance.choice("abcd"), chance.choice("uvwxyz")) for _ in range(chance.randrange(4))]
+            for _ in range(rng.randrange(3)):
+                if rng.random() < 0.6:
+                    drawn = [row(rng.choice("abcd"), rng.choice("uvwxyz")) for _ in range(rng.randrange(4))]
                     transaction.put(drawn)
-                elif chance.random() < 0.5:
-                    transaction.remove(paths=[(ROOT, name) for name in chance.sample("abcd", 2)])
+                elif rng.random() < 0.5:
+                    transaction.remove(paths=[(ROOT, name) for name in rng.sample("abcd", 2)])
                 else:
-                    transaction.remove(chance.sample(range(1, 10), 3))
+                    transaction.remove(rng.sample(range(1, 10), 3))
             assert transaction.generation == len(states)
         states.append(now())
-    forgotten = chance.randrange(len(states))
+    forgotten = rng.randrange(len(states))
     with store.exclusive(), store.transaction(advance=False) as transaction:
         transaction.forget_changes(forgotten)
     for since, state in enumerate(states):
-        with store.snapshot() as rows:
-            changes = rows.changes(since)
+        with store.snapshot() as snapshot:
+            changes = snapshot.changes(since)
         assert (changes is None) == (since < forgotten)
         if changes is not None:
             removed, added = changes.removed.tolist(), changes.added.tolist()
@@ -455,20 +476,20 @@ def test_switching_models_is_one_step(store: ItemStore) -> None:
     with store.exclusive(), store.transaction(advance=False) as transaction:
         transaction.put_codes(OTHER, [(1, b"12345678")])
         transaction.put_setting("calibration", "of the old codes")
-    with store.snapshot() as rows:
-        assert rows.without_code(OTHER).tolist() == [2] and rows.without_code(MODEL).tolist() == []
+    with store.snapshot() as snapshot:
+        assert snapshot.without_code(OTHER).tolist() == [2] and snapshot.without_code(MODEL).tolist() == []
     with store.exclusive(), store.transaction(advance=False) as transaction:
         transaction.put_codes(OTHER, [(2, b"abcdefgh")])
-    with store.snapshot() as rows:
-        assert set(codes(rows)) == {1, 2}  # the old ones are there until the switch
+    with store.snapshot() as snapshot:
+        assert set(codes(snapshot)) == {1, 2}  # the old codes stay until the switch
     with store.exclusive(), store.transaction() as transaction:
         transaction.switch_model(other)
         generation = transaction.generation
-    with store.snapshot() as rows:
-        assert rows.settings.model == other and "calibration" not in rows.settings
-        assert codes(rows) == {1: b"12345678", 2: b"abcdefgh"} and codes(rows, ModelKey(MODEL, 16)) == {}
-        assert rows.changes(0) is None and rows.changes(generation) is not None
-        assert rows.without_code(MODEL).tolist() == [1, 2]
+    with store.snapshot() as snapshot:
+        assert snapshot.settings.model == other and "calibration" not in snapshot.settings
+        assert codes(snapshot) == {1: b"12345678", 2: b"abcdefgh"} and codes(snapshot, ModelKey(MODEL, 16)) == {}
+        assert snapshot.changes(0) is None and snapshot.changes(generation) is not None
+        assert snapshot.without_code(MODEL).tolist() == [1, 2]
 
 
 def test_items_can_be_ranked_as_copies_are_kept(store: ItemStore) -> None:
@@ -482,12 +503,12 @@ def test_items_can_be_ranked_as_copies_are_kept(store: ItemStore) -> None:
         row("x/s", "small")._replace(mtime_ns=9),
         row("b", "blob", root=BLOBS)._replace(mtime_ns=0),
     )
-    with store.snapshot() as rows:
-        largest, oldest, under = (rows.ranking(keep) for keep in ("largest", "oldest", "/photos/x"))
+    with store.snapshot() as snapshot:
+        largest, oldest, under = (snapshot.ranking(keep) for keep in ("largest", "oldest", "/photos/x"))
         assert largest.ids.tolist() == [2, 1, 4, 3] and largest.paths.tolist() == [1, 2, 1, 1]
         assert oldest.ids.tolist() == [3, 1, 2, 4] and under.ids.tolist() == [1, 2, 4, 3]
         with pytest.raises(HashretError, match="nothing indexed lies under /elsewhere"):
-            rows.ranking("/elsewhere")
+            snapshot.ranking("/elsewhere")
 
 
 def test_rows_make_the_same_items_again(store: ItemStore, tmp_path: Path) -> None:
@@ -496,16 +517,16 @@ def test_rows_make_the_same_items_again(store: ItemStore, tmp_path: Path) -> Non
     put(store, row("e", "two"))
     (tmp_path / "again").mkdir()
     again = STORES["sqlite"](tmp_path / "again", SETTINGS)
-    with store.snapshot() as rows:
-        assert [found.id for found in rows.item_rows()] == [1, 1, 3, 4]
-        put(again, *rows.item_rows())
+    with store.snapshot() as snapshot:
+        assert [found.id for found in snapshot.item_rows()] == [1, 1, 3, 4]
+        put(again, *snapshot.item_rows())
         with again.snapshot() as copied:
-            assert copied.items([1, 2, 3, 4]) == rows.items([1, 2, 3, 4]) and codes(copied) == codes(rows)
+            assert copied.items([1, 2, 3, 4]) == snapshot.items([1, 2, 3, 4]) and codes(copied) == codes(snapshot)
     again.close()
 
 
 def test_a_collection_lives_in_any_store(store: ItemStore, tmp_path: Path) -> None:
-    """The seam from above: what a collection does without filters it does on every store."""
+    """A collection works on every store, except for filters."""
     photos = tmp_path / "photos"
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
     photos.mkdir()

@@ -1,4 +1,4 @@
-"""Copies in a collection of real files: groups, verdicts, and what the radii mean."""
+"""Near-duplicates in a collection of real files: groups, verdicts and calibration."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def hasher(model: str = "lsh", bits: int = 32) -> Hasher:
 
 
 def png(pixels: NDArray[np.uint8], margin: int = 0) -> bytes:
-    """A file; with rows above and below that the centre crop takes away, so that its code is the same."""
+    """Return a file, with rows above and below that the centre crop removes, so that its code is the same."""
     file = io.BytesIO()
     Image.fromarray(np.pad(pixels, ((margin, margin), (0, 0)))).save(file, "PNG")
     return file.getvalue()
@@ -48,7 +48,7 @@ def write(path: Path, data: bytes, date: int = 1_700_000_000) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three copies of digit 0 in different sizes, which have one code; two files of digit 1; and ten other digits."""
+    """Three copies of digit 0 in different sizes with equal codes, two files of digit 1, and ten other digits."""
     folder = tmp_path / "photos"
     write(folder / "old/small.png", png(digits()[0]), 1_000_000_000)
     write(folder / "new/large.png", png(digits()[0], 2))
@@ -62,13 +62,13 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def collection(tmp_path: Path, photos: Path) -> Iterator[Collection]:
-    with Collection.create(tmp_path / "c", hasher()) as made:
-        made.index(photos)
-        yield made
+    with Collection.create(tmp_path / "c", hasher()) as collection:
+        collection.index(photos)
+        yield collection
 
 
 def named(groups: list[Group], photos: Path) -> list[list[list[str]]]:
-    """The names of the files of the items of the groups."""
+    """Return the file names of the items of each group."""
     return [[[str(Path(path).relative_to(photos)) for path in item.paths] for item in group.items] for group in groups]
 
 
@@ -109,7 +109,7 @@ def test_groups_hold_who_is_near(collection: Collection, by: str) -> None:
             assert hamming(codes[:1], codes)[0].tolist() == group.distances
             assert group.distances[1:] == sorted(group.distances[1:])
             assert by == "connected" or max(group.distances) <= radius
-    assert len(found) < 8  # of which something was seen
+    assert len(found) < 8  # verdicts changed the groups
 
 
 def test_a_folder_without_images_is_no_place_to_keep(collection: Collection, photos: Path) -> None:
@@ -140,7 +140,7 @@ def test_verdicts_overrule_codes(collection: Collection, photos: Path) -> None:
     for by in ("connected", "star"):
         found = [sorted(item.id for item in group.items) for group in collection.dupes(0, by=by)]
         assert sorted(found) == sorted([sorted([small, five]), sorted([middle, large]), [twice]])
-    collection.verdict(large, small, "same")  # said anew, in the other order
+    collection.verdict(large, small, "same")  # again, in the other order
     assert len(collection.verdicts()) == 3 and (*sorted([small, large]), "same") in collection.verdicts()
     found = [sorted(item.id for item in group.items) for group in collection.dupes(0)]
     assert sorted(found) == sorted([sorted([small, five, middle, large]), [twice]])
@@ -161,9 +161,9 @@ def test_a_query_leaves_out_what_is_different(collection: Collection, photos: Pa
         collection.query(photos / "a/1.png", k=3),
     ]
     assert after == [[hit for hit in hits if hit.id != ids[1]] for hits in before[:2]] + before[2:]
-    assert len(after[0]) == len(before[0]) - 1  # or nothing was left out
+    assert len(after[0]) == len(before[0]) - 1  # one item was left out
     assert collection.query(small, k=2) == after[0][:2] and collection.query_item(ids[0], k=2) == after[1][:2]
-    assert collection.query(Image.open(small), k=20) == before[0]  # its pixels are another content
+    assert collection.query(Image.open(small), k=20) == before[0]  # its pixels are a different content
     assert collection.query_batch([small, photos / "a/1.png", small], k=3) == [after[0][:3], after[2], after[0][:3]]
     assert collection.query_batch(str(small), None, 0) == [[hit for hit in after[0] if hit.distance == 0]]
     collection.verdict(*ids, "same")
@@ -180,11 +180,11 @@ def test_a_verdict_stays_with_contents_until_one_is_removed(collection: Collecti
     collection.remove([ids[0]])
     assert collection.verdicts() == []
     collection.index(photos)
-    assert collection.verdicts() == []  # its id is a new one
+    assert collection.verdicts() == []  # it has a new id
 
 
 def test_what_cannot_be_judged_is_refused(collection: Collection, photos: Path) -> None:
-    with pytest.raises(HashretError, match="both are item .*, one content: a verdict is of two"):
+    with pytest.raises(HashretError, match="both are item .*, one content: give two different items"):
         collection.verdict(photos / "a/1.png", photos / "z/1.png", "same")
     strange = write(photos / "strange.png", png(digits()[50]))
     with pytest.raises(HashretError, match=r"strange\.png is not in the collection: hashret index its folder first"):
@@ -200,19 +200,19 @@ def test_contents_are_read_where_they_are(tmp_path: Path, photos: Path) -> None:
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
         archive.writestr("x/6.png", png(digits()[6], 2))
     np.save(tmp_path / "rows.npy", digits()[100:104])
-    with Collection.create(tmp_path / "c", hasher()) as made:
+    with Collection.create(tmp_path / "c", hasher()) as collection:
         for source in (photos, tmp_path / "some.zip", tmp_path / "rows.npy"):
-            made.index(source)
-        made.add([digits()[200], png(digits()[201])])
-        everything = dict(made.contents(range(1, 100)))
-        assert sorted(everything) == list(range(1, len(made) + 1))
-        assert all(made.find(content) == i for i, content in everything.items())
-        assert item(made, f"{tmp_path}/some.zip!/x/6.png") in everything
-        assert item(made, f"{tmp_path}/rows.npy#2") in everything
-        assert made.find("nowhere.png") is None and made.find("x" * 5000) is None
-        lost = item(made, photos / "others/5.png")
+            collection.index(source)
+        collection.add([digits()[200], png(digits()[201])])
+        everything = dict(collection.contents(range(1, 100)))
+        assert sorted(everything) == list(range(1, len(collection) + 1))
+        assert all(collection.find(content) == i for i, content in everything.items())
+        assert item(collection, f"{tmp_path}/some.zip!/x/6.png") in everything
+        assert item(collection, f"{tmp_path}/rows.npy#2") in everything
+        assert collection.find("nowhere.png") is None and collection.find("x" * 5000) is None
+        lost = item(collection, photos / "others/5.png")
         write(photos / "others/5.png", png(digits()[7], 2))
-        assert sorted(everything.keys() - dict(made.contents(everything)).keys()) == [lost]
+        assert sorted(everything.keys() - dict(collection.contents(everything)).keys()) == [lost]
 
 
 def test_judged_pairs_are_contents(collection: Collection, photos: Path) -> None:
@@ -226,7 +226,7 @@ def test_judged_pairs_are_contents(collection: Collection, photos: Path) -> None
 
 
 def test_altered_copies_calibrate(collection: Collection, photos: Path) -> None:
-    with pytest.raises(HashretError, match="run hashret calibrate, or give a number of bits"):
+    with pytest.raises(HashretError, match="run hashret calibrate, or give a radius in bits"):
         collection.radius()
     found = collection.calibrate(seed=3)
     assert found.items == len(collection) and sum(map(sum, found.copies.values())) == 5 * len(collection)

@@ -1,4 +1,4 @@
-"""Files of any name that a file system takes, through the commands that print names and take them."""
+"""Files with any name that a file system allows, through the commands that print and take names."""
 
 import io
 import json
@@ -60,18 +60,18 @@ def path(folder: Path, name: bytes) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a collection of nothing, and a folder of odd names with all of those names in it."""
-    place = tmp_path_factory.mktemp("odd")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with an empty collection, and a folder with an odd name that contains files of all odd names."""
+    folder = tmp_path_factory.mktemp("odd")
     for i, name in enumerate(NAMES):
-        file = path(place / "-\n\U0001f98a", name)
+        file = path(folder / "-\n\U0001f98a", name)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png(i))
-    broken = path(place / "-\n\U0001f98a", b"bro\nken\x1b[2J\xff.png")
+    broken = path(folder / "-\n\U0001f98a", b"bro\nken\x1b[2J\xff.png")
     broken.write_bytes(b"Dear diary, this is no photo.")
     pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8)
-    Collection.create(place / ".hashret", Hasher("lsh", 64).fit(pixels)).close()
-    yield place
+    Collection.create(folder / ".hashret", Hasher("lsh", 64).fit(pixels)).close()
+    yield folder
 
 
 class Ran(NamedTuple):
@@ -85,7 +85,7 @@ Command = Callable[..., Ran]
 
 @pytest.fixture
 def hashret(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command line in this process, with the output of `main`."""
+    """Run the command line in this process; return the output of `main`."""
     monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
 
     def command(*arguments: str) -> Ran:
@@ -98,11 +98,11 @@ def hashret(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.Monk
     return command
 
 
-def test_any_name_goes_in_and_comes_out(place: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    root = place / "-\n\U0001f98a"
+def test_any_name_goes_in_and_comes_out(folder: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    root = folder / "-\n\U0001f98a"
     files = [path(root, name) for name in NAMES]
-    ran = hashret("index", "--jsonl", "--", str(root.relative_to(place)))
+    ran = hashret("index", "--jsonl", "--", str(root.relative_to(folder)))
     assert ran.code == 0, ran.err
     lines = [json.loads(line) for line in ran.out.splitlines()]
     assert {line["path"] for line in lines if line["status"] == "added"} == {str(file) for file in files}
@@ -112,7 +112,7 @@ def test_any_name_goes_in_and_comes_out(place: Path, hashret: Command, monkeypat
     )
     assert counted.startswith(f"{len(NAMES)} added, 1 failed")
 
-    asked = [str(file.relative_to(place)) for file in files]
+    asked = [str(file.relative_to(folder)) for file in files]
     ran = hashret("query", "--json", "-k", "1", "--", *asked)
     assert ran.code == 0, ran.err
     documents = json.loads(ran.out)
@@ -123,7 +123,7 @@ def test_any_name_goes_in_and_comes_out(place: Path, hashret: Command, monkeypat
     ran = hashret("query", "--jsonl", "-k", "1", "--", *asked)
     assert [json.loads(line) for line in ran.out.splitlines()] == documents
     ran = hashret("query", "--paths", "-k", "1", "--", *asked)
-    assert ran.out == b"".join(os.fsencode(file) + b"\n" for file in files)  # the bytes that they are
+    assert ran.out == b"".join(os.fsencode(file) + b"\n" for file in files)  # as the original bytes
 
     ran = hashret("query", "--", str(path(root, b"bro\nken\x1b[2J\xff.png")), "-no\nfile\x1b.png")
     assert ran.code == 1 and ran.out == b"" and ran.err.count(b"\n") == 2
@@ -134,7 +134,7 @@ def test_any_name_goes_in_and_comes_out(place: Path, hashret: Command, monkeypat
     ran = hashret("index", "--prune", "--json", "--", str(root))
     report = json.loads(ran.out)
     assert ran.code == 0 and report["removed"] == len(files[::2]) and report["unchanged"] == len(files[1::2])
-    with Collection.open(place / ".hashret", read_only=True) as collection:
+    with Collection.open(folder / ".hashret", read_only=True) as collection:
         for i, file in enumerate(files):
             (hit,) = collection.query(png(i), 1)
             assert (hit.path == str(file)) == (i % 2 == 1)

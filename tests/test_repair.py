@@ -41,19 +41,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     """A collection of 397 items, of which 17 have no file of their own."""
     folder = tmp_path_factory.mktemp("made") / "c"
-    with Collection.create(folder, hasher()) as there:
-        there.index(source)
-        there.add(images()[380:])
-        there.remove([5, 6, 400])
+    with Collection.create(folder, hasher()) as collection:
+        collection.index(source)
+        collection.add(images()[380:])
+        collection.remove([5, 6, 400])
     return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path, made: Path) -> Path:
-    return shutil.copytree(made, tmp_path / "c")
+def folder(tmp_path: Path, original: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "c")
 
 
 def execute(folder: Path, sql: str) -> None:
@@ -63,15 +63,15 @@ def execute(folder: Path, sql: str) -> None:
 
 
 def check_found(folder: Path) -> int:
-    """Each item is found by its own image and has the id that it had; how many there are."""
-    with Collection.open(folder) as there:
-        everything = there.query_codes(np.zeros((1, 2), np.uint8), None, 16)[0]
-        for hit in everything:
-            row = hit.id - 1
+    """Check that each item is found by its own image and has its old id; return their number."""
+    with Collection.open(folder) as collection:
+        everything = collection.query_codes(np.zeros((1, 2), np.uint8), None, 16)[0]
+        answers = collection.query_batch(images()[[hit.id - 1 for hit in everything]], None, 0)
+        for hit, equal in zip(everything, answers, strict=True):
             assert hit.paths and hit.id not in (5, 6, 400)
-            assert any(found.id == hit.id for found in there.query(images()[row], None, 0))
-        assert len(everything) == len(there)
-        return len(there)
+            assert any(found.id == hit.id for found in equal)
+        assert len(everything) == len(collection)
+        return len(collection)
 
 
 def test_nothing_is_wrong_with_a_sound_collection(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,69 +86,68 @@ def test_nothing_is_wrong_with_a_sound_collection(folder: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("junk", ["zeros", "noise"])
-def test_whatever_page_is_lost_the_rest_is_saved(tmp_path: Path, made: Path, source: Path, junk: str) -> None:
-    chance = random.Random(0)
-    pages = list(range((made / "items.db").stat().st_size // 4096))
-    with closing(sqlite3.connect(made / "items.db")) as conn:  # where all tables are told of, and where each begins
+def test_whatever_page_is_lost_the_rest_is_saved(tmp_path: Path, original: Path, source: Path, junk: str) -> None:
+    rng = random.Random(0)
+    pages = list(range((original / "items.db").stat().st_size // 4096))
+    with closing(sqlite3.connect(original / "items.db")) as conn:  # the schema, and the first page of each table
         beginnings = [0, *(row[0] - 1 for row in conn.execute("SELECT rootpage FROM sqlite_master"))]
     saved = []
-    for page in pages if SOAK else {*beginnings, *chance.sample(pages, 4)}:
-        folder = shutil.copytree(made, tmp_path / f"c{page}")
+    for page in pages if SOAK else {*beginnings, *rng.sample(pages, 4)}:
+        folder = shutil.copytree(original, tmp_path / f"c{page}")
         with (folder / "items.db").open("r+b") as file:
             file.seek(page * 4096)
-            file.write(bytes(4096) if junk == "zeros" else chance.randbytes(4096))
+            file.write(bytes(4096) if junk == "zeros" else rng.randbytes(4096))
         damaged = (folder / "items.db").read_bytes()
-        if check(folder):  # or the page was free
-            told = recover(folder)
-            assert told.backup.read_bytes() == damaged and told.roots == [f"{source}#"]
+        if check(folder):  # else the page was free
+            report = recover(folder)
+            assert report.backup.read_bytes() == damaged and report.roots == [f"{source}#"]
             assert check(folder) == []
-            assert check_found(folder) == told.items >= 397 - told.dropped
-            saved.append(told.items)
-        with Collection.open(folder) as there:
-            there.index(source)
-            there.add(images()[380:])
-            there.remove([i for i in range(398, 401) if i not in (398, 399)])
-            for row in range(400):
-                assert there.query(images()[row], None, 0), row
+            assert check_found(folder) == report.items >= 397 - report.dropped
+            saved.append(report.items)
+        with Collection.open(folder) as collection:
+            collection.index(source)
+            collection.add(images()[380:])
+            collection.remove([400])
+            assert all(collection.query_batch(images(), None, 0))
         shutil.rmtree(folder)
     assert len(saved) >= 3 and np.mean(saved) > 300
 
 
 def test_several_pages_may_be_lost(folder: Path) -> None:
-    chance = random.Random(1)
+    rng = random.Random(1)
     pages = (folder / "items.db").stat().st_size // 4096
     with (folder / "items.db").open("r+b") as file:
-        for page in chance.sample(range(1, pages), pages // 5):
+        for page in rng.sample(range(1, pages), pages // 5):
             file.seek(page * 4096)
-            file.write(chance.randbytes(4096))
-    told = recover(folder)
-    assert 0 < told.items == check_found(folder)
+            file.write(rng.randbytes(4096))
+    report = recover(folder)
+    assert 0 < report.items == check_found(folder)
 
 
 @pytest.mark.parametrize("size", [512, 4096, 65536])
 @pytest.mark.parametrize("lost", [False, True])
 def test_rows_are_found_without_what_leads_to_them(tmp_path: Path, size: int, lost: bool) -> None:
-    """Values of every form, some longer than a page, some only in the log; not those that were deleted."""
-    chance = random.Random(size)
+    """Values of every type, some longer than a page, some only in the log, but no deleted ones."""
+    rng = random.Random(size)
     forms: list[Callable[[], object]] = [
         lambda: None,
-        lambda: chance.choice([0, 1]),
-        lambda: chance.randrange(-(2**63), 2**63) >> chance.randrange(64),
-        chance.random,
-        lambda: "é" * chance.choice([0, 1, 50, size // 2]),
-        lambda: chance.randbytes(chance.choice([0, 1, size // 5, size, 3 * size])),
+        lambda: rng.choice([0, 1]),
+        lambda: rng.randrange(-(2**63), 2**63) >> rng.randrange(64),
+        rng.random,
+        lambda: "é" * rng.choice([0, 1, 50, size // 2]),
+        lambda: rng.randbytes(rng.choice([0, 1, size // 5, size, 3 * size])),
     ]
     file = tmp_path / "items.db"
     with closing(sqlite3.connect(file, isolation_level=None)) as conn:
-        conn.execute("PRAGMA secure_delete = OFF")  # or pages that are freed would hold nothing to be taken for rows
+        conn.execute("PRAGMA secure_delete = OFF")  # so that free pages contain old rows
         conn.execute(f"PRAGMA page_size = {size}")
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute("CREATE TABLE numbered (id INTEGER PRIMARY KEY, a, b, c)")
         conn.execute("CREATE TABLE keyed (key TEXT PRIMARY KEY, a, b) WITHOUT ROWID")
         for i in range(0, 600, 2):
-            a, b, c = (chance.choice(forms)() for _ in range(3))
+            a, b, c = (rng.choice(forms)() for _ in range(3))
             conn.execute("INSERT INTO numbered VALUES (?, ?, ?, ?)", (i * 2**40 - 7, a, b, c))
-            conn.execute("INSERT INTO keyed VALUES (?, ?, ?)", (f"{chance.random():.{i % 99}f}{i}", b, c))
+            conn.execute("INSERT INTO keyed VALUES (?, ?, ?)", (f"{rng.random():.{i % 99}f}{i}", b, c))
         conn.execute("DELETE FROM numbered WHERE id / 1099511627776 BETWEEN 100 AND 400")
         conn.execute("DELETE FROM keyed WHERE key > '0.4' AND key < '0.6'")
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -159,14 +158,14 @@ def test_rows_are_found_without_what_leads_to_them(tmp_path: Path, size: int, lo
             shutil.copy(copied, tmp_path / f"copy-{copied.name}")
     copy = (tmp_path / "copy-items.db").rename(tmp_path / "lost.db")
     (tmp_path / "copy-items.db-wal").rename(tmp_path / "lost.db-wal")
-    if lost:  # but for the size of pages, if it is not the usual one
+    if lost:  # all of the first page except a page size other than the default
         with copy.open("r+b") as opened:
             opened.write(bytes(16))
             opened.seek(0 if size == 4096 else 18)
-            opened.write(chance.randbytes(size - 18))
-    found = [(cell.number, cell.values) for cell in cells(copy)]
+            opened.write(rng.randbytes(size - 18))
+    found = [(cell.rowid, cell.values) for cell in cells(copy)]
     assert expected <= set(found)
-    assert all(len(values) == 5 for _, values in set(found) - expected)  # of what tables there are
+    assert all(len(values) == 5 for _, values in set(found) - expected)  # rows of sqlite_schema
     assert len(found) == len(set(found))
 
 
@@ -185,8 +184,8 @@ def test_an_item_that_lacks_something_is_dropped(folder: Path, damage: str, text
     assert found[0].part == "items" and found[0].text.startswith(text)
     assert recover(folder)[:2] == (396, 1)
     assert check(folder) == [] and check_found(folder) == 396
-    with Collection.open(folder) as there:
-        assert there.add(images()[6:7]) == [401]  # never an id that was given before
+    with Collection.open(folder) as collection:
+        assert collection.add(images()[6:7]) == [401]  # ids are never reused
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "bits", "index", "generation", "changes_after"])

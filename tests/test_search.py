@@ -45,13 +45,13 @@ def test_scores_are_the_same_alone_and_among_others() -> None:
     near = [Neighbours(row.astype(np.int32), ids) for row in hamming(queries, codes)]
     _, together = rerank(near, queries, margins, ids, codes, 100)
     for i in range(50):
-        some = np.sort(rng.permutation(1000)[:7])
-        (distances, _), few = near[i], ids[some]
+        subset = np.sort(rng.permutation(1000)[:7])
+        (distances, _), few = near[i], ids[subset]
         _, (alone,) = rerank(
-            [Neighbours(distances[some], few)], queries[i : i + 1], margins[i : i + 1], few, codes[some], 7
+            [Neighbours(distances[subset], few)], queries[i : i + 1], margins[i : i + 1], few, codes[subset], 7
         )
-        whole = rerank([near[i]], queries[i : i + 1], margins[i : i + 1], ids, codes, None)[1][0]
-        assert whole[:100] == together[i] and set(alone) <= set(whole)
+        full = rerank([near[i]], queries[i : i + 1], margins[i : i + 1], ids, codes, None)[1][0]
+        assert full[:100] == together[i] and set(alone) <= set(full)
 
 
 def test_more_are_looked_at_than_asked_for() -> None:

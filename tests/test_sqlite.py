@@ -40,13 +40,13 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 
 @contextmanager
 def connection(store: SqliteStore) -> Iterator[sqlite3.Connection]:
-    """A connection of its own to the database."""
+    """Open another connection to the database."""
     with closing(sqlite3.connect(store.path)) as conn:
         yield conn
 
 
 def content(name: str, text: str, *, root: str = ROOT) -> ItemRow:
-    """What is found at a path; the code is made of the text."""
+    """Return the row of a path; its code is derived from the text."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
     return ItemRow(root, name, None, len(text), 7, digest.hexdigest(), len(text), 3, 4, digest.digest()[:2])
 
@@ -57,7 +57,7 @@ def put(store: SqliteStore, *rows: ItemRow) -> list[int | None]:
 
 
 def everything(store: SqliteStore) -> list[list[tuple[object, ...]]]:
-    """All rows of all tables."""
+    """Return all rows of all tables."""
     with connection(store) as conn:
         return [conn.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in TABLES]
 
@@ -89,7 +89,7 @@ def test_a_newer_database_is_refused_unchanged(store: SqliteStore) -> None:
 
 
 def of_version_1(store: SqliteStore) -> Path:
-    """The file of a store as the first version had it, where digests were UNIQUE."""
+    """Return a database of schema version 1, in which digests were UNIQUE."""
     path = store.path
     store.close()
     with sqlite3.connect(path) as conn:
@@ -114,7 +114,7 @@ def test_an_older_database_is_kept_and_brought_up_to_date(store: SqliteStore) ->
     contents = [content(name, name) for name in ("a", "b", "c")]
     ids = put(store, *contents)
     with store.transaction() as transaction:
-        transaction.remove([3])  # whose number is nobody's again
+        transaction.remove([3])  # its id is never reused
     before, schema = everything(store), "SELECT name, sql FROM sqlite_schema ORDER BY name"
     with connection(store) as conn:
         fresh = conn.execute(schema).fetchall()
@@ -175,7 +175,7 @@ def test_what_is_no_database_is_refused(tmp_path: Path, data: bytes) -> None:
     for read_only in (False, True):
         with pytest.raises(HashretError, match="is damaged|no database of a collection"):
             SqliteStore(tmp_path, read_only=read_only)
-    assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]  # whatever it is, it is someone's
+    assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]  # a foreign file stays as it is
 
 
 def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_creating_does_not_take_up_what_a_crash_left(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = SqliteStore.create(tmp_path / "other", {"fingerprint": MODEL, "bits": "16"})
     put(other, content("a.png", "a"))
-    for suffix in ("", "-wal", "-shm"):  # as they are while it is open
+    for suffix in ("", "-wal", "-shm"):  # as they are while the store is open
         shutil.copy(tmp_path / f"other/items.db{suffix}", tmp_path / f"items.db.new{suffix}")
     other.close()
     store = SqliteStore.create(tmp_path, {})
@@ -248,7 +248,7 @@ def test_paths_that_are_no_utf8_are_kept_as_bytes(store: SqliteStore) -> None:
 
 def test_a_full_disk_leaves_nothing(store: SqliteStore) -> None:
     put(store, content("a", "one"))
-    with store.transaction() as transaction:  # on the connection that the next one has too
+    with store.transaction() as transaction:  # on the connection that the next transaction uses
         pages = transaction._conn.execute("PRAGMA page_count").fetchone()[0]
         transaction._conn.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(HashretError, match="disk of .* is full"):
@@ -276,12 +276,12 @@ def test_snapshots_are_on_connections_that_cannot_write(store: SqliteStore) -> N
     put(store, content("a", "one"))
     with store.snapshot() as rows, pytest.raises(sqlite3.OperationalError, match="readonly"):
         rows._conn.execute("DELETE FROM items")
-    with store.exclusive(), store.snapshot() as rows:  # but by whoever is about to write
+    with store.exclusive(), store.snapshot() as rows:  # except within the write lock
         assert rows._conn is store._connections.writing.conn
 
 
 def test_writes_leave_the_schema_alone(store: SqliteStore) -> None:
-    """Whoever reads would have to read it again after every one."""
+    """Every change of the schema makes all readers read it again."""
 
     def versions() -> tuple[int, int]:
         with connection(store) as conn:
@@ -299,7 +299,7 @@ def test_writes_leave_the_schema_alone(store: SqliteStore) -> None:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_closing_takes_the_log_in_whoever_has_read(store: SqliteStore, busy: bool) -> None:
-    """Other threads that live on have connections for reading, which cannot; one may even be reading."""
+    """Other threads keep read-only connections open, which cannot move the log; one may even be reading."""
     put(store, content("a", "one"))
     has_read, closed = threading.Event(), threading.Event()
 
@@ -334,7 +334,7 @@ def test_a_snapshot_within_another_is_a_part_of_it(store: SqliteStore) -> None:
         other.join()
         with store.snapshot() as inner:
             assert inner.count("items") == 1 and inner.state == outer.state
-        assert outer.count("items") == 1  # it is not over with the inner one
+        assert outer.count("items") == 1  # the inner one does not end it
     with store.exclusive(), store.transaction() as transaction:
         transaction.put([content("c", "three")])
         with store.snapshot() as inner:
@@ -399,4 +399,4 @@ def test_a_store_can_be_closed_from_another_thread(store: SqliteStore) -> None:
     closer = threading.Thread(target=store.close)
     closer.start()
     closer.join()
-    assert not store.path.with_name("items.db-wal").exists()  # the last connection has taken it in
+    assert not store.path.with_name("items.db-wal").exists()  # the last connection moved it into the database

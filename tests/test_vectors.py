@@ -349,7 +349,7 @@ def test_copies_of_vectors_are_found_but_cannot_be_made(collection: Collection) 
     ids = collection.add([*VECTORS[:30], VECTORS[3] + np.float32(0.001)])
     groups = collection.dupes(0)
     assert any({ids[3], ids[30]} <= {item.id for item in group.items} for group in groups)
-    with pytest.raises(HashretError, match="vectors, which have no pictures to alter: give judged pairs"):
+    with pytest.raises(HashretError, match="vectors, which have no pictures to augment: give labelled pairs"):
         collection.calibrate()
     told = collection.calibrate([(ids[3], ids[30], True), (ids[0], ids[1], False)])
     assert told.recall[0] == 1

@@ -1,4 +1,4 @@
-"""`Collection`: items, their codes and an index; add images, find similar ones, forget them."""
+"""`Collection`: index images, search for similar ones, find near-duplicates, and manage the items."""
 
 from hashret.collection.collection import Collection, locate
 from hashret.collection.reindexing import MissingContents

@@ -1,8 +1,7 @@
-"""What a collection of so many images will need, from a short measurement on this machine.
+"""Estimate the time, disk and memory that a collection needs, from a short measurement on this machine.
 
-The measurement does in small what a collection does: it indexes some images for a few seconds, fills a database and an
-index, and looks at what that took and left. What it says grows in proportion, which is a little much for the index: its
-tables become fewer, for each item, the more items there are.
+The measurement indexes images for a few seconds, and fills a database and an index. The estimate is linear in the
+number of images. That is slightly too much for the index, whose tables take less space per item the more items it has.
 """
 
 import hashlib
@@ -30,54 +29,55 @@ from hashret.results import Root
 from hashret.stores.protocol import ItemRow
 from hashret.stores.sqlite import SqliteStore
 
-SECONDS = 3.0  # of indexing, at least
-FIRST, TOGETHER = 32, 300  # images to warm up with, and images that are timed together
-ROWS, CODES = 20_000, 200_000
-WIDTH, HEIGHT = 1024, 768  # of images that are made up
+MIN_SECONDS = 3.0  # of timed indexing
+WARM_UP_IMAGES, BATCH_IMAGES = 32, 300
+ROWS, CODES = 20_000, 200_000  # in the database and the index that are measured
+WIDTH, HEIGHT = 1024, 768  # of synthetic images
 
 
 class Estimate(NamedTuple):
-    """What `images` images need: seconds to be indexed, bytes of disk and of memory; and what that was made of."""
+    """The needs of a collection of `images` images, and the measurements that they are derived from."""
 
     images: int
     bits: int
-    seconds: float
-    disk: int
-    memory: int
+    seconds: float  # to index them
+    disk: int  # bytes
+    memory: int  # bytes
     images_per_second: float
-    measured: int  # images, in so many seconds:
-    measured_seconds: float
-    of: str  # what images
-    database_bytes: float  # for each image
-    index_bytes: float  # for each image, on disk and, when it is searched, in memory
-    program_bytes: int  # of memory, however many images there are
+    measured: int  # images
+    measured_seconds: float  # to index `measured` images
+    of: str  # a description of the measured images
+    database_bytes: float  # per image
+    index_bytes: float  # per image, on disk and, while searching, in memory
+    program_bytes: int  # of memory, independent of the number of images
 
 
 def estimate(images: int, bits: int = 64, source: Any = None) -> Estimate:
-    """What so many images need, coded with the default model; measured with images of a SOURCE, or with made-up ones.
+    """Estimate what `images` images need, encoded with the default model; takes about ten seconds.
 
-    Takes some ten seconds. Raises ValueError for impossible numbers, HashretError for a SOURCE that is none.
+    The measurement uses images of `source`, or synthetic ones if it is None. Raises ValueError for invalid `images` or
+    `bits`, and HashretError for an invalid or unreadable source.
     """
     check_count(images, 1, "images")
     hasher = Hasher(bits=bits)
     with tempfile.TemporaryDirectory(prefix="hashret-estimate-") as name:
         folder = Path(name)
-        contents = [_made_up(i) for i in range(8)] if source is None else _some(source)
-        _write(folder / "first", contents, 0, FIRST)
+        contents = [_synthetic_jpeg(i) for i in range(8)] if source is None else _sample_contents(source)
+        _write_files(folder / "first", contents, 0, WARM_UP_IMAGES)
         hasher.fit(folder / "first", steps=1)
         measured, seconds = 0, 0.0
         with Collection.create(folder / "c", hasher) as collection:
             collection.index(folder / "first")
-            while seconds < SECONDS:
-                _write(folder / "then", contents, FIRST + measured, TOGETHER)
-                began = time.perf_counter()
+            while seconds < MIN_SECONDS:
+                _write_files(folder / "then", contents, WARM_UP_IMAGES + measured, BATCH_IMAGES)
+                start = time.perf_counter()
                 report = collection.index(folder / "then")
-                seconds += time.perf_counter() - began
-                measured += TOGETHER
+                seconds += time.perf_counter() - start
+                measured += BATCH_IMAGES
                 if report.failed:
                     raise HashretError(f"{source}: {report.failures[0][1]}: estimate with images that can be read")
                 shutil.rmtree(folder / "then")
-        database, index = _bytes_of_database(folder, bits), _bytes_of_index(folder, bits)
+        database, index = _database_bytes_per_item(folder, bits), _index_bytes_per_item(folder, bits)
     program = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Estimate(
         images,
@@ -95,8 +95,8 @@ def estimate(images: int, bits: int = 64, source: Any = None) -> Estimate:
     )
 
 
-def _made_up(seed: int) -> bytes:
-    """A JPEG of soft shapes with a little noise, which takes as long to decode as a photo."""
+def _synthetic_jpeg(seed: int) -> bytes:
+    """Return a JPEG of soft shapes with a little noise, which takes as long to decode as a photo."""
     random = np.random.default_rng(seed)
     shapes = Image.fromarray(random.integers(0, 256, (HEIGHT // 16, WIDTH // 16, 3), np.uint8))
     pixels = np.asarray(shapes.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.int16)
@@ -106,9 +106,9 @@ def _made_up(seed: int) -> bytes:
     return file.getvalue()
 
 
-def _some(source: Any) -> list[bytes]:
-    """A few images of a source, as files."""
-    found, opened = [], open_source(source)
+def _sample_contents(source: Any) -> list[bytes]:
+    """Return the first images of a source as the bytes of files."""
+    contents, opened = [], open_source(source)
     for record in islice(opened, 64):
         content = record.read()
         if not isinstance(content, bytes) and is_vector(content):
@@ -117,21 +117,21 @@ def _some(source: Any) -> list[bytes]:
             file = io.BytesIO()
             Image.fromarray(np.squeeze(content)).save(file, "PNG")
             content = file.getvalue()
-        found.append(content)
-    if not found:
+        contents.append(content)
+    if not contents:
         raise HashretError(f"{source} has no images: estimate with others")
-    return found
+    return contents
 
 
-def _write(folder: Path, contents: list[bytes], start: int, count: int) -> None:
-    """Files of so many different contents: what follows an image's end is not decoded."""
+def _write_files(folder: Path, contents: list[bytes], start: int, count: int) -> None:
+    """Write `count` files of distinct contents: bytes after the end of an image are not decoded."""
     folder.mkdir()
     for i in range(start, start + count):
         (folder / f"{i}.jpg").write_bytes(contents[i % len(contents)] + i.to_bytes(4))
 
 
-def _bytes_of_database(folder: Path, bits: int) -> float:
-    """What an item with one path takes in the store."""
+def _database_bytes_per_item(folder: Path, bits: int) -> float:
+    """Measure the size of an item with one path in the database."""
     (folder / "store").mkdir()
     store = SqliteStore.create(folder / "store", {"fingerprint": "0" * 64, "bits": str(bits), "index": "bitflip"})
     random = np.random.default_rng(0)
@@ -144,12 +144,12 @@ def _bytes_of_database(folder: Path, bits: int) -> float:
         ]  # fmt: skip
         with store.transaction() as transaction:
             transaction.put(rows)
-    store.close()  # which moves the log into the file
+    store.close()  # moves the write-ahead log into the file
     return store.path.stat().st_size / ROWS
 
 
-def _bytes_of_index(folder: Path, bits: int) -> float:
-    """What a code takes in the index: at most, as no two of these are equal."""
+def _index_bytes_per_item(folder: Path, bits: int) -> float:
+    """Measure the size of a code in the index, at its maximum: all codes are distinct."""
     index = BitFlipIndex(bits)
     codes = np.random.default_rng(0).integers(0, 256, (CODES, bits // 8), np.uint8)
     index.add(codes, np.arange(CODES, dtype=np.int64))

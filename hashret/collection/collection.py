@@ -1,7 +1,7 @@
-"""`Collection`: items, their codes and an index; add images, find similar ones, forget them.
+"""`Collection`: index images, search for similar ones, find near-duplicates, and manage the items.
 
-A collection is made of parts that are passed in. Its methods say what they promise, which makes the file long; how they
-keep it is in the modules beside this one, as functions over the parts or over a snapshot.
+The class is the public interface, and long because each method is documented here. The implementations are functions in
+the other modules of this package.
 """
 
 import os
@@ -16,7 +16,7 @@ from hashret.codes import Codes
 from hashret.collection import calibration, export, ingest, near_duplicates, reindexing, removal, search, summary
 from hashret.collection.index_cache import IndexCache
 from hashret.collection.models import Models
-from hashret.collection.originals import Originals, plain_errors
+from hashret.collection.originals import Originals, reported_errors
 from hashret.collection.parts import Parts, no_item
 from hashret.collection.snapshot import Reader
 from hashret.data.contents import Content
@@ -38,11 +38,14 @@ MEMORY = ":memory:"
 
 
 class Collection:
-    """Codes of images that can be searched; make a collection with `create`, use it with `open`.
+    """A searchable collection of images: items, their codes, and an index. See `create` and `open`.
 
-    `store` is where the items live, `index` finds codes, `originals` has the contents that came without files, and
-    `models` the models. Many threads may use one object. Writes take a lock: within a process they wait for each other,
-    another process is refused with a HashretError. Raises HashretError if the store names no index that there is.
+    An item is a distinct content, identified by its SHA-256, with any number of paths and one code. Ids are positive
+    and never reused. One object may be used by any number of threads. Reads see one consistent state each and never
+    wait for writes. Writes take a lock: within a process they wait for it, in a second process they raise HashretError.
+
+    The components can be passed in: `store` holds the items, `index` caches the index of their codes, `originals` reads
+    their contents, and `models` loads the models. Raises HashretError if the store names an unknown index.
     """
 
     def __init__(self, store: ItemStore, index: IndexCache, originals: Originals, models: Models) -> None:
@@ -56,19 +59,19 @@ class Collection:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], hasher: "Hasher", index: str = "bitflip") -> Self:
-        """A new collection without items in the folder `path`, for codes of `hasher`.
+        """Create an empty collection in the folder `path`, for codes of `hasher`.
 
-        With ":memory:" it lies in a temporary folder that goes with the object. `index` is "bitflip", or
-        "faiss:FACTORY" with a factory string of FAISS's binary indexes, such as "BFlat". Raises HashretError if there
-        is a collection already.
+        With ":memory:" the folder is temporary, and deleted with the object. `index` is "bitflip", or "faiss:FACTORY"
+        with a factory string of FAISS's binary indexes, such as "BFlat". Raises HashretError if there is a collection
+        already, and ValueError for an unknown index.
         """
         from_spec(hasher.bits, index)
         in_memory = os.fspath(path) == MEMORY
         folder = Path(tempfile.mkdtemp(prefix="hashret-")) if in_memory else Path(path).absolute()
         model = folder / "models" / hasher.fingerprint
-        with plain_errors(folder):
+        with reported_errors(folder):
             make_folder_durably(folder)
-            with locked(folder):  # or two processes might each put a new store there
+            with locked(folder):  # otherwise two processes could both create a store
                 if cls.exists(folder):
                     raise HashretError(f"there is a collection at {folder} already: open it, or choose another folder")
                 try:
@@ -85,18 +88,21 @@ class Collection:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
-        """The collection in the folder `path`; raises HashretError if there is none, or it is damaged or too new."""
+        """Open the collection in the folder `path`.
+
+        Raises HashretError if there is none, or it is damaged, or was made by a newer version of hashret.
+        """
         folder = Path(path).absolute()
         store = SqliteStore(folder, read_only=read_only)
         return cls(store, IndexCache(folder / "index", store), Originals(folder), Models(folder / "models", store))
 
     @staticmethod
     def exists(path: str | os.PathLike[str]) -> bool:
-        """Whether there is a collection, sound or not, in the folder `path`."""
+        """Return whether the folder `path` contains a collection, intact or damaged."""
         return SqliteStore.exists(Path(path))
 
     def close(self) -> None:
-        """Let go of what is open; a collection in memory is gone."""
+        """Close all files; a collection in ":memory:" is deleted."""
         self._parts.store.close()
         if self._temporary is not None:
             self._temporary()
@@ -108,44 +114,46 @@ class Collection:
         self.close()
 
     def __len__(self) -> int:
-        """How many items, that is different contents, there are."""
-        with self._parts.store.snapshot() as rows:
-            return rows.count("items")
+        """Return the number of items, that is, of distinct contents."""
+        with self._parts.store.snapshot() as snapshot:
+            return snapshot.count("items")
 
     @property
     def path(self) -> Path:
-        """The folder of models, of contents without files, and of the index's cache."""
+        """The folder of the collection: models, contents without files, and the index cache."""
         return self._parts.originals.folder
 
     @property
     def read_only(self) -> bool:
-        """Whether it was opened so that it cannot be changed."""
+        """Whether the collection was opened read-only."""
         return self._parts.store.read_only
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the model that the codes are of."""
+        """The fingerprint of the collection's model, 64 hex digits."""
         return self._parts.settings.model.fingerprint
 
     @property
     def bits(self) -> int:
-        """The width of a code."""
+        """The width of the codes in bits."""
         return self._parts.settings.model.bits
 
     @property
     def generation(self) -> int:
-        """How many times the collection has been written to."""
+        """The version of the data: the number of committed transactions that could change results.
+
+        Each read sees the data of one generation (multi-version concurrency control).
+        """
         return self._parts.settings.generation
 
     @property
     def hasher(self) -> "Hasher":
-        """The model that the codes are of."""
+        """The collection's model, loaded at first use."""
         return self._parts.models.current()
 
     @property
     def searched(self) -> Searched:
-        """How many queries the index was asked since this object last loaded or built it, and how many buckets it
-        looked up for them, none where it scanned."""
+        """The counts of queries and of hash buckets looked up for them (0 in scans), since the index was loaded."""
         return self._parts.index.searched
 
     def query(
@@ -157,13 +165,17 @@ class Collection:
         rank: str = "distance",
         where: str | None = None,
     ) -> list[Hit]:
-        """The `k` items most similar to an image (a path, a PIL image, a uint8 array or a vector), nearest first.
+        """Return the `k` items most similar to an image, ordered by (distance, id).
 
-        With `max_distance` none is farther than that many bits; with `k` None all within it are given. Ordered by
-        (distance, id). With `rank` "asymmetric" the `k` are those of the lowest `score` among the nearest max(10 k,
-        100), or among all within `max_distance`, in the order of (score, distance, id): the sum, over the bits that
-        differ, of how far the image's own number lies from the bit's threshold, in training standard deviations. With
-        `where` only items that this SQLite expression holds for are searched, as `matching` says.
+        `image` is a path, a PIL image, a uint8 array or a vector. `max_distance`, in bits and inclusive, limits the
+        hits; with `k` None all hits within it are returned. `where` restricts the search to items that match an SQLite
+        expression, see `matching`. Items whose verdict with the image is "different" are left out.
+
+        `rank` "asymmetric" orders by (score, distance, id): the score is the sum, over the differing bits, of the
+        distance of the image's real-valued output from the bit's threshold, in training standard deviations. The hits
+        are then the best `k` of the nearest max(10 k, 100) items, or of all within `max_distance` if `k` is None.
+
+        Raises HashretError for an unreadable image or an invalid `where`, and ValueError for other invalid arguments.
         """
         return self.query_batch([image], k, max_distance, rank=rank, where=where)[0]
 
@@ -176,80 +188,88 @@ class Collection:
         rank: str = "distance",
         where: str | None = None,
     ) -> list[list[Hit]]:
-        """What `query` gives, for each of a batch of images as `Hasher.encode` takes them, or as `Hasher.prepare` gives
-        them."""
+        """Return the hits of each image of a batch; see `query`.
+
+        `images` is a batch as `Hasher.encode` takes it, or the result of `Hasher.prepare`.
+        """
         options = QueryOptions(k, max_distance, rank, where)
-        return [search.as_hits(found) for found in self.nearest_images(images, options)]
+        return [search.as_hits(result) for result in self.nearest_images(images, options)]
 
     def nearest_images(self, images: Any, options: QueryOptions) -> list[search.QueryResult]:
-        """What `query_batch` gives, as `nearest` does."""
-        found: list[search.QueryResult] = []
+        """Return the distances and items of each image of a batch; see `query_batch` and `nearest`."""
+        results: list[search.QueryResult] = []
         for chunk in search.chunks(images):
-            found += search.by_images(self._parts, chunk, options)
-        return found
+            results += search.by_images(self._parts, chunk, options)
+        return results
 
     def query_codes(
         self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[list[Hit]]:
-        """What `query` gives, for codes, uint8 (n, bits // 8); raises ValueError for codes of another width."""
+        """Return the hits of each code, uint8 (n, bits // 8); see `query`. Raises ValueError for another width."""
         options = QueryOptions(k, max_distance, where=where)
-        return [search.as_hits(found) for found in self.nearest(codes, options)]
+        return [search.as_hits(result) for result in self.nearest(codes, options)]
 
     def nearest(self, codes: Codes, options: QueryOptions) -> list[search.QueryResult]:
-        """What `query_codes` gives, as distances and items, which are the same objects until the collection changes:
-        for callers that keep the text of an item."""
+        """Return the distances and items of each code, uint8 (n, bits // 8); see `query_codes`.
+
+        The items are the same objects until the collection changes, so callers can cache what they derive from them.
+        """
         return search.by_codes(self._parts, codes, options)
 
     def query_item(
         self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[Hit]:
-        """What `query` gives for the image of an item, leaving out the item itself; NotFound if there is none."""
+        """Return the hits of an item's code, without the item itself; see `query`. Raises NotFound if it is missing."""
         options = QueryOptions(k, max_distance, where=where)
         return search.as_hits(search.by_item(self._parts, item_id, options))
 
     def matching(self, where: str) -> list[int]:
-        """Ids, ascending, of the items that an SQLite expression holds for, such as "label = 'cat' AND width > 800".
+        """Return the ids, ascending, of the items that match an SQLite expression.
 
-        It may use the columns of `items`, those of `paths` and `path`, the whole one (an item qualifies if it does with
-        one of its paths), keys of the metadata by name, where they are no columns, and SELECTs from the database's
-        tables. Raises HashretError for anything else, and for what takes longer than a second.
+        An example is "label = 'cat' AND width > 800". Names are columns of `items`, columns of `paths`, `path` for the
+        full path (an item matches if one of its paths does), or else keys of the metadata. SELECTs from the database's
+        tables are allowed. Raises HashretError for anything else, and after one second of CPU time.
         """
-        with self._parts.store.snapshot() as rows:
-            ids: list[int] = rows.ids(where=where).tolist()
+        with self._parts.store.snapshot() as snapshot:
+            ids: list[int] = snapshot.ids(where=where).tolist()
             return ids
 
     def items(self, after: int = 0, limit: int = 100, *, where: str | None = None) -> list[Item]:
-        """The items whose ids follow `after`, in order of their ids, at most `limit`; with `where` those that this
-        SQLite expression holds for, as `matching` says."""
-        with self._parts.store.snapshot() as rows:
-            ids = rows.ids(after, limit, where).tolist()
-            items = rows.items(ids)
-        return [self._parts.originals.absolute(items[i]) for i in ids]
+        """Return items ordered by id: at most `limit`, with ids above `after`, that match `where` if it is given.
+
+        `where` is an SQLite expression, see `matching`.
+        """
+        with self._parts.store.snapshot() as snapshot:
+            ids = snapshot.ids(after, limit, where).tolist()
+            items = snapshot.items(ids)
+        return [self._parts.originals.with_absolute_paths(items[i]) for i in ids]
 
     def get(self, item_id: int) -> Item:
-        """The item with this id; raises NotFound if there is none."""
-        with self._parts.store.snapshot() as rows:
-            items = rows.items([item_id])
+        """Return the item with this id. Raises NotFound if there is none."""
+        with self._parts.store.snapshot() as snapshot:
+            items = snapshot.items([item_id])
         if item_id not in items:
             raise no_item(item_id)
-        return self._parts.originals.absolute(items[item_id])
+        return self._parts.originals.with_absolute_paths(items[item_id])
 
     def codes(self, ids: Sequence[int]) -> Codes:
-        """The codes, uint8 (n, bits // 8), of the items with these ids; raises NotFound if one is missing."""
-        with self._parts.store.snapshot() as rows:
-            found, codes = rows.codes(ids)
-        row_of = {int(item_id): row for row, item_id in enumerate(found)}
-        missing = [i for i in ids if i not in row_of]
+        """Return the codes, uint8 (n, bits // 8), of the items with these ids. Raises NotFound if one is missing."""
+        with self._parts.store.snapshot() as snapshot:
+            sorted_ids, codes = snapshot.codes(ids)
+        rows = {int(item_id): row for row, item_id in enumerate(sorted_ids)}
+        missing = [i for i in ids if i not in rows]
         if missing:
             raise no_item(missing[0])
-        return codes[[row_of[i] for i in ids]]
+        return codes[[rows[i] for i in ids]]
 
     def content(self, item_id: int) -> Content:
-        """The image of an item as it was indexed, the bytes of a file or a uint8 array; raises NotFound if the item, or
-        its image, is not there any more."""
+        """Return the content of an item: the bytes of its file, or a uint8 array.
+
+        Raises NotFound if there is no such item, or its content is no longer at any of its paths.
+        """
         digest = self.get(item_id).sha256
-        with self._parts.store.snapshot() as rows:
-            paths, data_root = rows.paths([item_id]), rows.settings.get("data_root")
+        with self._parts.store.snapshot() as snapshot:
+            paths, data_root = snapshot.paths([item_id]), snapshot.settings.get("data_root")
         for path in paths:
             content = self._parts.originals.read(path, digest, data_root)
             if content is not None:
@@ -257,46 +277,48 @@ class Collection:
         raise NotFound(f"the image of item {item_id} is not where it was: put the file back, or index it again")
 
     def contents(self, ids: Iterable[int]) -> Iterator[tuple[int, Content]]:
-        """Id and content of those of the items that can still be read where they were indexed from, in any order."""
+        """Iterate over id and content of those items whose contents are still readable, in any order."""
         return self._parts.contents(list(ids))
 
     def find(self, image: Any) -> int | None:
-        """The id of the item that an image is (a path, a PIL image, bytes or a uint8 array), if it is one.
+        """Return the id of the item with the content of an image, or None.
 
-        It is known by its content; a path where there is no file is looked for among those that were indexed.
+        `image` is a path, a PIL image, bytes or a uint8 array. A path without a file is searched for among the recorded
+        paths.
         """
         return near_duplicates.find_item(self._parts, image)
 
     def dupes(
         self, max_distance: int = 3, *, by: str = "connected", keep: str | os.PathLike[str] = "largest"
     ) -> list[Group]:
-        """Groups of items that are copies of one image, the one to keep first; those of one item have several paths.
+        """Return groups of near-duplicates, in each the item to keep first; a group of one item has several paths.
 
-        `by` "connected": a chain leads from each to each, every link at most `max_distance` bits long (single linkage);
-        by "star": each is within that of the first. `keep` says which is the first: "largest" (in pixels, then bytes),
-        "oldest" (by the date of its file), or a folder that it should lie in, and then the largest. Verdicts count:
-        "different" removes a link, "same" adds one. Raises HashretError if nothing lies in the folder.
+        `max_distance` is in bits and inclusive. `by` "connected" groups the connected components of the graph whose
+        links are pairs within `max_distance` (single linkage); `by` "star" groups items within `max_distance` of the
+        first one (star, or leader, clustering). `keep` determines the first: "largest" (by pixels, then bytes),
+        "oldest" (by modification time), or a folder whose items take precedence, the largest leading. A verdict
+        "different" removes a link, and "same" adds one. Raises HashretError if no path lies in the folder.
         """
         return near_duplicates.find_groups(self._parts, max_distance, by, keep)
 
     def verdict(self, a: Any, b: Any, verdict: str) -> None:
-        """Record that two items are the "same", or "different", until one of them is removed or another is recorded.
+        """Record that two items are the "same" or "different", replacing an earlier verdict on them.
 
-        Each is an id, or an image as in `find`. A verdict is of contents, so it stays when files move. Raises
-        HashretError for what is no item, and for two that have the same content.
+        `a` and `b` are ids, or images as in `find`. A verdict belongs to the contents, so it survives moved files; it
+        is deleted with either item. Raises HashretError if one is not an item, or both are the same item.
         """
         near_duplicates.put_verdict(self._parts, a, b, verdict)
 
     def verdicts(self) -> list[tuple[int, int, str]]:
-        """All verdicts: the ids of the two items, and "same" or "different"."""
+        """Return all verdicts as (id, id, "same" or "different"), in ascending order."""
         return near_duplicates.all_verdicts(self._parts)
 
     def judged(self) -> list[tuple[Content, Content, bool]]:
-        """The pairs of contents that were judged, and whether they are the same: what `Hasher.fit` takes as `pairs`.
+        """Return the contents of the pairs with a verdict, as labelled pairs for `Hasher.fit`.
 
-        Those that cannot be read any more where they were indexed from are left out.
+        Each is (content, content, whether they are the same). Pairs with an unreadable content are left out.
         """
-        return near_duplicates.judged_contents(self._parts)
+        return near_duplicates.labelled_pairs(self._parts)
 
     def calibrate(
         self,
@@ -307,25 +329,28 @@ class Collection:
         seed: int = 0,
         progress: Callable[[Progress], None] | None = None,
     ) -> Calibration:
-        """Measure what each radius means on these images, and keep that for `radius` until the model changes.
+        """Measure precision and recall at each radius on these images, and store the result until the model changes.
 
-        `pairs` are judged ones, each an id or an image as in `find` and whether they are the same, from `source`. With
-        None, altered copies are made of so many items, drawn with `seed`, and looked for among all. Raises HashretError
-        if that leaves nothing to measure.
+        `pairs` are labelled pairs, each two ids or images as in `find` and whether they are the same; `source` is their
+        name in the result. With `pairs` None, augmented copies of `images` items, drawn with `seed`, are searched for
+        among all items. Raises HashretError if `pairs` lacks one of the labels, or no item can be augmented.
         """
         if pairs is not None:
             return calibration.by_pairs(self._parts, pairs, source)
         return calibration.by_augmentation(self._parts, images, seed, progress)
 
     def calibration(self) -> Calibration:
-        """What `calibrate` found for the present model; raises NotFound if it was not asked to."""
+        """Return the stored result of `calibrate` for the current model. Raises NotFound if there is none."""
         text = self._parts.settings.get("calibration")
         if text is None:
-            raise NotFound("what a radius means here is not known: run hashret calibrate, or give a number of bits")
+            raise NotFound("the collection is not calibrated: run hashret calibrate, or give a radius in bits")
         return Calibration.from_json(text)
 
     def radius(self, target: float = TARGET_PRECISION) -> int:
-        """The radius that finds most copies while this share of what it shows is right, as `calibration` has it."""
+        """Return the radius in bits of the highest recall with a precision of at least `target`; see `Calibration`.
+
+        Raises NotFound without a calibration, and HashretError if no radius has that precision.
+        """
         return self.calibration().radius(target, len(self))
 
     def index(
@@ -339,43 +364,49 @@ class Collection:
         progress: Callable[[Progress], None] | None = None,
         committed: Callable[[list[Indexed]], None] | None = None,
     ) -> IndexReport:
-        """Add every image of a SOURCE that is new or has changed; the report says what was done.
+        """Index the new and changed images of a source; return a report.
 
-        Files of the size and time they had are not read again, contents that are known are not decoded again, and
-        what could not be read is not tried again until it changes. `metadata` is a dict for each name in the source, or
-        a file, or else what lies beside the source (see `hashret.data.metadata`); a row replaces what was known of its
-        image, and of several rows for equal images the first counts. `prune` forgets paths recorded under this source
-        that are no longer there, and refuses if the source is empty or more than half would go, unless `force`.
-        `committed` is called with what each batch did once that is durable: at most 1,000 items or one second.
-        An exception, KeyboardInterrupt too, loses no batch that was committed.
+        `source` is anything that `hashret.data.sources.open_source` opens: a folder, an archive, an array file, an
+        array, or the name of a data set; `data_root` is the folder of data sets. A file of unchanged size and
+        modification time is not read again, a stored content is not decoded again, and an unreadable file is not read
+        again until it changes.
+
+        `metadata` is a dict by name in the source, or a file; by default a file beside the source is read, see
+        `hashret.data.metadata`. It replaces the metadata of its images; of several rows for equal images the first
+        counts. `prune` removes the recorded paths under this source that it no longer has. It raises HashretError if
+        the source is empty or more than half of the paths would be removed, unless `force`.
+
+        `committed` is called with the results of each batch, at most 1,000 items or one second, once it is durable. An
+        exception, including KeyboardInterrupt, loses no committed batch.
         """
         with self._parts.writing(), raised_gc_threshold():
             if data_root is not None:
-                with self._parts.store.transaction(advance=False) as transaction:  # where reindex will look
+                with self._parts.store.transaction(advance=False) as transaction:  # `reindex` opens data sets there
                     transaction.put_setting("data_root", str(Path(data_root).absolute()))
             opened = open_source(source, data_root=data_root, exclude=self.path)
             rows = open_metadata(metadata, opened.root)
-            listing = ingest.Listing() if prune else None
-            report = ingest.IndexRun(self._parts, opened, ingest.Watchers(progress, committed), listing).run()
-            if listing is not None:
-                removed = ingest.prune(self._parts, opened.root, listing, force=force)
+            seen = removal.SeenNames() if prune else None
+            report = ingest.IndexRun(self._parts, opened, ingest.Callbacks(progress, committed), seen).run()
+            if seen is not None:
+                removed = removal.prune(self._parts, opened.root, seen, force=force)
                 report = report._replace(removed=removed)
-            described, unmatched = ingest.describe(self._parts, opened.root, rows)
+            described, unmatched = ingest.put_metadata(self._parts, opened.root, rows)
         return report._replace(described=described, unmatched=unmatched)
 
     def retry(self, *, progress: Callable[[Progress], None] | None = None) -> list[Indexed]:
-        """Try once more to read what could not be read, where its source is still there; what became of each path."""
-        lines: list[Indexed] = []
+        """Read the unreadable paths again whose sources still exist; return the result for each path."""
+        results: list[Indexed] = []
         with self._parts.writing(), raised_gc_threshold():
-            ingest.retry(self._parts, ingest.Watchers(progress, lines.extend))
-        return lines
+            ingest.retry(self._parts, ingest.Callbacks(progress, results.extend))
+        return results
 
     def add(self, images: Any, metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
-        """Add contents without files: uint8 arrays, vectors, PIL images, bytes or paths; the item's id of each.
+        """Store images in the collection itself, instead of indexing their files; return their item ids.
 
-        A single path, PIL image or bytes is a batch of one. Each content is kept in the collection, so that another
-        model can code it later; one that is there already keeps its id and its metadata. Raises HashretError for an
-        image that cannot be read: of the thousand that it is among, and of those after, nothing is added.
+        `images` are uint8 arrays, vectors, PIL images, bytes or paths; a single path, PIL image or bytes is a batch of
+        one. `metadata` has one dict or None for each. An existing content keeps its id and its metadata. Raises
+        HashretError for an unreadable image; images are added in batches of 1,000, and the batch of the unreadable
+        image and all later ones are not added.
         """
         with self._parts.writing(), raised_gc_threshold():
             return ingest.add_contents(self._parts, images, metadata)
@@ -387,65 +418,68 @@ class Collection:
         dry_run: bool = False,
         committed: Callable[[list[Indexed]], None] | None = None,
     ) -> int:
-        """Forget items by id, and what was recorded at or below paths; how many items are gone.
+        """Remove items by id, and everything recorded at or below paths; return the number of removed items.
 
-        An item goes with its last path, and a content that came without a file goes with it; files of the user's are
-        left alone. What is not there is passed over. With `dry_run` nothing changes. `committed` is called with the
-        paths that were, or would be, forgotten.
+        An item is removed with its last path, and its content with it if the collection stores it; the user's files are
+        never deleted. Ids and paths that do not exist are ignored. With `dry_run` nothing changes. `committed` is
+        called with the paths that are, or would be, removed.
         """
-        wanted = [items] if isinstance(items, int | str | os.PathLike) else list(items)
-        count, lines = removal.remove(self._parts, wanted, dry_run=dry_run)
-        if committed is not None and lines:
-            committed(lines)
+        targets = [items] if isinstance(items, int | str | os.PathLike) else list(items)
+        count, results = removal.remove(self._parts, targets, dry_run=dry_run)
+        if committed is not None and results:
+            committed(results)
         return count
 
     def reindex(
         self, hasher: "Hasher", *, drop_missing: bool = False, progress: Callable[[Progress], None] | None = None
     ) -> int:
-        """Code every item with another model, and switch to it in one commit; what was coded is kept if interrupted.
+        """Encode every item with another model, and switch to it in one commit; return the number of removed items.
 
-        Queries use the old model until then. Raises MissingContents, and does not switch, if contents cannot be read
-        where they were indexed from, unless `drop_missing` has those items forgotten; how many were.
+        Queries use the old model until the switch. An interrupted run keeps its codes, and the next one continues.
+        Raises MissingContents, and does not switch, if contents are no longer readable, unless `drop_missing`, which
+        removes those items.
         """
         with self._parts.writing(), raised_gc_threshold():
             return reindexing.reindex(self._parts, hasher, drop_missing=drop_missing, progress=progress)
 
     def use_index(self, spec: str) -> None:
-        """Search by another index from now on: "bitflip", or "faiss:FACTORY"; ValueError if there is none such."""
+        """Switch to another index, "bitflip" or "faiss:FACTORY"; see `create`. Raises ValueError for any other."""
         reindexing.use_index(self._parts, spec)
 
     def rebuild_index(self) -> None:
-        """Make the index again from the items, and its cache anew."""
+        """Rebuild the index and its cache from the stored codes."""
         with self._parts.writing():
-            self._parts.index.forget()
+            self._parts.index.clear()
 
     def failures(self) -> list[Failure]:
-        """The paths that could not be read, why, and when that was found."""
-        with self._parts.store.snapshot() as rows:
-            return [failure for _, failure in rows.failures()]
+        """Return the unreadable paths, with the reason and the time of the last attempt."""
+        with self._parts.store.snapshot() as snapshot:
+            return [failure for _, failure in snapshot.failures()]
 
     def export(self, path: str | os.PathLike[str], kind: str | None = None) -> int:
-        """Write all items, with codes, paths and metadata, as "jsonl", "parquet" or "numpy"; how many they are.
+        """Write all items, with codes, paths and metadata, to a file; return their number.
 
-        The format is that of the suffix if none is named; see `hashret.collection.export` for what is in them.
+        `kind` is the format, "jsonl", "parquet" or "numpy"; by default it follows from the suffix. The formats are
+        described in `hashret.collection.export`. Raises ValueError for an unknown format.
         """
         out = Path(path)
-        kind = export.format_of(out, kind)
-        with self._parts.store.snapshot() as rows:
-            return export.write(out, kind, rows.settings.model, rows.item_rows())
+        file_format = export.format_of(out, kind)
+        with self._parts.store.snapshot() as snapshot:
+            return export.write(out, file_format, snapshot.settings.model, snapshot.item_rows())
 
     def import_items(self, path: str | os.PathLike[str]) -> int:
-        """Take in what `export` wrote, of the same model, in one commit; how many items are new.
+        """Add the items of a file that `export` wrote, in one commit; return the number of new items.
 
-        A content that is there already gains paths and keeps what is known of it. A new one keeps its id if no item
-        here ever had as high a one: all do in a collection that has been empty so far.
+        An existing content gains paths, and keeps its id and metadata. A new one keeps its exported id if that is above
+        every id that the collection ever assigned, as in a new collection. Raises HashretError for a damaged file, and
+        for one with codes of another model.
         """
         model, rows = export.read(Path(path))
         with self._parts.writing(), raised_gc_threshold():
             if model.fingerprint != self.fingerprint:
                 raise HashretError(
                     f"{path} holds codes of another model, {model.fingerprint[:16]}: import it into a collection of "
-                    f"that one, hashret import {path} -c DIR --model MODEL_DIR"
+                    f"that model, hashret import {path} -c DIR --model MODEL_DIR"
                 )
             before = len(self)
             with self._parts.store.transaction() as transaction:
@@ -454,17 +488,21 @@ class Collection:
             return len(self) - before
 
     def info(self) -> dict[str, Any]:
-        """Counts, model, index, size on disk and health of the codes, of at most a million of them."""
+        """Return counts, model, index, size on disk in bytes, and the health of the codes of at most 10⁶ items."""
         return summary.summary(self._parts)
 
 
 def locate(path: str | os.PathLike[str] | None = None) -> Path:
-    """The collection's folder: `path`, or `$HASHRET_COLLECTION`, or the first `.hashret` from here upwards, or here."""
-    named = path or os.environ.get("HASHRET_COLLECTION")
-    if named and os.fspath(named) == MEMORY:
-        raise HashretError(f"a collection {MEMORY} goes with the program that makes it: name a folder")
-    if named:
-        return Path(named).absolute()
-    here = Path.cwd()
-    found = (folder / ".hashret" for folder in (here, *here.parents) if Collection.exists(folder / ".hashret"))
-    return next(found, here / ".hashret")
+    """Return the folder of the collection: `path`, or `$HASHRET_COLLECTION`, or a `.hashret`.
+
+    The last is the nearest existing one in the working directory and its parents, or else that of the working
+    directory. Raises HashretError for ":memory:".
+    """
+    explicit = path or os.environ.get("HASHRET_COLLECTION")
+    if explicit and os.fspath(explicit) == MEMORY:
+        raise HashretError(f"a collection in {MEMORY} ends with the program that creates it: give a folder")
+    if explicit:
+        return Path(explicit).absolute()
+    cwd = Path.cwd()
+    existing = (folder / ".hashret" for folder in (cwd, *cwd.parents) if Collection.exists(folder / ".hashret"))
+    return next(existing, cwd / ".hashret")

@@ -1,13 +1,13 @@
-"""Items as a file: JSON Lines, Parquet and NumPy arrays, which can be imported again without a loss.
+"""Export of items to JSON Lines, Parquet or NumPy arrays, and lossless import.
 
-JSON Lines begin with an object that says of which model the codes are, `{"hashret": 1, "fingerprint": …, "bits": …}`;
-every other line is an item: `id`, `sha256`, `code` in hex, `width`, `height`, `bytes`, `added`, `metadata` and `paths`,
-each of which has a `root`, `name`, `label`, `size` and `mtime_ns`. Parquet has the same names as columns, `code` as
-bytes, `metadata` and `paths` as JSON, and the first object in its schema. A `.npz` has the arrays `codes`, `ids`,
-`paths`, the first path of each item, and `fingerprint`; beside them lie the lines, without codes, as `items.jsonl`.
+The first line of JSON Lines is a header with the model of the codes, `{"hashret": 1, "fingerprint": …, "bits": …}`.
+Every other line is an item: `id`, `sha256`, `code` in hex, `width`, `height`, `bytes`, `added`, `metadata` and `paths`,
+each of which has a `root`, `name`, `label`, `size` and `mtime_ns`. Parquet has the same names as columns, with `code`
+as bytes, `metadata` and `paths` as JSON, and the header in its schema. A `.npz` has the arrays `codes`, `ids`, `paths`
+(the first path of each item) and `fingerprint`, and the lines without codes as `items.jsonl`.
 
-That is every item whole. What is not of the items is in none of them: the model, which is a folder of its own, the
-contents themselves, those without files neither, verdicts, failures and calibration.
+An export contains every item completely. It contains neither the model, which is a folder of its own, nor the contents,
+not even those without files, nor verdicts, failures and calibration.
 """
 
 import json
@@ -35,62 +35,62 @@ from hashret.stores.protocol import ItemRow, ModelKey
 FORMATS = {"jsonl": ".jsonl", "numpy": ".npz", "parquet": ".parquet"}
 VERSION = 1
 ROW_GROUP = 50_000
-MAX_ID = 2**53  # far from the highest that SQLite has, after which there would be no other
-_MAX = 2**63
+MAX_ID = 2**53  # far below SQLite's highest id, after which it could assign no other
+_INT64_LIMIT = 2**63
 _SHA256 = re.compile("[0-9a-f]{64}")
-_LINES = "items.jsonl"  # in a .npz
-_Item = dict[str, Any]  # with the names above; code as bytes, metadata and paths as they are
+_LINES_NAME = "items.jsonl"  # in a .npz
+_Item = dict[str, Any]  # with the keys above; code as bytes, metadata and paths as Python values
 
-_Reading = Generator[_Item, None, None]
-
-
-def format_of(path: Path, named: str | None = None) -> str:
-    """The format with this name, or else the one that the path's suffix stands for; ValueError if there is none."""
-    found = named or next((kind for kind, suffix in FORMATS.items() if path.suffix.lower() == suffix), path.name)
-    if found not in FORMATS:
-        raise ValueError(f"{found!r} is no format: choose {', '.join(FORMATS)}")
-    return found
+_ItemGenerator = Generator[_Item, None, None]
 
 
-def write(path: Path, kind: str, header: ModelKey, contents: Iterable[ItemRow]) -> int:
-    """Write a file of contents that come by ascending id, whole or not at all; how many items it has."""
-    written = path.with_name(f"{path.name}.{os.getpid()}.new")
+def format_of(path: Path, name: str | None = None) -> str:
+    """Return `name` if it is given, else the format of the path's suffix; raise ValueError if there is none."""
+    file_format = name or next((key for key, suffix in FORMATS.items() if path.suffix.lower() == suffix), path.name)
+    if file_format not in FORMATS:
+        raise ValueError(f"{file_format!r} is not a format: choose {', '.join(FORMATS)}")
+    return file_format
+
+
+def write(path: Path, file_format: str, header: ModelKey, rows: Iterable[ItemRow]) -> int:
+    """Write rows, ordered by id, to a file, atomically; return the number of items."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        count = _WRITERS[kind](written, header, _items(contents))
-        replace_durably(written, path)
+        count = _WRITERS[file_format](temporary, header, _items(rows))
+        replace_durably(temporary, path)
     finally:
-        written.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return count
 
 
 def read(path: Path) -> tuple[ModelKey, Iterator[ItemRow]]:
-    """Which model a file's codes are of, and its contents, path for path.
+    """Return the model of a file's codes, and an iterator over its rows, one for each path.
 
-    Raises HashretError, now or while they are read, if it is not one that `write` could have made.
+    Raises HashretError, also during iteration, for a file that `write` cannot have written.
     """
-    kind = format_of(path)
-    with _plain_errors(path):
-        items = _READERS[kind](path)
+    file_format = format_of(path)
+    with _reported_errors(path):
+        items = _READERS[file_format](path)
         record = next(items)
         if record.get("hashret") != VERSION:
             raise ValueError("it was not written by hashret export, or by a newer one")
         header = ModelKey(str(record["fingerprint"]), check_bits(record["bits"]))
-    return header, _contents(path, header, items)
+    return header, _rows(path, header, items)
 
 
-def _contents(path: Path, header: ModelKey, items: _Reading) -> Iterator[ItemRow]:
-    with _plain_errors(path), closing(items):
+def _rows(path: Path, header: ModelKey, items: _ItemGenerator) -> Iterator[ItemRow]:
+    with _reported_errors(path), closing(items):
         for item in items:
             try:
-                yield from _checked(item, header.bits)
+                yield from _item_rows(item, header.bits)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"item {item.get('id')}: {one_line(error)}") from None
 
 
-def _items(contents: Iterable[ItemRow]) -> Iterator[_Item]:
-    for item_id, same in groupby(contents, key=lambda content: content.id):
-        several = list(same)
-        first = several[0]
+def _items(rows: Iterable[ItemRow]) -> Iterator[_Item]:
+    for item_id, group in groupby(rows, key=lambda row: row.id):
+        item_rows = list(group)
+        first = item_rows[0]
         yield {
             "id": item_id,
             "sha256": first.sha256,
@@ -101,30 +101,30 @@ def _items(contents: Iterable[ItemRow]) -> Iterator[_Item]:
             "added": first.added,
             "metadata": first.metadata,
             "paths": [
-                {"root": c.root, "name": c.name, "label": c.label, "size": c.size, "mtime_ns": c.mtime_ns}
-                for c in several
+                {"root": r.root, "name": r.name, "label": r.label, "size": r.size, "mtime_ns": r.mtime_ns}
+                for r in item_rows
             ],
         }
 
 
-def _checked(item: _Item, bits: int) -> Iterator[ItemRow]:
-    """The contents of an item, a path each; raises ValueError, KeyError or TypeError for what cannot be."""
+def _item_rows(item: _Item, bits: int) -> Iterator[ItemRow]:
+    """Iterate over the rows of an item, one for each path; raise ValueError, KeyError or TypeError if it is invalid."""
     digest, code, metadata = item["sha256"], item["code"], item["metadata"]
-    numbers = {name: item[name] for name in ("id", "width", "height", "bytes")}
+    integers = {name: item[name] for name in ("id", "width", "height", "bytes")}
     if not _SHA256.fullmatch(digest) or len(code) != bits // 8 or not item["paths"]:
         raise ValueError("it needs a SHA-256, a code of as many bits as the first line says, and a path")
     if not 0 < item["id"] < MAX_ID:
-        raise ValueError("its id is none that a collection gives")
+        raise ValueError(f"its id is not between 1 and {MAX_ID - 1}")
     metadata = None if metadata is None else check_metadata(metadata)
     for path in item["paths"]:
         root, name, label = path["root"], path["name"], path["label"]
-        for number in (*numbers.values(), path["size"], path["mtime_ns"]):
-            if type(number) is not int or not -_MAX <= number < _MAX:
-                raise ValueError(f"{number!r} is no whole number of 64 bits")
+        for number in (*integers.values(), path["size"], path["mtime_ns"]):
+            if type(number) is not int or not -_INT64_LIMIT <= number < _INT64_LIMIT:
+                raise ValueError(f"{number!r} is not a 64-bit integer")
         if not (root and name) or "\0" in root + name + (label or "") + item["added"]:
-            raise ValueError("it has a path or text that cannot be")
+            raise ValueError("it has an empty path, or a text with a zero character")
         if root == BLOBS and name != digest:
-            raise ValueError("a content without a file lies under its SHA-256")
+            raise ValueError("the name of a content without a file is not its SHA-256")
         os.fsencode(root + name + (label or ""))
         yield ItemRow(
             root,
@@ -133,13 +133,13 @@ def _checked(item: _Item, bits: int) -> Iterator[ItemRow]:
             path["size"],
             path["mtime_ns"],
             digest,
-            numbers["bytes"],
-            numbers["width"],
-            numbers["height"],
+            integers["bytes"],
+            integers["width"],
+            integers["height"],
             code,
             metadata,
             item["added"],
-            numbers["id"],
+            integers["id"],
         )
 
 
@@ -148,7 +148,7 @@ def _write_jsonl(path: Path, header: ModelKey, items: Iterator[_Item]) -> int:
         return _write_lines(file, header, (item | {"code": item["code"].hex()} for item in items))
 
 
-def _read_jsonl(path: Path) -> _Reading:
+def _read_jsonl(path: Path) -> _ItemGenerator:
     with path.open("rb") as file, closing(_read_lines(file)) as lines:
         yield next(lines, {})
         for item in lines:
@@ -156,19 +156,19 @@ def _read_jsonl(path: Path) -> _Reading:
 
 
 def _write_lines(file: IO[bytes], header: ModelKey, items: Iterable[_Item]) -> int:
-    """JSON writes everything but ASCII, bytes of paths too, in ASCII."""
+    """Write lines as JSON in ASCII, which also escapes the undecodable bytes of paths."""
     count = 0
     file.write(json.dumps({"hashret": VERSION, **header._asdict()}).encode() + b"\n")
-    for count, item in enumerate(items, 1):  # noqa: B007  # how many it was
+    for count, item in enumerate(items, 1):  # noqa: B007  # its last value is returned
         file.write(json.dumps(item).encode() + b"\n")
     return count
 
 
-def _read_lines(file: Iterable[bytes]) -> _Reading:
+def _read_lines(file: Iterable[bytes]) -> _ItemGenerator:
     for number, line in enumerate(file, 1):
         item = json.loads(line)
         if not isinstance(item, dict):
-            raise ValueError(f"line {number} is no JSON object")
+            raise ValueError(f"line {number} is not a JSON object")
         yield item
 
 
@@ -183,7 +183,7 @@ def _write_numpy(path: Path, header: ModelKey, items: Iterator[_Item]) -> int:
             yield item
 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        with file.open(_LINES, "w", force_zip64=True) as lines:
+        with file.open(_LINES_NAME, "w", force_zip64=True) as lines:
             count = _write_lines(lines, header, without_codes())
         arrays: dict[str, NDArray[Any]] = {
             "codes": np.frombuffer(b"".join(codes), np.uint8).reshape(count, header.bits // 8),
@@ -197,14 +197,14 @@ def _write_numpy(path: Path, header: ModelKey, items: Iterator[_Item]) -> int:
     return count
 
 
-def _read_numpy(path: Path) -> _Reading:
+def _read_numpy(path: Path) -> _ItemGenerator:
     try:
         with zipfile.ZipFile(path) as file:
-            if _LINES not in file.namelist():
-                raise ValueError(f"it has no {_LINES}, as hashret export writes it now: export again")
+            if _LINES_NAME not in file.namelist():
+                raise ValueError(f"it has no {_LINES_NAME}, as hashret export writes it now: export again")
             with file.open("codes.npy") as member:
                 codes = np.lib.format.read_array(member, allow_pickle=False)
-            with file.open(_LINES) as member, closing(_read_lines(member)) as lines:
+            with file.open(_LINES_NAME) as member, closing(_read_lines(member)) as lines:
                 yield next(lines, {})
                 if codes.dtype != np.uint8 or codes.ndim != 2:
                     raise ValueError(f"codes are {codes.dtype} {codes.shape}, not uint8 (n, bits // 8)")
@@ -216,29 +216,29 @@ def _read_numpy(path: Path) -> _Reading:
 
 def _write_parquet(path: Path, header: ModelKey, items: Iterator[_Item]) -> int:
     pa, parquet = _pyarrow()
-    kinds = {"id": pa.int64(), "sha256": pa.string(), "code": pa.binary(), "width": pa.int64(), "height": pa.int64()}
-    kinds |= {"bytes": pa.int64(), "added": pa.string(), "metadata": pa.string(), "paths": pa.string()}
+    types = {"id": pa.int64(), "sha256": pa.string(), "code": pa.binary(), "width": pa.int64(), "height": pa.int64()}
+    types |= {"bytes": pa.int64(), "added": pa.string(), "metadata": pa.string(), "paths": pa.string()}
     metadata = {"hashret": json.dumps({"hashret": VERSION, **header._asdict()})}
-    schema = pa.schema(list(kinds.items()), metadata=metadata)
+    schema = pa.schema(list(types.items()), metadata=metadata)
     count = 0
     with parquet.ParquetWriter(path, schema) as writer:
-        for some in batches(items, ROW_GROUP):
-            count += len(some)
+        for batch in batches(items, ROW_GROUP):
+            count += len(batch)
             rows = [
                 item | {name: None if item[name] is None else json.dumps(item[name]) for name in ("metadata", "paths")}
-                for item in some
+                for item in batch
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema))
     return count
 
 
-def _read_parquet(path: Path) -> _Reading:
+def _read_parquet(path: Path) -> _ItemGenerator:
     pa, parquet = _pyarrow()
     try:
         with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
             yield json.loads((file.schema_arrow.metadata or {}).get(b"hashret", b"{}"))
-            for some in file.iter_batches(1000):
-                for item in some.to_pylist():
+            for batch in file.iter_batches(1000):
+                for item in batch.to_pylist():
                     yield item | {
                         "metadata": json.loads(item["metadata"] or "null"),
                         "paths": json.loads(item["paths"]),
@@ -261,7 +261,7 @@ _WRITERS: dict[str, Callable[[Path, ModelKey, Iterator[_Item]], int]] = {
     "numpy": _write_numpy,
     "parquet": _write_parquet,
 }
-_READERS: dict[str, Callable[[Path], _Reading]] = {
+_READERS: dict[str, Callable[[Path], _ItemGenerator]] = {
     "jsonl": _read_jsonl,
     "numpy": _read_numpy,
     "parquet": _read_parquet,
@@ -269,8 +269,8 @@ _READERS: dict[str, Callable[[Path], _Reading]] = {
 
 
 @contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
-    """Say what is wrong with a file that is being read."""
+def _reported_errors(path: Path) -> Iterator[None]:
+    """Translate errors in the content of a file that is read into HashretError."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Groups of near-duplicates among many codes, without comparing every code with every other.
+"""Cluster near-duplicates by their codes, without comparing all pairs of codes.
 
-Items of equal codes stand for each other: each distinct code is looked up once, in an index of the distinct codes, so
-thousands of equal codes cost nothing. Items that a person has judged are looked up by themselves, because a verdict is
-of these two items, and not of others with their codes. At most some millions of pairs are held at a time.
+Items with equal codes share a node: each distinct code is looked up once, in an index of the distinct codes, so
+thousands of equal codes cost no more than one. Items in labelled pairs have nodes of their own, because a label belongs
+to two items and not to their codes. At most some millions of pairs are in memory at a time.
 """
 
 from collections.abc import Iterator
@@ -18,122 +18,124 @@ from hashret.indexes import BitFlipIndex
 Rows = NDArray[np.int64]
 NO_PAIRS = np.empty((0, 2), np.int64)
 
-FIRST, MOST = 64, 1 << 14  # codes looked up at once, at first and at most
-HELD = 1 << 23  # pairs in memory at once, as far as that can be foreseen
+MIN_BATCH, MAX_BATCH = 64, 1 << 14  # codes per lookup, at first and at most
+MAX_PAIRS = 1 << 23  # pairs in memory at a time, as far as their number can be predicted
 
 
 def single_linkage(codes: Codes, max_distance: int, *, same: Rows = NO_PAIRS, different: Rows = NO_PAIRS) -> Rows:
-    """The number of each item's group, (n,), for codes uint8 (n, bits // 8): items are in one group if a chain of items
-    leads from one to the other, each at most `max_distance` bits from the next.
+    """Return the cluster label of each item, (n,): the connected components of the neighbour graph (single linkage).
 
-    `same` and `different` are pairs of rows (p, 2): the former are links of a chain at any distance, the latter never.
+    Items are neighbours if their codes, uint8 (n, bits // 8), differ in at most `max_distance` bits. `same` and
+    `different` are pairs of rows (p, 2): must-link pairs are neighbours at any distance, cannot-link pairs never are,
+    but may still be connected through other items.
     """
     nodes = _nodes(codes, same, different)
-    banned = np.sort(_keys(nodes.of[different], len(nodes.codes)))
-    number = np.arange(len(nodes.codes))
-    pending, held = [nodes.of[same]], 0
-    for part, limits, near in _neighbours(nodes, number, max_distance):
-        links = np.stack([np.repeat(part, np.diff(limits)), near], axis=1)
-        links = links[links[:, 0] < links[:, 1]]
-        if len(banned):
-            links = links[~np.isin(_keys(links, len(nodes.codes)), banned)]
-        pending.append(links)
-        held += len(links)
-        if held > HELD:
-            number, pending, held = _merged(number, pending), [NO_PAIRS], 0
-    return _merged(number, pending)[nodes.of]
+    cannot_link = np.sort(_keys(nodes.of_items[different], len(nodes.codes)))
+    labels = np.arange(len(nodes.codes))
+    pending, count = [nodes.of_items[same]], 0
+    for batch, limits, neighbours in _neighbours(nodes, labels, max_distance):
+        edges = np.stack([np.repeat(batch, np.diff(limits)), neighbours], axis=1)
+        edges = edges[edges[:, 0] < edges[:, 1]]
+        if len(cannot_link):
+            edges = edges[~np.isin(_keys(edges, len(nodes.codes)), cannot_link)]
+        pending.append(edges)
+        count += len(edges)
+        if count > MAX_PAIRS:
+            labels, pending, count = _merged(labels, pending), [NO_PAIRS], 0
+    return _merged(labels, pending)[nodes.of_items]
 
 
 def star_clustering(
     codes: Codes, max_distance: int, rank: Rows, *, same: Rows = NO_PAIRS, different: Rows = NO_PAIRS
 ) -> Rows:
-    """The number of each item's group, (n,), where every item is within `max_distance` bits of the best of its group.
+    """Return the cluster label of each item, (n,), by star (leader) clustering.
 
-    `rank` (n,) says which is better: the lower. The best item that is left takes all that are left within the distance,
-    but for those judged `different` from it, and with those judged the `same`; pairs are of rows (p, 2).
+    The unassigned item of the lowest `rank` (n,) becomes a leader, and its cluster all unassigned items within
+    `max_distance` bits of it, until none is left. `same` and `different` are pairs of rows (p, 2): an item joins the
+    leader that it must link with at any distance, and never one that it cannot link with.
     """
     nodes = _nodes(codes, same, different)
-    best = np.empty(len(nodes.codes), np.int64)
+    node_ranks = np.empty(len(nodes.codes), np.int64)
     worst_first = np.argsort(rank)[::-1]
-    best[nodes.of[worst_first]] = rank[worst_first]  # of several items of a node the best is written last
-    joined, apart = (_partners(nodes.of[pairs]) for pairs in (same, different))
-    centre = np.full(len(nodes.codes), -1)
-    for part, limits, near in _neighbours(nodes, np.argsort(best), max_distance, centre):
-        for node, low, high in zip(part.tolist(), limits[:-1].tolist(), limits[1:].tolist(), strict=True):
-            if centre[node] < 0:
-                taken = near[low:high]
-                if node in joined:
-                    taken = np.union1d(taken, joined[node])
-                if node in apart:
-                    taken = np.setdiff1d(taken, apart[node])
-                centre[taken[centre[taken] < 0]] = node
-    return centre[nodes.of]
+    node_ranks[nodes.of_items[worst_first]] = rank[worst_first]  # the best item of a node is written last
+    must_link, cannot_link = (_partners(nodes.of_items[pairs]) for pairs in (same, different))
+    leaders = np.full(len(nodes.codes), -1)
+    for batch, limits, neighbours in _neighbours(nodes, np.argsort(node_ranks), max_distance, leaders):
+        for node, low, high in zip(batch.tolist(), limits[:-1].tolist(), limits[1:].tolist(), strict=True):
+            if leaders[node] < 0:
+                members = neighbours[low:high]
+                if node in must_link:
+                    members = np.union1d(members, must_link[node])
+                if node in cannot_link:
+                    members = np.setdiff1d(members, cannot_link[node])
+                leaders[members[leaders[members] < 0]] = node
+    return leaders[nodes.of_items]
 
 
-def cluster_members(numbers: Rows, rank: Rows) -> list[Rows]:
-    """The rows of each group of several, the one of the lowest rank first, from the numbers of their groups (n,)."""
-    _, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+def cluster_members(labels: Rows, rank: Rows) -> list[Rows]:
+    """Return the rows of each cluster of two or more, by ascending `rank` (n,), given the cluster labels (n,)."""
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     rows = np.flatnonzero(counts[inverse] > 1)
     rows = rows[np.lexsort((rank[rows], inverse[rows]))]
     return np.split(rows, np.flatnonzero(np.diff(inverse[rows])) + 1) if len(rows) else []
 
 
 class _Nodes(NamedTuple):
-    """What is looked up: each distinct code, and each judged item."""
+    """The nodes of the neighbour graph: the distinct codes, and the items in labelled pairs."""
 
-    of: Rows  # (n,): the node of each item
+    of_items: Rows  # (n,): the node of each item
     codes: Codes  # (m, bits // 8)
 
 
 def _nodes(codes: Codes, same: Rows, different: Rows) -> _Nodes:
     width = check_codes(codes).shape[1]
-    judged = np.zeros(len(codes), np.bool_)
-    judged[same] = judged[different] = True
-    distinct, numbers = np.unique(codes[~judged].view(f"S{width}")[:, 0], return_inverse=True)
-    of = np.empty(len(codes), np.int64)
-    of[~judged] = numbers
-    of[judged] = len(distinct) + np.arange(judged.sum())
-    return _Nodes(of, np.concatenate([distinct.view(np.uint8).reshape(-1, width), codes[judged]]))
+    is_labelled = np.zeros(len(codes), np.bool_)
+    is_labelled[same] = is_labelled[different] = True
+    distinct, inverse = np.unique(codes[~is_labelled].view(f"S{width}")[:, 0], return_inverse=True)
+    of_items = np.empty(len(codes), np.int64)
+    of_items[~is_labelled] = inverse
+    of_items[is_labelled] = len(distinct) + np.arange(is_labelled.sum())
+    return _Nodes(of_items, np.concatenate([distinct.view(np.uint8).reshape(-1, width), codes[is_labelled]]))
 
 
 def _neighbours(
-    nodes: _Nodes, queue: Rows, max_distance: int, taken: Rows | None = None
+    nodes: _Nodes, queue: Rows, max_distance: int, leaders: Rows | None = None
 ) -> Iterator[tuple[Rows, Rows, Rows]]:
-    """Parts of `queue`, with limits and the nodes within the distance of each; none that `taken` says is taken."""
+    """Iterate over batches of `queue`, with the limits and the neighbours of each, without nodes that have a leader."""
     check_count(max_distance, 0, "max_distance")
     index = BitFlipIndex(nodes.codes.shape[1] * 8)
     index.add(nodes.codes, np.arange(len(nodes.codes)))
-    size = FIRST
+    size = MIN_BATCH
     while len(queue):
-        part, queue = queue[:size], queue[size:]
-        if taken is not None:
-            part = part[taken[part] < 0]
-        found = index.within(nodes.codes[part], max_distance)
-        yield part, found.limits, found.ids
-        each = max(1, len(found.ids) // max(1, len(part)))
-        size = min(4 * size, MOST, HELD // each + 1)
+        batch, queue = queue[:size], queue[size:]
+        if leaders is not None:
+            batch = batch[leaders[batch] < 0]
+        hits = index.within(nodes.codes[batch], max_distance)
+        yield batch, hits.limits, hits.ids
+        neighbours_per_node = max(1, len(hits.ids) // max(1, len(batch)))
+        size = min(4 * size, MAX_BATCH, MAX_PAIRS // neighbours_per_node + 1)
 
 
-def _merged(number: Rows, links: list[Rows]) -> Rows:
-    """The numbers of groups after joining those that links between nodes (p, 2) lead from and to."""
+def _merged(labels: Rows, edges: list[Rows]) -> Rows:
+    """Return the labels after merging the clusters that edges between nodes (p, 2) connect."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    if not len(number):
-        return number
-    a, b = number[np.concatenate(links)].T
-    shape = (int(number.max()) + 1,) * 2
-    joined: Rows = connected_components(coo_array((np.ones(len(a), np.bool_), (a, b)), shape), directed=False)[1]
-    return joined[number].astype(np.int64)
+    if not len(labels):
+        return labels
+    a, b = labels[np.concatenate(edges)].T
+    shape = (int(labels.max()) + 1,) * 2
+    merged: Rows = connected_components(coo_array((np.ones(len(a), np.bool_), (a, b)), shape), directed=False)[1]
+    return merged[labels].astype(np.int64)
 
 
 def _keys(pairs: Rows, count: int) -> Rows:
-    """One number for each pair of nodes, whichever comes first."""
+    """Return one integer for each unordered pair of nodes."""
     return np.asarray(pairs.min(axis=1) * count + pairs.max(axis=1))
 
 
 def _partners(pairs: Rows) -> dict[int, list[int]]:
-    """For each node in a pair the nodes that it is paired with."""
+    """Return for each node in a pair the nodes that it is paired with."""
     partners: dict[int, list[int]] = {}
     for a, b in pairs.tolist():
         partners.setdefault(a, []).append(b)

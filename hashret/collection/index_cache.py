@@ -1,7 +1,7 @@
-"""The collection's index in memory, kept in step with the store, and its cache on disk.
+"""`IndexCache`: the index of a collection in memory, updated incrementally from the store, and its cache on disk.
 
-A cache is trusted only while the store names it, and its file has the size, time and inode, or else the checksum, that
-are recorded there. Deleting caches loses nothing but the time to build the index again.
+A cache file is loaded only if the store's record names it, and its size, mtime and inode, or else its checksum, match
+that record. Deleting cache files loses nothing but the time to rebuild the index.
 """
 
 import errno
@@ -21,63 +21,65 @@ from hashret.errors import HashretError, damaged, one_line
 from hashret.indexes import CodeIndex, Searched, from_spec, index_class
 from hashret.stores.protocol import ItemStore, ModelKey, Settings, Snapshot
 
-FEW_CHANGES = 1000  # since a cache was written, after which it is not written anew
+FEW_CHANGES = 1000  # the cache file is not rewritten for fewer
 
 
 class IndexSnapshot(NamedTuple):
-    """An index by some specification, and of which model and state of the store it is."""
+    """An index of one state of the store, with its specification and its model."""
 
     spec: str
     model: ModelKey
     generation: int
-    state: Hashable | None  # None for one that was loaded, until it is known that the store has gone on from there
-    codes: CodeIndex
+    state: Hashable | None  # None after loading a file, until the store confirms that its history includes this one
+    code_index: CodeIndex
 
 
 class IndexCache:
-    """The index of the items in `store`, cached in `folder`."""
+    """The index of the items in `store`, with a cache in `folder`."""
 
     def __init__(self, folder: Path, store: ItemStore) -> None:
         self._folder = folder
         self._store = store
         self._lock = threading.RLock()
-        self._shown: IndexSnapshot | None = None
+        self._current: IndexSnapshot | None = None
 
-    def at(self, rows: Snapshot) -> IndexSnapshot | None:
-        """The index as of a snapshot, loaded, brought up to date or built; None if it is past that already.
+    def snapshot(self, snapshot: Snapshot) -> IndexSnapshot | None:
+        """Return the index for a snapshot of the store: in memory, loaded, updated or built.
 
-        An answer of it counts only if `is_current` says so afterwards.
+        None if the index is already of a later state. A later call updates the same index in place, so results of a
+        search are valid only if `is_current` is true afterwards.
         """
+        settings = snapshot.settings
         with self._lock:
-            shown = self._shown
-            if shown is None or (shown.spec, shown.model) != (rows.settings.index, rows.settings.model):
-                shown = self._load(rows.settings)
-            if shown is not None and shown.state != rows.state:
-                if shown.generation > rows.settings.generation:
+            current = self._current
+            if current is None or (current.spec, current.model) != (settings.index, settings.model):
+                current = self._load(settings)
+            if current is not None and current.state != snapshot.state:
+                if current.generation > settings.generation:
                     return None
-                self._shown = None  # while it moves on, no answer of it counts
-                shown = _moved_on(shown, rows)
-            self._shown = shown = shown or self._build(rows, rows.settings.index, rows.settings.model)
-            return shown
+                self._current = None  # results of searches during the update are invalid
+                current = _updated(current, snapshot)
+            self._current = current = current or self._build(snapshot, settings.index, settings.model)
+            return current
 
     @property
     def searched(self) -> Searched:
-        """What the index has been asked since it was loaded or built."""
-        shown = self._shown
-        return Searched(0, 0) if shown is None else shown.codes.searched
+        """The counts of queries and lookups since the index was loaded or built."""
+        current = self._current
+        return Searched(0, 0) if current is None else current.code_index.searched
 
-    def is_current(self, shown: IndexSnapshot) -> bool:
-        """Whether the index is still as it was: if not, a search of it may have seen a later state."""
-        return self._shown is shown
+    def is_current(self, index_snapshot: IndexSnapshot) -> bool:
+        """Return whether the index is unchanged; if not, a search of it may have seen a later state."""
+        return self._current is index_snapshot
 
-    def forget(self) -> None:
-        """Let go of what is in memory, and delete what is on disk."""
+    def clear(self) -> None:
+        """Discard the index in memory, and delete the cache files."""
         with self._lock:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._shown = None
+            self._current = None
 
     def _load(self, settings: Settings) -> IndexSnapshot | None:
-        record = _record(settings)
+        record = _read_record(settings)
         if record is None:
             return None
         file = self._folder / record.name
@@ -85,118 +87,119 @@ class IndexCache:
             status = _status(file)
             if status != record.status and (status[0] != record.status[0] or _checksum(file) != record.sha256):
                 return None
-            codes = index_class(settings.index).load(file, verify=False)
-        except (OSError, HashretError, RuntimeError):  # RuntimeError: FAISS, of a file that decayed where it lies
+            index = index_class(settings.index).load(file, verify=False)
+        except (OSError, HashretError, RuntimeError):  # RuntimeError: FAISS, of a corrupted file
             return None
-        if codes.bits != settings.model.bits:
+        if index.bits != settings.model.bits:
             return None
-        return IndexSnapshot(settings.index, settings.model, record.generation, None, codes)
+        return IndexSnapshot(settings.index, settings.model, record.generation, None, index)
 
     def persist(self) -> None:
-        """Write the cache, if there is none, or not the one that was written, or if it is far behind.
+        """Write the cache file if it is missing, was altered, or is far behind the store.
 
-        To be called within `ItemStore.exclusive`.
+        Must be called within `ItemStore.exclusive`.
         """
-        with self._store.snapshot() as rows:
-            settings = rows.settings
-            record = _record(settings)
-            reached = -1 if record is None else record.generation
-            if record is not None and not _far_behind(rows, reached):
+        with self._store.snapshot() as snapshot:
+            settings = snapshot.settings
+            record = _read_record(settings)
+            cached_generation = -1 if record is None else record.generation
+            if record is not None and not _is_far_behind(snapshot, cached_generation):
                 with suppress(OSError):
                     if _status(self._folder / record.name) == record.status:
-                        self._discard_all_but(record.name)
+                        self._delete_all_but(record.name)
                         return
-            shown = self.at(rows)
-        assert shown is not None  # nobody else can have written
-        text = self._save(shown)
+            current = self.snapshot(snapshot)
+        assert current is not None  # within the write lock no later state exists
+        record_json = self._save(current)
         with self._store.transaction(advance=False) as transaction:
-            transaction.put_setting("cache", text)
-            # Other processes, which are at the last cache or later, can follow from there.
-            transaction.forget_changes(max(reached, int(settings["changes_after"])))
-        self._discard_all_but(json.loads(text)["name"])
+            transaction.put_setting("cache", record_json)
+            # Changes since the previous cache file are kept: other processes may still have to catch up from there.
+            transaction.forget_changes(max(cached_generation, int(settings["changes_after"])))
+        self._delete_all_but(json.loads(record_json)["name"])
 
-    def build_ahead(self, rows: Snapshot, spec: str, model: ModelKey, generation: int) -> str | None:
-        """Write the cache of an index that is to be used from a commit on; what that commit has to put under "cache",
-        so that nobody has to build the index after it. None if it cannot be written.
+    def build_ahead(self, snapshot: Snapshot, spec: str, model: ModelKey, generation: int) -> str | None:
+        """Write the cache file of an index that a later commit switches to, so that no reader has to build it then.
 
-        To be called within `ItemStore.exclusive`; `persist` clears up after the commit, or instead of it.
+        Return the setting "cache" to write in that commit, or None if the file cannot be written. Must be called within
+        `ItemStore.exclusive`; `persist` deletes superseded files after the commit.
         """
-        built = self._build(rows, spec, model)
+        built = self._build(snapshot, spec, model)
         try:
             return self._save(built._replace(generation=generation))
         except HashretError:
             return None
 
-    def _build(self, rows: Snapshot, spec: str, model: ModelKey) -> IndexSnapshot:
-        ids, codes = rows.codes(model=model)
+    def _build(self, snapshot: Snapshot, spec: str, model: ModelKey) -> IndexSnapshot:
+        ids, codes = snapshot.codes(model=model)
         index = from_spec(model.bits, spec)
         try:
             index.add(codes, ids)
-        except ValueError as error:  # an id that comes twice
+        except ValueError as error:  # a duplicate id
             raise damaged(self._store.location, one_line(error)) from error
-        return IndexSnapshot(spec, model, rows.settings.generation, rows.state, index)
+        return IndexSnapshot(spec, model, snapshot.settings.generation, snapshot.state, index)
 
-    def _save(self, shown: IndexSnapshot) -> str:
-        """Write a cache; its record, as JSON."""
-        suffix = re.sub("[^a-zA-Z0-9]", "-", shown.spec)
-        file = self._folder / f"{shown.model.fingerprint[:16]}-{shown.generation:012d}.{suffix}"
+    def _save(self, current: IndexSnapshot) -> str:
+        """Write a cache file; return its record as JSON."""
+        suffix = re.sub("[^a-zA-Z0-9]", "-", current.spec)
+        file = self._folder / f"{current.model.fingerprint[:16]}-{current.generation:012d}.{suffix}"
         try:
             self._folder.mkdir(exist_ok=True)
             if file.is_dir() and not file.is_symlink():
-                shutil.rmtree(file)  # a file cannot take its place
-            shown.codes.save(file)
+                shutil.rmtree(file)  # a file cannot replace a folder
+            current.code_index.save(file)
         except OSError as error:
             raise HashretError(
                 f"{self._folder} cannot be written ({error.strerror}): everything is stored, but searches will start "
                 f"slowly until a command can write there"
             ) from error
-        record = _Record(
+        record = _CacheRecord(
             name=file.name,
-            fingerprint=shown.model.fingerprint,
-            generation=shown.generation,
-            index=shown.spec,
+            fingerprint=current.model.fingerprint,
+            generation=current.generation,
+            index=current.spec,
             status=_status(file),
             sha256=_checksum(file),
         )
         return json.dumps(asdict(record))
 
-    def _discard_all_but(self, name: str) -> None:
-        for old in self._folder.iterdir():
-            if old.name != name and _CACHE.fullmatch(old.name):  # the folder may be a link to who knows where
-                with suppress(OSError):  # what stays costs only its place
-                    old.unlink()
+    def _delete_all_but(self, name: str) -> None:
+        for file in self._folder.iterdir():
+            # The folder may be a symbolic link, so delete only what looks like a cache file.
+            if file.name != name and _CACHE_NAME.fullmatch(file.name):
+                with suppress(OSError):  # a file that stays only takes space
+                    file.unlink()
 
 
-def _far_behind(rows: Snapshot, generation: int) -> bool:
-    """Whether so much has changed since a generation that its cache is better written anew."""
-    changes = rows.count("changes", after=generation)
-    return changes > FEW_CHANGES and changes > rows.count("items") // 20
+def _is_far_behind(snapshot: Snapshot, generation: int) -> bool:
+    """Return whether so much has changed since a generation that its cache file should be rewritten."""
+    changes = snapshot.count("changes", after=generation)
+    return changes > FEW_CHANGES and changes > snapshot.count("items") // 20
 
 
-def _moved_on(shown: IndexSnapshot, rows: Snapshot) -> IndexSnapshot | None:
-    """An index brought to the state of a snapshot; None if it has to be built instead."""
-    if shown.generation == rows.settings.generation:  # of another state, the changes are not known
-        return shown._replace(state=rows.state) if shown.state is None else None
-    if not len(shown.codes):
-        return None  # all codes in order are read faster than all changes
-    changes = rows.changes(shown.generation)
+def _updated(current: IndexSnapshot, snapshot: Snapshot) -> IndexSnapshot | None:
+    """Update an index in place to the state of a snapshot; return None if it must be rebuilt instead."""
+    if current.generation == snapshot.settings.generation:  # another state of one generation: the history has forked
+        return current._replace(state=snapshot.state) if current.state is None else None
+    if not len(current.code_index):
+        return None  # building from all codes is faster than replaying all changes
+    changes = snapshot.changes(current.generation)
     if changes is None:
         return None
     try:
-        shown.codes.remove(changes.removed)
-        shown.codes.add(changes.codes, changes.added)
-    except ValueError:  # they do not lead on from there, and whatever is damaged, the codes say more
+        current.code_index.remove(changes.removed)
+        current.code_index.add(changes.codes, changes.added)
+    except ValueError:  # the changes do not fit the index: one of them is damaged, and the codes are the truth
         return None
-    return shown._replace(generation=rows.settings.generation, state=rows.state)
+    return current._replace(generation=snapshot.settings.generation, state=snapshot.state)
 
 
-# A cache, or what was written of one when the power went.
-_CACHE = re.compile(r"\.?[0-9a-f]{16}-[0-9]{12,}\.[a-zA-Z0-9-]+(\.[0-9a-f]{16})?")
+# A cache file, or the temporary file of one whose writing was interrupted.
+_CACHE_NAME = re.compile(r"\.?[0-9a-f]{16}-[0-9]{12,}\.[a-zA-Z0-9-]+(\.[0-9a-f]{16})?")
 
 
 @dataclass(frozen=True)
-class _Record:
-    """What the store says of a cache."""
+class _CacheRecord:
+    """The store's record of the cache file, under the setting "cache"."""
 
     name: str
     fingerprint: str
@@ -206,19 +209,19 @@ class _Record:
     sha256: str
 
 
-def _record(settings: Settings) -> _Record | None:
-    """The record of the cache, if it makes sense and is of the current model and index."""
+def _read_record(settings: Settings) -> _CacheRecord | None:
+    """Return the record of the cache file if it is valid, and of the current model and index."""
     try:
-        record = _Record(**json.loads(settings.get("cache", "null")))
-        possible = _CACHE.fullmatch(record.name) and 0 <= record.generation <= settings.generation
-        fits = (record.fingerprint, record.index) == (settings.model.fingerprint, settings.index)
-        return record if possible and fits and len(record.status) == 3 else None
+        record = _CacheRecord(**json.loads(settings.get("cache", "null")))
+        is_valid = _CACHE_NAME.fullmatch(record.name) and 0 <= record.generation <= settings.generation
+        is_current = (record.fingerprint, record.index) == (settings.model.fingerprint, settings.index)
+        return record if is_valid and is_current and len(record.status) == 3 else None
     except (TypeError, ValueError):
         return None
 
 
 def _status(file: Path) -> list[int]:
-    """Size, mtime and inode; OSError if it is no file, such as a pipe, which nobody may be waiting at."""
+    """Return size, mtime and inode; raise OSError if it is no regular file: opening a pipe could block for ever."""
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(file))

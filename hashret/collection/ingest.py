@@ -1,14 +1,12 @@
-"""How images get into a collection: the one pass over a source that an index run is.
+"""Ingestion: index the images of a source in one pass, and add contents without files.
 
 Records flow through generators. The caller's thread walks the source and reads the store, one pool of threads reads
-and hashes, one decodes, and one runs the model; each holds a bounded number of records. Of arrays, with nothing to wait
-for, the caller's thread does all but the model, and helps with that.
+and hashes, one decodes, and one runs the model; each holds a bounded number of records. For arrays, which involve no
+waiting, the caller's thread does everything but the model, and helps with that.
 """
 
 import json
-import os
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from contextlib import closing
@@ -20,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hashret.collection.parts import Parts
-from hashret.data.contents import Content, Inputs, Prepared, sha256
-from hashret.data.images import as_batch, to_content
+from hashret.collection.pending import PendingRecord, chunk_weight, decode, hash_contents, prepare_image, timed_batches
+from hashret.collection.removal import SeenNames
+from hashret.data.images import as_batch
 from hashret.data.metadata import MetadataRow, check_metadata
-from hashret.data.preprocessing import Preprocessing
-from hashret.data.records import Record, Source, read, without_traceback
-from hashret.errors import HashretError, format_count
+from hashret.data.records import Record, Source, read
+from hashret.errors import HashretError
 from hashret.parallel import Progress, batches, ordered_map
 from hashret.results import BLOBS, Indexed, IndexReport, Root
 from hashret.stores.protocol import FailedPath, ItemRow, KnownPath, Metadata
@@ -33,166 +31,125 @@ from hashret.stores.protocol import FailedPath, ItemRow, KnownPath, Metadata
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
 
-BATCH_ITEMS, BATCH_SECONDS = 1000, 1.0  # what is committed, and so acknowledged, together
-MODEL_CHUNK = 1000  # images that the model is given at a time
+BATCH_ITEMS = 1000  # committed, and so acknowledged, together
+MODEL_CHUNK = 1000  # images that the model encodes at a time
 FILE_CHUNK = 25  # files that a thread reads or decodes at a time
-CHUNK_BYTES = 2**25  # and of how many bytes together, unless a single one has more
-SHOWN_EVERY = 0.2  # seconds
+PROGRESS_SECONDS = 0.2  # between two reports
 
 
-@dataclass(slots=True)
-class PendingRecord:
-    """A record on its way into the collection; each stage fills in what it finds out."""
-
-    record: Record
-    before: KnownPath | None = None  # what was known of its path
-    content: Content | HashretError | None = None  # until it is decoded, or known to be there; or why it has none
-    sha256: str = ""
-    pixels: Inputs | None = None  # for the model; None for a content that is known already
-    width: int = 0
-    height: int = 0
-    code: bytes | None = None
-
-    @property
-    def weight(self) -> float:
-        """The share of a chunk's bytes that it takes while its content is in memory."""
-        return self.record.size / CHUNK_BYTES
-
-
-class Listing:
-    """The names that a pass over a source came by, eight bytes each: a hash that two names share keeps a path too
-    many, once in some 10¹⁹ names."""
-
-    def __init__(self) -> None:
-        self._hashes = array("q")
-        self._unreadable: list[str] = []  # folders, whose files are not gone for that
-
-    def add(self, name: str) -> None:
-        self._hashes.append(hash(name))
-        if name.endswith("/"):
-            self._unreadable.append(name)
-
-    def lacking(self, names: Iterable[str]) -> tuple[int, list[str]]:
-        """How many names there are, and those of them that are gone."""
-        present = np.sort(np.frombuffer(self._hashes, np.int64))
-        unreadable = tuple(self._unreadable)
-        total, gone = 0, list[str]()
-        for chunk in batches(names, 10_000):
-            hashes = np.fromiter(map(hash, chunk), np.int64, len(chunk))
-            listed = present.searchsorted(hashes) < present.searchsorted(hashes, "right")
-            total += len(chunk)
-            gone += [chunk[i] for i in np.flatnonzero(~listed) if not chunk[i].startswith(unreadable)]
-        return total, gone
-
-
-class Watchers(NamedTuple):
-    """Whom a run keeps informed: of how far it is, and of what each batch did once that is durable."""
+class Callbacks(NamedTuple):
+    """The caller's functions: `progress` for progress reports, `committed` for the result of each committed batch."""
 
     progress: Callable[[Progress], None] | None = None
     committed: Callable[[list[Indexed]], None] | None = None
 
 
-SILENT = Watchers()
+NO_CALLBACKS = Callbacks()
 
 
 @dataclass
 class IndexRun:
-    """A run that stores what is new in a source, or in those of its whole paths that are in `only`."""
+    """A pass over a source that stores the new and changed records, or only those whose full paths are in `paths`."""
 
     parts: Parts
     source: Source
-    watchers: Watchers = SILENT
-    listing: Listing | None = None  # that is to hold the names that it comes by
-    only: Set[str] | None = None
-    retrying: bool = False  # whether what could not be read is read again though it has not changed
+    callbacks: Callbacks = NO_CALLBACKS
+    seen: SeenNames | None = None  # collects the names of all records
+    paths: Set[str] | None = None
+    retry_failed: bool = False  # read unreadable paths again even if they have not changed
     _counts: Counter[str] = field(init=False, default_factory=Counter)
     _failures: list[tuple[str, str]] = field(init=False, default_factory=list)
     _model: "Hasher | None" = field(init=False, default=None)
-    _broken: HashretError | None = field(init=False, default=None)
-    _shown: float = field(init=False, default_factory=time.monotonic)
+    _source_error: HashretError | None = field(init=False, default=None)
+    _last_report: float = field(init=False, default_factory=time.monotonic)
 
     def run(self) -> IndexReport:
-        """Store it; what was done. Raises HashretError where the source breaks off, with all before it stored."""
-        wanted = self.only
-        while wanted is None or wanted:  # a content may lose its last path on its way to another: that is done again
+        """Run the pass, and again for records whose content was removed, with its last path, while they were pending.
+
+        Raises HashretError if the source fails; all records before the error are stored then.
+        """
+        paths = self.paths
+        while paths is None or paths:
             again: set[str] = set()
-            with closing(self._encoded(wanted)) as stream:
+            with closing(self._encoded(paths)) as stream:
                 for batch in stream:
                     again |= self._commit(batch)
-                    self._show()
-            wanted = again
-        self._show(every=0)
-        kinds = ("added", "unchanged", "updated", "removed", "failed", "decoded")
-        counts = {kind: self._counts[kind] for kind in kinds}
+                    self._report_progress()
+            paths = again
+        self._report_progress(interval=0)
+        names = ("added", "unchanged", "updated", "removed", "failed", "decoded")
+        counts = {name: self._counts[name] for name in names}
         return IndexReport(**counts, ignored=self.source.ignored, failures=self._failures)
 
-    def _encoded(self, wanted: Set[str] | None) -> Generator[list[PendingRecord], None, None]:
-        """The records that are new or have changed, with codes of the contents that are new, in batches to be
-        committed. Where the source breaks off, what it gave before comes first, and then the HashretError."""
-        self._broken = None
-        changed = chain.from_iterable(self._readable(wanted))
+    def _encoded(self, paths: Set[str] | None) -> Generator[list[PendingRecord], None, None]:
+        """Iterate over the new and changed records, with codes of the new contents, in batches to be committed.
+
+        An error of the source is raised after the records that come before it.
+        """
+        self._source_error = None
+        changed = chain.from_iterable(self._until_error(paths))
         decoded: Iterable[list[PendingRecord]]
-        if self.source.arrays:  # nothing to wait for and little to compute: threads would fight for the interpreter
+        if self.source.arrays:  # no waiting and little computing: threads would only compete for the interpreter
             hashed = map(hash_contents, batches(changed, MODEL_CHUNK))
-            decoded = map(self._decode_new, map(self._drop_known, hashed))
+            decoded = map(self._decode_new, map(self._drop_stored, hashed))
         else:
             chunks = batches(changed, FILE_CHUNK, lambda pending: pending.weight)
-            read_chunks = ordered_map(hash_contents, chunks, max_pending=4, weight_of=weigh_chunk)
+            hashed_chunks = ordered_map(hash_contents, chunks, max_pending=4, weight_of=chunk_weight)
             decoded = ordered_map(
-                self._decode_new, map(self._drop_known, read_chunks), max_pending=4, weight_of=weigh_chunk
+                self._decode_new, map(self._drop_stored, hashed_chunks), max_pending=4, weight_of=chunk_weight
             )
-        chunks_to_encode = _timed(decoded, MODEL_CHUNK)
-        yield from _timed(
-            ordered_map(self._encode, chunks_to_encode, max_pending=4, caller_runs=self.source.arrays), BATCH_ITEMS
+        to_encode = timed_batches(decoded, MODEL_CHUNK)
+        yield from timed_batches(
+            ordered_map(self._encode, to_encode, max_pending=4, caller_runs=self.source.arrays), BATCH_ITEMS
         )
-        if self._broken is not None:
-            raise self._broken
+        if self._source_error is not None:
+            raise self._source_error
 
-    def _readable(self, wanted: Set[str] | None) -> Iterator[list[PendingRecord]]:
+    def _until_error(self, paths: Set[str] | None) -> Iterator[list[PendingRecord]]:
         try:
-            yield from self._changed(wanted)
+            yield from self._changed(paths)
         except HashretError as error:
-            self._broken = error
+            self._source_error = error
 
-    def _changed(self, wanted: Set[str] | None) -> Iterator[list[PendingRecord]]:
-        """The records that are new or have changed; all others are counted."""
-        root, first_pass = self.source.root, wanted is self.only
-        with self.parts.store.snapshot() as rows:
-            look_up = wanted is not None or root in rows.roots()
-        for records in batches(self._listed(wanted, first_pass), 1 if self.source.streaming else MODEL_CHUNK):
+    def _changed(self, paths: Set[str] | None) -> Iterator[list[PendingRecord]]:
+        """Iterate over the new and changed records, and count all others."""
+        root, first_pass = self.source.root, paths is self.paths
+        with self.parts.store.snapshot() as snapshot:
+            look_up = paths is not None or root in snapshot.roots()
+        for records in batches(self._records(paths, first_pass), 1 if self.source.streaming else MODEL_CHUNK):
             known: dict[str, KnownPath] = {}
             if look_up:
-                with self.parts.store.snapshot() as rows:
-                    known = rows.known_paths(root, [record.name for record in records])
+                with self.parts.store.snapshot() as snapshot:
+                    known = snapshot.known_paths(root, [record.name for record in records])
             changed = list[PendingRecord]()
             for record in records:
-                before = known.get(record.name)
-                if before is not None and self._is_unchanged(record, before):
-                    self._counts["failed" if before.failed else "unchanged"] += 1
+                path = known.get(record.name)
+                if path is not None and self._is_unchanged(record, path):
+                    self._counts["failed" if path.failed else "unchanged"] += 1
                 else:
-                    changed.append(PendingRecord(record, before, read(record) if self.source.streaming else None))
-            self._show()
+                    changed.append(PendingRecord(record, path, read(record) if self.source.streaming else None))
+            self._report_progress()
             yield changed
 
-    def _listed(self, wanted: Set[str] | None, first_pass: bool) -> Iterator[Record]:
+    def _records(self, paths: Set[str] | None, first_pass: bool) -> Iterator[Record]:
         for record in self.source:
-            if first_pass and self.listing is not None:
-                self.listing.add(record.name)
-            if wanted is None or self.source.root + record.name in wanted:
+            if first_pass and self.seen is not None:
+                self.seen.add(record.name)
+            if paths is None or self.source.root + record.name in paths:
                 yield record
 
-    def _is_unchanged(self, record: Record, before: KnownPath) -> bool:
-        same = (before.size, before.mtime_ns) == (record.size, record.mtime_ns)
-        return same and not (before.failed and self.retrying)
+    def _is_unchanged(self, record: Record, known: KnownPath) -> bool:
+        same = (known.size, known.mtime_ns) == (record.size, record.mtime_ns)
+        return same and not (known.failed and self.retry_failed)
 
-    def _drop_known(self, chunk: list[PendingRecord]) -> list[PendingRecord]:
-        """Let go of contents that are stored already; load the model when the first comes that is not."""
-        with self.parts.store.snapshot() as rows:
-            known = rows.find([pending.sha256 for pending in chunk])
+    def _drop_stored(self, chunk: list[PendingRecord]) -> list[PendingRecord]:
+        """Drop contents that are stored already; load the model at the first one that is not."""
+        with self.parts.store.snapshot() as snapshot:
+            stored = snapshot.find([pending.sha256 for pending in chunk])
         for pending in chunk:
-            if pending.sha256 in known:
+            if pending.sha256 in stored:
                 pending.content = None
-        if self._model is None and len(known) < len(chunk):
+        if self._model is None and len(stored) < len(chunk):
             self._model = self.parts.models.current()
             self._model.preprocessing.check_source(self.source)
         return chunk
@@ -204,62 +161,62 @@ class IndexRun:
         new = [pending for pending in chunk if pending.pixels is not None]
         if new and self._model is not None:
             pixels = np.stack([pending.pixels for pending in new if pending.pixels is not None])
-            codes = self._model.encode_pixels(pixels, single_thread=True)  # the other cores have chunks of their own
+            codes = self._model.encode_pixels(pixels, single_thread=True)  # the other cores encode other chunks
             for pending, code in zip(new, codes, strict=True):
                 pending.code = code.tobytes()
         return chunk
 
     def _commit(self, batch: list[PendingRecord]) -> set[str]:
-        """Store a batch; the whole paths of those that need another look."""
+        """Commit a batch; return the full paths of the records that must be visited again."""
         root = self.source.root
-        lines = commit(self.parts, batch, root)
-        self._counts.update(line.status for line in lines)
+        results = commit(self.parts, batch, root)
+        self._counts.update(result.status for result in results)
         self._counts["decoded"] += sum(pending.pixels is not None for pending in batch)
-        self._failures += [(line.path, line.reason) for line in lines if line.reason is not None]
-        if self.watchers.committed is not None:
-            self.watchers.committed(lines)
-        if len(lines) == len(batch):
+        self._failures += [(result.path, result.reason) for result in results if result.reason is not None]
+        if self.callbacks.committed is not None:
+            self.callbacks.committed(results)
+        if len(results) == len(batch):
             return set()
-        return {root + pending.record.name for pending in batch} - {line.path for line in lines}
+        return {root + pending.record.name for pending in batch} - {result.path for result in results}
 
-    def _show(self, every: float = SHOWN_EVERY) -> None:
-        if self.watchers.progress is not None and time.monotonic() - self._shown >= every:
-            self._shown = time.monotonic()
+    def _report_progress(self, interval: float = PROGRESS_SECONDS) -> None:
+        if self.callbacks.progress is not None and time.monotonic() - self._last_report >= interval:
+            self._last_report = time.monotonic()
             terms = {key: float(self._counts[key]) for key in ("added", "updated", "unchanged", "failed")}
-            self.watchers.progress(Progress("indexing", int(sum(terms.values())), self.source.length, terms))
+            self.callbacks.progress(Progress("indexing", int(sum(terms.values())), self.source.length, terms))
 
 
-def retry(parts: Parts, watchers: Watchers) -> None:
-    """Read once more what could not be read, where its source is still there."""
-    with parts.store.snapshot() as rows:
-        data_root = rows.settings.get("data_root")
+def retry(parts: Parts, callbacks: Callbacks) -> None:
+    """Read unreadable paths again whose sources still exist."""
+    with parts.store.snapshot() as snapshot:
+        data_root = snapshot.settings.get("data_root")
         failed: dict[Root, set[str]] = {}
-        for root, failure in rows.failures():
+        for root, failure in snapshot.failures():
             failed.setdefault(root, set()).add(failure.path)
     for root, paths in failed.items():
         source = parts.originals.source(root, data_root)
         if source is not None:
-            IndexRun(parts, source, watchers, only=paths, retrying=True).run()
+            IndexRun(parts, source, callbacks, paths=paths, retry_failed=True).run()
 
 
 def commit(parts: Parts, batch: list[PendingRecord], root: Root) -> list[Indexed]:
-    """Store a batch; what became of each record, once that is durable, but for those that need another look."""
-    good = [pending for pending in batch if not isinstance(pending.content, HashretError)]
-    bad = [pending for pending in batch if isinstance(pending.content, HashretError)]
-    # What could not be read for a passing reason, such as a permission, is tried again by the next run.
-    lasting = [pending for pending in bad if not isinstance(getattr(pending.content, "__cause__", None), OSError)]
+    """Commit a batch; return the result of each record, without those that must be visited again."""
+    readable = [pending for pending in batch if not isinstance(pending.content, HashretError)]
+    failed = [pending for pending in batch if isinstance(pending.content, HashretError)]
+    # An error of the operating system, such as a missing permission, may be temporary: the next run tries again.
+    permanent = [pending for pending in failed if not isinstance(getattr(pending.content, "__cause__", None), OSError)]
     with parts.store.transaction() as transaction:
-        ids = transaction.put([_item_row(pending, root) for pending in good])
+        ids = transaction.put([_item_row(pending, root) for pending in readable])
         transaction.put_failures(
-            FailedPath(root, p.record.name, p.record.size, p.record.mtime_ns, str(p.content)) for p in lasting
+            FailedPath(root, p.record.name, p.record.size, p.record.mtime_ns, str(p.content)) for p in permanent
         )
-    lines = [Indexed(root + pending.record.name, "failed", None, str(pending.content)) for pending in bad]
-    for pending, item_id in zip(good, ids, strict=True):
+    results = [Indexed(root + pending.record.name, "failed", None, str(pending.content)) for pending in failed]
+    for pending, item_id in zip(readable, ids, strict=True):
         if item_id is not None:
-            old = None if pending.before is None else pending.before.item_id
+            old = None if pending.known is None else pending.known.item_id
             status = "added" if old is None else "unchanged" if old == item_id else "updated"
-            lines.append(Indexed(root + pending.record.name, status, item_id))
-    return lines
+            results.append(Indexed(root + pending.record.name, status, item_id))
+    return results
 
 
 def _item_row(pending: PendingRecord, root: Root) -> ItemRow:
@@ -268,37 +225,23 @@ def _item_row(pending: PendingRecord, root: Root) -> ItemRow:
     return ItemRow(*path, pending.sha256, record.size, pending.width, pending.height, pending.code)
 
 
-def prune(parts: Parts, root: Root, listing: Listing, *, force: bool) -> int:
-    """Forget the paths under `root` that a listing lacks; how many. Raises HashretError if those are more than half,
-    unless `force`."""
-    with parts.store.transaction() as transaction:
-        total, gone = listing.lacking(transaction.names(root))
-        if not force and 2 * len(gone) > total:
-            raise HashretError(
-                f"{len(gone)} of {format_count(total, 'path')} under {root} would be forgotten: check that the source "
-                f"is whole, then add --force"
-            )
-        transaction.remove(paths=((root, name) for name in gone))
-    return len(gone)
-
-
-def describe(parts: Parts, root: Root, rows: Iterable[MetadataRow]) -> tuple[int, int]:
-    """Give images under `root` the metadata of rows by name; how many items changed, and how many rows name none."""
+def put_metadata(parts: Parts, root: Root, rows: Iterable[MetadataRow]) -> tuple[int, int]:
+    """Set the metadata of the images under `root` by name; return the numbers of changed items and unmatched rows."""
     described, unmatched, done = 0, 0, set[int]()
     for batch in batches(rows, BATCH_ITEMS):
         with parts.store.snapshot() as snapshot:
             known = snapshot.known_paths(root, [name for name, _ in batch])
-            fresh: dict[int, Metadata] = {}
+            new: dict[int, Metadata] = {}
             for name, metadata in batch:
                 item_id = known[name].item_id if name in known else None
                 if item_id is None:
                     unmatched += 1
-                elif item_id not in done:  # of several rows for equal images the first counts
+                elif item_id not in done:  # the first of several rows for equal images counts
                     done.add(item_id)
-                    fresh[item_id] = metadata
-            items = snapshot.items(fresh)
-        # As JSON, in which 1 is not 1.0 nor true, and the order of keys is one of the text.
-        changed = {i: row for i, row in fresh.items() if json.dumps(items[i].metadata) != json.dumps(row)}
+                    new[item_id] = metadata
+            items = snapshot.items(new)
+        # Compare as JSON, in which 1, 1.0 and true differ, and so does the order of keys.
+        changed = {i: row for i, row in new.items() if json.dumps(items[i].metadata) != json.dumps(row)}
         if changed:
             with parts.store.transaction() as transaction:
                 transaction.put_metadata(changed)
@@ -307,7 +250,7 @@ def describe(parts: Parts, root: Root, rows: Iterable[MetadataRow]) -> tuple[int
 
 
 def add_contents(parts: Parts, images: Any, metadata: Sequence[Metadata | None] | None) -> list[int]:
-    """Store contents without files; the item's id of each. See `Collection.add`."""
+    """Store contents without files; return their item ids. See `Collection.add`."""
     ids: list[int] = []
     images = as_batch(images)
     if metadata is not None:
@@ -319,75 +262,12 @@ def add_contents(parts: Parts, images: Any, metadata: Sequence[Metadata | None] 
     for batch in batches(images, BATCH_ITEMS):
         contents, prepared = zip(*ordered_map(partial(prepare_image, hasher.preprocessing), batch), strict=True)
         codes = hasher.encode_pixels(np.stack([image.pixels for image in prepared]))
-        extra = [None] * len(batch) if metadata is None else metadata[len(ids) : len(ids) + len(batch)]
+        batch_metadata = [None] * len(batch) if metadata is None else metadata[len(ids) : len(ids) + len(batch)]
         rows = []
-        for content, image, code, row in zip(contents, prepared, codes, extra, strict=True):
-            digest, length = parts.originals.keep(content)
-            where = (BLOBS, digest, None, length, 0)
-            rows.append(ItemRow(*where, digest, length, image.width, image.height, code.tobytes(), row))
+        for content, image, code, row in zip(contents, prepared, codes, batch_metadata, strict=True):
+            digest, length = parts.originals.store(content)
+            path = (BLOBS, digest, None, length, 0)
+            rows.append(ItemRow(*path, digest, length, image.width, image.height, code.tobytes(), row))
         with parts.store.transaction() as transaction:
             ids += [i for i in transaction.put(rows) if i is not None]
     return ids
-
-
-def prepare_image(preprocessing: Preprocessing, image: Any) -> tuple[Content, Prepared]:
-    """An image as anyone may give it, and its pixels; a HashretError names it."""
-    try:
-        content = to_content(image)
-        return content, preprocessing(content)
-    except HashretError as error:
-        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
-        raise type(error)(f"{name}: {error}") from error
-
-
-def hash_contents(chunk: list[PendingRecord]) -> list[PendingRecord]:
-    """Read the contents that were not read yet, and find out what they are known by."""
-    for pending in chunk:
-        if pending.content is None:
-            pending.content = read(pending.record)
-        if not isinstance(pending.content, HashretError):
-            pending.sha256 = sha256(pending.content)
-    return chunk
-
-
-def decode(chunk: list[PendingRecord], preprocessing: Preprocessing) -> list[PendingRecord]:
-    """Turn contents into the pixels that the model sees, or into the reason why that cannot be done."""
-    size = preprocessing.height, preprocessing.width
-    fitting = [pending for pending in chunk if _is_of_size(pending.content, size)]
-    if fitting:  # the rows of one array: all at once costs a tenth
-        rows = np.stack([pending.content for pending in fitting])  # type: ignore[misc]
-        for pending, pixels in zip(fitting, preprocessing.batch(rows.reshape(len(rows), *size, -1)), strict=True):
-            pending.pixels, pending.content = pixels, None
-            pending.height, pending.width = size
-    for pending in chunk:
-        if pending.content is not None and not isinstance(pending.content, HashretError):
-            try:
-                pending.pixels, pending.width, pending.height = preprocessing(pending.content)
-                pending.content = None
-            except HashretError as error:
-                pending.content = without_traceback(error)
-    return chunk
-
-
-def _is_of_size(content: object, size: tuple[int, int]) -> bool:
-    return isinstance(content, np.ndarray) and content.shape[:2] == size
-
-
-def weigh_chunk(chunk: list[PendingRecord]) -> float:
-    """How many full chunks a chunk is as heavy as, but at least one."""
-    return max(1.0, sum(pending.weight for pending in chunk))
-
-
-def _timed(chunks: Iterable[list[PendingRecord]], most: int) -> Iterator[list[PendingRecord]]:
-    """Chunks put together while they make at most so many records and a second is not over."""
-    batch, began = list[PendingRecord](), time.monotonic()
-    for chunk in chunks:
-        if len(batch) + len(chunk) > most:
-            yield batch
-            batch, began = [], time.monotonic()
-        batch += chunk
-        if len(batch) == most or time.monotonic() - began >= BATCH_SECONDS:
-            yield batch
-            batch, began = [], time.monotonic()
-    if batch:
-        yield batch

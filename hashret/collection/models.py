@@ -1,4 +1,4 @@
-"""The models that a collection keeps, of which it uses one at a time."""
+"""The models that a collection stores; it uses one at a time."""
 
 import threading
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Models:
-    """The models in `folder`, one loaded at a time."""
+    """The model folders in `folder`; one model is loaded at a time."""
 
     def __init__(self, folder: Path, store: ItemStore) -> None:
         self.folder = folder
@@ -21,17 +21,17 @@ class Models:
         self._loaded: Hasher | None = None
 
     @property
-    def last(self) -> "Hasher":
-        """The model that was loaded last, which may not be the collection's any more; else the collection's."""
+    def last_loaded(self) -> "Hasher":
+        """The model in memory, which may no longer be the collection's; loads the collection's if there is none."""
         return self.current() if self._loaded is None else self._loaded
 
     def current(self) -> "Hasher":
-        """The collection's model, loaded if it is not yet. Raises HashretError if it is not in the folder."""
+        """Return the collection's model, loading it if necessary. Raises HashretError if its folder is not intact."""
         from hashret.hasher import Hasher
 
         with self._lock:
-            with self._store.snapshot() as rows:
-                model = rows.settings.model
+            with self._store.snapshot() as snapshot:
+                model = snapshot.settings.model
             if self._loaded is None or self._loaded.fingerprint != model.fingerprint:
                 loaded = Hasher.load(self.folder / model.fingerprint)
                 if loaded.fingerprint != model.fingerprint:
@@ -41,7 +41,7 @@ class Models:
                 self._loaded = loaded
             return self._loaded
 
-    def keep(self, hasher: "Hasher") -> None:
-        """Save a model, unless it is in the folder already."""
+    def save(self, hasher: "Hasher") -> None:
+        """Save a model, unless its folder exists already."""
         if not (self.folder / hasher.fingerprint).exists():
             hasher.save(self.folder / hasher.fingerprint)

@@ -1,7 +1,7 @@
-"""The contents of items: read again from where they were indexed, or kept in the collection's own folder.
+"""The contents of items, read again from their sources, or stored in the collection's own folder.
 
-Nothing else can be read this way: a link that leads out of the folder that was indexed is not followed, and what was
-read counts only if it is, by its SHA-256, the item's content.
+Nothing else can be read this way: a symbolic link that leads out of the indexed folder is not followed, and a content
+is returned only if its SHA-256 is the item's.
 """
 
 import os
@@ -23,11 +23,11 @@ from hashret.parallel import batches
 from hashret.results import BLOBS, Item, Root
 from hashret.stores.protocol import PathRef
 
-OPEN = 2  # archives and arrays that are kept open
+MAX_OPEN = 2  # archives and array files that stay open between reads
 
 
 class Originals:
-    """The contents of the items of the collection in `folder`; many threads may use one object."""
+    """The contents of the items of the collection in `folder`. One object may be used by any number of threads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,23 +35,23 @@ class Originals:
         self._opened: OrderedDict[tuple[str, int], Source] = OrderedDict()
 
     def read(self, path: PathRef, digest: str, data_root: str | None) -> Content | None:
-        """The content with this SHA-256 at a path; None if that is not there any more."""
+        """Read the content with this SHA-256 at a path; return None if it is no longer there."""
         content: Content | None = None
         with suppress(HashretError):
-            folder = self.folder / path.root  # the root itself, unless it is that of the collection's own files
+            folder = self.folder / path.root  # a root is absolute, except that of the collection's own contents
             if folder.is_dir():
                 file = folder / path.name
                 if Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
                     content = read_file(file)
             else:
-                record = self._kept_open(path.root, data_root).find(path.name)
+                record = self._open_source(path.root, data_root).find(path.name)
                 content = None if record is None else record.read()
         return content if content is not None and sha256(content) == digest else None
 
     def read_all(
         self, paths: Iterable[PathRef], items: Mapping[int, Item], data_root: str | None
     ) -> Iterator[tuple[int, Content]]:
-        """Id and content of those of the items that can still be read at one of the paths, in any order."""
+        """Iterate over id and content of the items that are still readable at one of the paths, in any order."""
         by_root: dict[Root, dict[str, PathRef]] = {}
         for path in paths:
             by_root.setdefault(path.root, {})[path.name] = path
@@ -73,22 +73,22 @@ class Originals:
         data_root: str | None,
         done: set[int],
     ) -> Iterator[tuple[str, Content | HashretError | None]]:
-        """What lies at paths of one root, by name, but for those of items that are `done`."""
+        """Iterate over the names of one root with their contents, except of items in `done`."""
         if (self.folder / root).is_dir():
             for name, path in named.items():
                 if path.item_id is not None and path.item_id not in done:
                     yield name, self.read(path, items[path.item_id].sha256, data_root)
-        else:  # in the order of an archive, which may have no other
+        else:  # in the order of the archive, which may have to be read sequentially
             for record in self.records(root, data_root):
                 if record.name in named:
                     yield record.name, read(record)
 
     def records(self, root: Root, data_root: str | None) -> Iterator[Record]:
-        """What is under a root now; nothing if it is gone."""
+        """Iterate over the records that are under a root now: none if its source no longer exists."""
         return chain.from_iterable(self.record_batches(root, data_root, 1))
 
     def record_batches(self, root: Root, data_root: str | None, size: int) -> Iterator[list[Record]]:
-        """The same in lists of `size`; one at a time where each must be read before the next is taken."""
+        """Iterate over the records under a root in lists of `size`, or of 1 if the source must be read sequentially."""
         if root == BLOBS:
             yield from batches(self._blobs(), size)
         elif (source := self.source(root, data_root)) is not None:
@@ -101,55 +101,55 @@ class Originals:
             yield Record(file.name, status.st_size, status.st_mtime_ns, None, partial(read_file, file))
 
     def source(self, root: Root, data_root: str | None) -> Source | None:
-        """The source whose records are recorded under `root`; None if it is gone."""
+        """Open the source of a root; return None if it no longer exists."""
         with suppress(HashretError):
             return open_source(root.location, data_root=data_root, exclude=self.folder)
         return None
 
-    def keep(self, content: Content) -> tuple[str, int]:
-        """Store a content that has no file of its own, durably; its SHA-256, and its length in bytes."""
+    def store(self, content: Content) -> tuple[str, int]:
+        """Store a content that has no file of its own, durably; return its SHA-256 and its length in bytes."""
         data, digest = content_bytes(content), sha256(content)
         blob = self.folder / BLOBS / digest
-        with plain_errors(self.folder):
+        with reported_errors(self.folder):
             make_folder_durably(blob.parent)
             if not blob.exists():
                 write_durably(blob, data)
         return digest, len(data)
 
     def discard(self, digests: Iterable[str]) -> None:
-        """Delete those of the contents that are kept here."""
+        """Delete the contents with these SHA-256 that are stored in the collection."""
         for digest in digests:
-            if re.fullmatch("[0-9a-f]{64}", digest):  # no path to who knows where
+            if re.fullmatch("[0-9a-f]{64}", digest):  # never a path out of the folder
                 (self.folder / BLOBS / digest).unlink(missing_ok=True)
 
-    def whole(self, path: str) -> str:
-        """A path as it is for others: those of contents without files lie in the collection's folder."""
+    def absolute_path(self, path: str) -> str:
+        """Return a recorded path as an absolute one; contents without files lie in the collection's folder."""
         return f"{self.folder}/{path}" if path.startswith(BLOBS) else path
 
-    def absolute(self, item: Item) -> Item:
-        """The item with paths that start from the file system's root."""
-        return item._replace(paths=[self.whole(path) for path in item.paths])
+    def with_absolute_paths(self, item: Item) -> Item:
+        """Return the item with absolute paths."""
+        return item._replace(paths=[self.absolute_path(path) for path in item.paths])
 
     def recorded_as(self, path: str) -> str:
-        """A path as a user writes it in the form in which it is recorded."""
-        whole, blobs = os.path.abspath(path), self.whole(BLOBS)  # noqa: PTH100  # as sources have it
-        return BLOBS + whole.removeprefix(blobs) if whole.startswith(blobs) else whole
+        """Convert a user's path to its recorded form."""
+        absolute, blobs = os.path.abspath(path), self.absolute_path(BLOBS)  # noqa: PTH100  # as sources do
+        return BLOBS + absolute.removeprefix(blobs) if absolute.startswith(blobs) else absolute
 
-    def _kept_open(self, root: Root, data_root: str | None) -> Source:
-        """An archive, an array file or a data set, open already if it was one of the last."""
+    def _open_source(self, root: Root, data_root: str | None) -> Source:
+        """Open an archive, an array file or a data set, or return it if it is still open."""
         file = Path(root.location)
         key = root, file.stat().st_mtime_ns if file.is_file() else 0
         with self._lock:
             self._opened[key] = self._opened.get(key) or open_source(root.location, data_root=data_root)
             self._opened.move_to_end(key)
-            while len(self._opened) > OPEN:
+            while len(self._opened) > MAX_OPEN:
                 self._opened.popitem(last=False)
             return self._opened[key]
 
 
 @contextmanager
-def plain_errors(folder: Path) -> Iterator[None]:
-    """Say what the operating system's errors mean for a collection."""
+def reported_errors(folder: Path) -> Iterator[None]:
+    """Translate errors of the operating system into HashretError with advice."""
     try:
         yield
     except OSError as error:

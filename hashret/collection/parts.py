@@ -1,4 +1,4 @@
-"""What a collection is made of, as its functions take it."""
+"""`Parts`: the components of a collection, which its functions take."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from hashret.stores.protocol import ItemStore, Settings
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the items live, the index of their codes, their contents, their models, and who asks for one state."""
+    """The store of the items, the index of their codes, their contents, the models, and the reader of snapshots."""
 
     store: ItemStore
     index: IndexCache
@@ -25,24 +25,24 @@ class Parts:
 
     @property
     def settings(self) -> Settings:
-        """The settings as of now."""
-        with self.store.snapshot() as rows:
-            return rows.settings
+        """The current settings."""
+        with self.store.snapshot() as snapshot:
+            return snapshot.settings
 
     def contents(self, ids: Sequence[int]) -> Iterator[tuple[int, Content]]:
-        """Id and content of those of the items that can still be read where they were indexed from, in any order."""
-        with self.store.snapshot() as rows:
-            paths, items, data_root = rows.paths(ids), rows.items(ids), rows.settings.get("data_root")
+        """Iterate over id and content of the items whose contents are still readable, in any order."""
+        with self.store.snapshot() as snapshot:
+            paths, items, data_root = snapshot.paths(ids), snapshot.items(ids), snapshot.settings.get("data_root")
         return self.originals.read_all(paths, items, data_root)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep others from writing, and have the index follow at the end, unless that is by an exception."""
+        """Hold the write lock, and bring the index up to date at the end, unless an exception is raised."""
         with self.store.exclusive():
             yield
             self.index.persist()
 
 
 def no_item(item_id: int) -> NotFound:
-    """The error for an id that no item has."""
+    """Return the error for an id that no item has."""
     return NotFound(f"there is no item {item_id}: hashret query IMAGE --json shows the ids")

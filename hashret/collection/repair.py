@@ -1,4 +1,4 @@
-"""What has happened to a collection that should not have, and how much of a damaged one can be had back."""
+"""Check a collection for damage, and recover what is readable of a damaged one."""
 
 import hashlib
 import json
@@ -16,39 +16,41 @@ from hashret.stores.sqlite_repair import RecoveredRows, RecoveryReport, check_da
 
 
 class Finding(NamedTuple):
-    """Something wrong with the "database", "items", "model", "blobs" or "index" of a collection, and the way out."""
+    """A fault in the "database", "items", "model", "blobs" or "index" of a collection, with advice."""
 
     part: str
     text: str
 
 
 def check(folder: Path) -> list[Finding]:
-    """Everything that is wrong with the collection in `folder`; every row, every content kept in it and every model is
-    read. Raises HashretError if there is no collection."""
-    found = check_database(folder)
+    """Return all faults of the collection in `folder`, after reading every row, stored content and model.
+
+    Raises HashretError if there is no collection.
+    """
+    report = check_database(folder)
     try:
-        if found.damage:
-            return [_damaged(found.database, text) for text in found.damage]
-        items = [Finding("items", f"{text}: hashret doctor --recover drops them") for text in found.inconsistencies]
-        settings = found.settings
-        return [*items, *_blobs(folder, found.blobs), *_model(folder, settings), *_index(folder, settings)]
-    except (LookupError, TypeError, ValueError) as error:  # settings that make no sense
-        return [_damaged(found.database, str(error))]
+        if report.damage:
+            return [_damaged(report.database, text) for text in report.damage]
+        items = [Finding("items", f"{text}: hashret doctor --recover drops them") for text in report.inconsistencies]
+        settings = report.settings
+        return [*items, *_blobs(folder, report.blobs), *_model(folder, settings), *_index(folder, settings)]
+    except (LookupError, TypeError, ValueError) as error:  # invalid settings
+        return [_damaged(report.database, str(error))]
 
 
 def recover(folder: Path) -> RecoveryReport:
-    """Make a new database of all that can still be read in a damaged one, which is kept beside it.
+    """Replace a damaged database by a new one of its complete items: those with a readable row, path and code.
 
-    An item is whole with its row, a path and its code; the images of others are found again by indexing their sources.
-    Raises HashretError if no model is left, or nothing can be read.
+    The damaged database is kept beside it. Indexing the sources adds the lost items again. Raises HashretError if no
+    item is readable, or no model of the codes is left.
     """
     with locked(folder):
-        salvage = RecoveredRows(folder)
-        if not salvage.items:
+        rows = RecoveredRows(folder)
+        if not rows.items:
             raise nothing_left(folder)
-        restored = salvage.restore(_settings(folder, salvage))
+        report = rows.restore(_settings(folder, rows))
         shutil.rmtree(folder / "index", ignore_errors=True)
-    return restored
+    return report
 
 
 def _damaged(database: str, reason: str) -> Finding:
@@ -57,19 +59,21 @@ def _damaged(database: str, reason: str) -> Finding:
 
 
 def _blobs(folder: Path, names: list[str]) -> Iterator[Finding]:
-    """Contents that the collection should hold, and does not."""
+    """Check the contents that the collection stores itself."""
     for name in names:
         try:
             with (folder / BLOBS / name).open("rb") as file:
-                wrong = "" if hashlib.file_digest(file, "sha256").hexdigest() == name else "was changed"
+                fault = "" if hashlib.file_digest(file, "sha256").hexdigest() == name else "was changed"
         except OSError as error:
-            wrong = f"cannot be read ({error.strerror})"
-        if wrong:
-            yield Finding("blobs", f"{BLOBS}{name} {wrong}: restore it; it can be found, but not coded by other models")
+            fault = f"cannot be read ({error.strerror})"
+        if fault:
+            yield Finding(
+                "blobs", f"{BLOBS}{name} {fault}: restore it; it is still found, but other models cannot encode it"
+            )
 
 
 def _model(folder: Path, settings: dict[str, str]) -> Iterator[Finding]:
-    """Whether the model that the codes are of is there and whole."""
+    """Check the model of the codes."""
     model = folder / "models" / settings["fingerprint"]
     try:
         if Hasher.load(model).fingerprint != settings["fingerprint"]:
@@ -79,28 +83,28 @@ def _model(folder: Path, settings: dict[str, str]) -> Iterator[Finding]:
 
 
 def _index(folder: Path, settings: dict[str, str]) -> Iterator[Finding]:
-    """Whether the cache, if there is one, is as it was written."""
+    """Check the index cache, if there is one, against its checksum."""
     record = json.loads(settings.get("cache", "null"))
     if record is not None:
         file = folder / "index" / Path(record["name"]).name
-        if file.is_file():  # if not, it will be made again
+        if file.is_file():  # a missing cache is rebuilt
             try:
                 index_class(record["index"]).load(file)
             except (HashretError, OSError) as error:
                 yield Finding("index", f"{error}; nothing is lost: --recover does that")
 
 
-def _settings(folder: Path, salvage: RecoveredRows) -> dict[str, str]:
-    """The settings that were, and for those that are lost what follows from the rest."""
-    settings = salvage.settings
+def _settings(folder: Path, rows: RecoveredRows) -> dict[str, str]:
+    """Return the recovered settings, with lost ones inferred from the models and the other rows."""
+    settings = rows.settings
     models = {model.name for model in (folder / "models").glob("*") if (model / "config.json").is_file()}
     if settings.get("fingerprint") not in models:
-        coded = [fingerprint for fingerprint, _ in salvage.fingerprints.most_common() if fingerprint in models]
-        if not coded:
+        candidates = [fingerprint for fingerprint, _ in rows.fingerprints.most_common() if fingerprint in models]
+        if not candidates:
             raise HashretError(f"no model of the codes is left in {folder / 'models'}: restore it from a backup")
-        settings["fingerprint"] = coded[0]
+        settings["fingerprint"] = candidates[0]
     config = json.loads((folder / "models" / settings["fingerprint"] / "config.json").read_text("utf-8"))
     settings.pop("cache", None)
-    generation = str(salvage.generation + 1)
-    known = {"bits": str(config["bits"]), "generation": generation, "changes_after": generation}
-    return {"index": "bitflip"} | settings | known
+    generation = str(rows.generation + 1)
+    inferred = {"bits": str(config["bits"]), "generation": generation, "changes_after": generation}
+    return {"index": "bitflip"} | settings | inferred

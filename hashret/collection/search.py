@@ -1,4 +1,4 @@
-"""Searching: from images, codes and items to the items most similar to them, as functions over a `View`."""
+"""Search by images, by codes and by an item, as functions over a `View`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -15,22 +15,23 @@ from hashret.data.images import as_batch
 from hashret.parallel import batches
 from hashret.results import Hit, Item, QueryOptions
 
-CHUNK = 1000  # queries that are answered from one state
+CHUNK = 1000  # queries that are answered from one snapshot
 
 
-class Queries(NamedTuple):
-    """Images as they are asked for: their codes, uint8 (n, bits // 8), by a model, the certainties of the bits, float32
-    (n, bits), where these rank, and the SHA-256 of each content."""
+class EncodedQueries(NamedTuple):
+    """Query images encoded by a model."""
 
-    fingerprint: str
-    codes: Codes
-    margins: NDArray[np.float32] | None
-    digests: Sequence[str]
+    fingerprint: str  # of the model
+    codes: Codes  # uint8 (n, bits // 8)
+    margins: NDArray[np.float32] | None  # (n, bits), signed distances to the thresholds; None if not needed
+    digests: Sequence[str]  # SHA-256 of each content
 
 
 class QueryResult(NamedTuple):
-    """What was found for one query: distances in bits, and the items, which are the same objects until the collection
-    changes, with what they are ordered by where that is not the distance."""
+    """The result of one query: items by rank, their distances in bits, and their scores if these determine the rank.
+
+    The items are the same objects until the collection changes.
+    """
 
     distances: list[int]
     items: list[Item]
@@ -38,151 +39,159 @@ class QueryResult(NamedTuple):
 
 
 def chunks(images: Any) -> Iterator[Any]:
-    """A batch of images in parts of a thousand, each a batch of the same kind."""
+    """Split a batch of images into batches of at most `CHUNK`, of the same type where it can be sliced."""
     images = as_batch(images)
     if isinstance(images, np.ndarray | PreparedImages):
         yield from (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
     elif isinstance(images, Iterable):
         yield from batches(images, CHUNK)
     else:
-        yield images  # which `Hasher.prepare` refuses
+        yield images  # `Hasher.prepare` raises an error for it
 
 
 def by_images(parts: Parts, images: Any, options: QueryOptions) -> list[QueryResult]:
-    """What is found for each of a batch of images, without the items that were judged different from it."""
+    """Search by a batch of images, without the items whose verdict with the query image is "different"."""
 
-    def encode(model_changed: bool) -> Queries:
-        hasher = parts.models.current() if model_changed else parts.models.last
+    def encode(model_changed: bool) -> EncodedQueries:
+        hasher = parts.models.current() if model_changed else parts.models.last_loaded
         prepared = images if isinstance(images, PreparedImages) else hasher.prepare(images)
         if options.rank == "distance":
-            return Queries(hasher.fingerprint, hasher.encode(prepared), None, prepared.digests)
-        return Queries(hasher.fingerprint, *hasher.margins(prepared), prepared.digests)
+            return EncodedQueries(hasher.fingerprint, hasher.encode(prepared), None, prepared.digests)
+        return EncodedQueries(hasher.fingerprint, *hasher.margins(prepared), prepared.digests)
 
-    return parts.reader.ask_with(encode, lambda view, queries: _nearest_unless_different(view, queries, options))
+    return parts.reader.read_prepared(encode, lambda view, queries: _search_images(view, queries, options))
 
 
 def by_codes(parts: Parts, codes: Codes, options: QueryOptions) -> list[QueryResult]:
-    """What is found for each code, uint8 (n, bits // 8). Raises ValueError for codes of another width."""
-    found: list[QueryResult] = []
+    """Search by codes, uint8 (n, bits // 8). Raises ValueError for codes of another width."""
+    results: list[QueryResult] = []
     for start in range(0, len(codes), CHUNK):
-        found += parts.reader.ask(partial(nearest, codes=codes[start : start + CHUNK], options=options))
-    return found
+        results += parts.reader.read(partial(search_view, codes=codes[start : start + CHUNK], options=options))
+    return results
 
 
 def by_item(parts: Parts, item_id: int, options: QueryOptions) -> QueryResult:
-    """What is found for the image of an item, without the item itself and those judged different from it.
+    """Search by an item, without itself and the items whose verdict with it is "different".
 
-    Raises NotFound if there is none.
+    Raises NotFound if the item does not exist.
     """
-    return parts.reader.ask(lambda view: _nearest_to_item(view, item_id, options))
+    return parts.reader.read(lambda view: _search_item(view, item_id, options))
 
 
-def _nearest_unless_different(view: View, queries: Queries, options: QueryOptions) -> list[QueryResult]:
+def _search_images(view: View, queries: EncodedQueries, options: QueryOptions) -> list[QueryResult]:
     if queries.fingerprint != view.settings.model.fingerprint:
         raise ModelChanged
-    pairs = view.rows.verdicts("different")
+    pairs = view.snapshot.verdicts("different")
     if not len(pairs):
-        return nearest(view, queries.codes, options, margins=queries.margins)
-    known = view.rows.find(queries.digests)
-    left_out = [_partners(known.get(digest, -1), pairs) for digest in queries.digests]
-    return _nearest_but(view, queries, options, left_out)
+        return search_view(view, queries.codes, options, margins=queries.margins)
+    ids = view.snapshot.find(queries.digests)
+    excluded = [_partners(ids.get(digest, -1), pairs) for digest in queries.digests]
+    return _search_excluding(view, queries, options, excluded)
 
 
-def _nearest_to_item(view: View, item_id: int, options: QueryOptions) -> QueryResult:
-    _, codes = view.rows.codes([item_id])
+def _search_item(view: View, item_id: int, options: QueryOptions) -> QueryResult:
+    _, codes = view.snapshot.codes([item_id])
     if not len(codes):
         raise no_item(item_id)
-    left_out = {item_id} | _partners(item_id, view.rows.verdicts("different"))
-    queries = Queries(view.settings.model.fingerprint, codes, None, ())
-    return _nearest_but(view, queries, options, [left_out])[0]
+    excluded = {item_id} | _partners(item_id, view.snapshot.verdicts("different"))
+    queries = EncodedQueries(view.settings.model.fingerprint, codes, None, ())
+    return _search_excluding(view, queries, options, [excluded])[0]
 
 
-def nearest(
+def search_view(
     view: View, codes: Codes, options: QueryOptions, *, margins: NDArray[np.float32] | None = None
 ) -> list[QueryResult]:
-    """What is found for each code, by its margins if they are given. Raises ValueError for codes of another width."""
+    """Search a view by codes, uint8 (n, bits // 8); with `margins`, float32 (n, bits), rank by `rerank`.
+
+    Raises ValueError for codes of another width.
+    """
     check_codes(codes, view.settings.model.bits)
-    allowed = None if options.where is None else view.rows.ids(where=options.where)
+    allowed = None if options.where is None else view.snapshot.ids(where=options.where)
     scores: list[list[float]] | None = None
     if margins is None:
-        found = view.search(codes, options.k, options.max_distance, allowed)
+        neighbours = view.search(codes, options.k, options.max_distance, allowed)
     else:
-        found = view.search(codes, candidate_count(options.k), options.max_distance, allowed)
-        found, scores = rerank(found, codes, margins, *view.rows.codes(_ids(found)), options.k)
-    items = view.items(_ids(found))
+        candidates = view.search(codes, candidate_count(options.k), options.max_distance, allowed)
+        candidate_ids, candidate_codes = view.snapshot.codes(_all_ids(candidates))
+        neighbours, scores = rerank(candidates, codes, margins, candidate_ids, candidate_codes, options.k)
+    items = view.items(_all_ids(neighbours))
     return [
         QueryResult(
-            near.distances.tolist(), [items[i] for i in near.ids.tolist()], None if scores is None else scores[row]
+            row.distances.tolist(), [items[i] for i in row.ids.tolist()], None if scores is None else scores[query]
         )
-        for row, near in enumerate(found)
+        for query, row in enumerate(neighbours)
     ]
 
 
-def _nearest_but(view: View, queries: Queries, options: QueryOptions, left_out: list[set[int]]) -> list[QueryResult]:
-    """What is found for each query without the items that are left out of it."""
-    more = None if options.k is None else options.k + max(map(len, left_out), default=0)
-    found = nearest(view, queries.codes, options.with_k(more), margins=queries.margins)
-    return [_without(row, out, options.k) for row, out in zip(found, left_out, strict=True)]
+def _search_excluding(
+    view: View, queries: EncodedQueries, options: QueryOptions, excluded: list[set[int]]
+) -> list[QueryResult]:
+    """Search by each query without its excluded items: search for that many more, and drop them."""
+    k = None if options.k is None else options.k + max(map(len, excluded), default=0)
+    results = search_view(view, queries.codes, options.with_k(k), margins=queries.margins)
+    return [_without(result, ids, options.k) for result, ids in zip(results, excluded, strict=True)]
 
 
-def _without(found: QueryResult, left_out: set[int], k: int | None) -> QueryResult:
-    """The first k of what was found, without the items that are left out."""
-    kept = [position for position, item in enumerate(found.items) if item.id not in left_out][:k]
+def _without(result: QueryResult, excluded: set[int], k: int | None) -> QueryResult:
+    """Return the first `k` of a result without the excluded items."""
+    kept = [position for position, item in enumerate(result.items) if item.id not in excluded][:k]
     return QueryResult(
-        [found.distances[position] for position in kept],
-        [found.items[position] for position in kept],
-        None if found.scores is None else [found.scores[position] for position in kept],
+        [result.distances[position] for position in kept],
+        [result.items[position] for position in kept],
+        None if result.scores is None else [result.scores[position] for position in kept],
     )
 
 
 def candidate_count(k: int | None) -> int | None:
-    """How many of the nearest are looked at for the first `k` of another order."""
+    """Return how many nearest neighbours `rerank` takes as candidates for the first `k`; None for all."""
     return None if k is None else max(10 * k, 100)
 
 
 def rerank(
-    near: list[Neighbours],
+    candidates: list[Neighbours],
     queries: Codes,
     margins: NDArray[np.float32],
     ids: NDArray[np.int64],
     codes: Codes,
     k: int | None,
 ) -> tuple[list[Neighbours], list[list[float]]]:
-    """The first `k` of what is near to each query, and their scores, lowest first: weighted Hamming distances, in which
-    a bit that differs costs how sure the query is of it, the size of its margin, (queries, bits).
+    """Rank the candidates of each query by weighted Hamming distance; return the first `k` and their scores, ascending.
+
+    Each differing bit costs the absolute value of the query's margin, float32 (queries, bits), in that bit. Ties are
+    ordered by (distance, id). `ids` (n,), ascending, and `codes`, uint8 (n, bits // 8), belong to the candidates of all
+    queries.
 
     Gordo, Perronnin, Gong and Lazebnik, "Asymmetric Distances for Binary Embeddings", PAMI 2014,
-    https://doi.org/10.1109/TPAMI.2013.101. `ids`, ascending, and `codes` are of all that is near to any query. Equal
-    scores are in the order of (distance, id).
+    https://doi.org/10.1109/TPAMI.2013.101.
     """
-    found: list[Neighbours] = []
+    ranked: list[Neighbours] = []
     scores: list[list[float]] = []
-    for (distances, row), query, margin in zip(near, queries, np.abs(margins).astype(np.float64), strict=True):
+    for (distances, row), query, margin in zip(candidates, queries, np.abs(margins).astype(np.float64), strict=True):
         differing = np.unpackbits(codes[np.searchsorted(ids, row)] ^ query, axis=1)
         costs = (differing * margin).sum(axis=1)
         order = np.lexsort((row, distances, costs))[:k]
-        found.append(Neighbours(distances[order], row[order]))
+        ranked.append(Neighbours(distances[order], row[order]))
         scores.append(costs[order].tolist())
-    return found, scores
+    return ranked, scores
 
 
-def as_hits(found: QueryResult) -> list[Hit]:
-    """What was found for a query, as it is public."""
+def as_hits(result: QueryResult) -> list[Hit]:
+    """Convert the result of a query to public hits."""
     hits = [
         Hit(distance, item.id, item.paths[0] if item.paths else None, item.paths, item.label, item.metadata)
-        for distance, item in zip(found.distances, found.items, strict=True)
+        for distance, item in zip(result.distances, result.items, strict=True)
     ]
-    if found.scores is None:
+    if result.scores is None:
         return hits
-    return [hit._replace(score=score) for hit, score in zip(hits, found.scores, strict=True)]
+    return [hit._replace(score=score) for hit, score in zip(hits, result.scores, strict=True)]
 
 
-def _ids(found: list[Neighbours]) -> list[int]:
-    """All that was found for any query, in ascending order."""
-    ids: list[int] = np.unique(np.concatenate([near.ids for near in found])).tolist()
+def _all_ids(neighbours: list[Neighbours]) -> list[int]:
+    """Return the distinct ids of the neighbours of all queries, ascending."""
+    ids: list[int] = np.unique(np.concatenate([row.ids for row in neighbours])).tolist()
     return ids
 
 
 def _partners(item_id: int, pairs: NDArray[np.int64]) -> set[int]:
-    """What an item is paired with, of pairs of ids (n, 2)."""
+    """Return the ids that are paired with an item in pairs of ids (n, 2)."""
     return set(pairs[(pairs == item_id).any(axis=1)].ravel().tolist()) - {item_id}

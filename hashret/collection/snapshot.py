@@ -1,4 +1,4 @@
-"""`View`: a collection as of one state, and `Reader`, which asks until an answer is of one state."""
+"""`View`, a consistent snapshot of a collection, and `Reader`, which runs queries against views."""
 
 from collections.abc import Callable, Hashable
 from typing import NamedTuple, TypeVar
@@ -14,122 +14,133 @@ from hashret.indexes import RangeHits
 from hashret.results import Item
 from hashret.stores.protocol import ItemStore, Settings, Snapshot
 
-ATTEMPTS = 100  # at an answer of one state; each takes a new one, so a second hardly ever follows
-KNOWN_ITEMS = 100_000  # that are kept in memory for the next query: some 65 MB
+MAX_ATTEMPTS = 100  # per query; each takes a new snapshot, so a second one is rare
+MAX_CACHED_ITEMS = 100_000  # some 65 MB
 T = TypeVar("T")
 Q = TypeVar("Q")
 
 
 class SnapshotOutdated(Exception):
-    """The index has gone on to a later state than the snapshot's."""
+    """The index in memory is of a later state than the snapshot."""
 
 
 class ModelChanged(SnapshotOutdated):
-    """The codes that were asked for are of another model than the collection's."""
+    """The query codes are of another model than the collection's."""
 
 
 class Neighbours(NamedTuple):
-    """Distances and ids of what was found for one query, by (distance, id)."""
+    """The neighbours of one query, ordered by (distance, id)."""
 
-    distances: NDArray[np.int32]
-    ids: NDArray[np.int64]
+    distances: NDArray[np.int32]  # (m,), in bits
+    ids: NDArray[np.int64]  # (m,)
 
 
 class ItemCache:
-    """Items that answers were made of, with whole paths, until the state changes: the same objects every time."""
+    """The items of recent results, with absolute paths: the same objects until the state changes."""
 
     def __init__(self) -> None:
-        self._of: tuple[Hashable, dict[int, Item]] = None, {}
+        self._cached: tuple[Hashable, dict[int, Item]] = None, {}
 
-    def of(self, state: Hashable) -> dict[int, Item]:
-        """Those of a state, to be added to."""
-        cached = self._of
-        if cached[0] != state or len(cached[1]) > KNOWN_ITEMS:
-            cached = self._of = state, {}
+    def items(self, state: Hashable) -> dict[int, Item]:
+        """Return the cached items of a state, by id; the caller adds to them."""
+        cached = self._cached
+        if cached[0] != state or len(cached[1]) > MAX_CACHED_ITEMS:
+            cached = self._cached = state, {}
         return cached[1]
 
 
 class View:
-    """A collection as of one state: the snapshot of its store, and the index of that state."""
+    """A consistent snapshot of a collection: a snapshot of the store, and the index of the same state."""
 
     def __init__(
-        self, location: str, rows: Snapshot, index: IndexCache, originals: Originals, items: ItemCache
+        self, location: str, snapshot: Snapshot, index: IndexCache, originals: Originals, cache: ItemCache
     ) -> None:
-        self.rows = rows
+        self.snapshot = snapshot
         self._location = location
         self._index = index
         self._originals = originals
-        self._items = items
+        self._cache = cache
 
     @property
     def settings(self) -> Settings:
         """The settings of the collection."""
-        return self.rows.settings
+        return self.snapshot.settings
 
     def search(
         self, codes: Codes, k: int | None, max_distance: int | None, allowed: NDArray[np.int64] | None
     ) -> list[Neighbours]:
-        """What is near to each code: the nearest k, all within a distance, or both. Raises Moved where the index has
-        gone on meanwhile."""
-        shown = self._index.at(self.rows)
-        if shown is None:
+        """Search the index for each code: for the `k` nearest, for all within `max_distance` bits, or both.
+
+        `allowed`, ascending, restricts the search to these ids. Raises SnapshotOutdated if the index has moved on to a
+        later state.
+        """
+        current = self._index.snapshot(self.snapshot)
+        if current is None:
             raise SnapshotOutdated
         if k is None:
             assert max_distance is not None
-            found = _split(shown.codes.within(codes, max_distance, allowed=allowed))
+            neighbours = _split(current.code_index.within(codes, max_distance, allowed=allowed))
         else:
-            hits = shown.codes.search(codes, k, allowed=allowed)
-            found = [Neighbours(*row) for row in zip(hits.distances, hits.ids, strict=True)]
+            hits = current.code_index.search(codes, k, allowed=allowed)
+            neighbours = [Neighbours(*row) for row in zip(hits.distances, hits.ids, strict=True)]
             if max_distance is not None:
-                kept = [distances <= max_distance for distances in hits.distances]
-                found = [
-                    Neighbours(near.distances[keep], near.ids[keep]) for near, keep in zip(found, kept, strict=True)
-                ]
-        if not self._index.is_current(shown):
+                neighbours = [_within(row, max_distance) for row in neighbours]
+        if not self._index.is_current(current):
             raise SnapshotOutdated
-        return found
+        return neighbours
 
     def items(self, ids: list[int]) -> dict[int, Item]:
-        """At least these items, by id, with whole paths. Raises HashretError if one does not exist."""
-        known = self._items.of(self.rows.state)
-        missing = [i for i in ids if i not in known]
+        """Return a dict that has at least these items, by id, with absolute paths.
+
+        Raises HashretError if an item does not exist.
+        """
+        cached = self._cache.items(self.snapshot.state)
+        missing = [i for i in ids if i not in cached]
         if missing:
-            items = self.rows.items(missing)
+            items = self.snapshot.items(missing)
             if len(items) < len(missing):
                 raise damaged(self._location, "it lists items that it does not hold")
-            known.update((i, self._originals.absolute(item)) for i, item in items.items())
-        return known
+            cached.update((i, self._originals.with_absolute_paths(item)) for i, item in items.items())
+        return cached
 
 
 class Reader:
-    """Asks a store and an index for answers that are of one state."""
+    """Runs queries against consistent snapshots of a store and an index."""
 
     def __init__(self, store: ItemStore, index: IndexCache, originals: Originals) -> None:
         self._store = store
         self._index = index
         self._originals = originals
-        self._items = ItemCache()
+        self._cache = ItemCache()
 
-    def ask(self, answer: Callable[[View], T]) -> T:
-        """What `answer` makes of the present state, or of a later one if that has passed before it was done."""
-        return self.ask_with(lambda model_changed: None, lambda view, _: answer(view))
+    def read(self, query: Callable[[View], T]) -> T:
+        """Return the result of `query` on a view of the current state; retry on a later one if the state changes."""
+        return self.read_prepared(lambda model_changed: None, lambda view, _: query(view))
 
-    def ask_with(self, prepare: Callable[[bool], Q], answer: Callable[[View, Q], T]) -> T:
-        """The same with what `prepare` makes beforehand, and once more whenever it turns out that the model changed."""
+    def read_prepared(self, prepare: Callable[[bool], Q], query: Callable[[View, Q], T]) -> T:
+        """Return the result of `query` on a view and on what `prepare` returns, which is called before the snapshot.
+
+        `prepare` is called with False, and again with True whenever `query` raises ModelChanged.
+        """
         prepared = prepare(False)
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             try:
-                with self._store.snapshot() as rows:
-                    view = View(self._store.location, rows, self._index, self._originals, self._items)
-                    return answer(view, prepared)
+                with self._store.snapshot() as snapshot:
+                    view = View(self._store.location, snapshot, self._index, self._originals, self._cache)
+                    return query(view, prepared)
             except ModelChanged:
                 prepared = prepare(True)
             except SnapshotOutdated:
                 continue
-        raise HashretError(f"{self._store.location} changed {ATTEMPTS} times while it was asked: ask again")
+        raise HashretError(f"{self._store.location} changed {MAX_ATTEMPTS} times during one query: query again")
+
+
+def _within(neighbours: Neighbours, max_distance: int) -> Neighbours:
+    near = neighbours.distances <= max_distance
+    return Neighbours(neighbours.distances[near], neighbours.ids[near])
 
 
 def _split(hits: RangeHits) -> list[Neighbours]:
-    """The hits of each query."""
+    """Split the hits of a batch by query."""
     parts = (np.split(array, hits.limits[1:-1]) for array in (hits.distances, hits.ids))
     return [Neighbours(distances, ids) for distances, ids in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""What a collection holds, in figures."""
+"""Summarise a collection in figures."""
 
 from pathlib import Path
 from typing import Any
@@ -7,22 +7,22 @@ from hashret.collection.parts import Parts
 from hashret.evaluation.measures import health
 from hashret.model_folder import read_config
 
-HEALTH_CODES = 1_000_000  # whose health is looked at
+MAX_HEALTH_CODES = 1_000_000  # a larger collection is sampled
 
 
 def summary(parts: Parts) -> dict[str, Any]:
-    """Counts, model, index, size on disk and health of the codes, of at most a million of them."""
+    """Return counts, model, index, size on disk, and the health of the codes; see `Collection.info`."""
     folder = parts.originals.folder
     on_disk = sum(map(_size, folder.rglob("*")))
-    with parts.store.snapshot() as rows:
-        settings, items = rows.settings, rows.count("items")
+    with parts.store.snapshot() as snapshot:
+        settings, items = snapshot.settings, snapshot.count("items")
         config = read_config(parts.models.folder / settings.model.fingerprint)
-        _, codes = rows.codes(max_items=HEALTH_CODES)
+        _, codes = snapshot.codes(max_items=MAX_HEALTH_CODES)
         return {
             "path": str(folder),
             "items": items,
-            "paths": rows.count("paths"),
-            "failures": rows.count("failures"),
+            "paths": snapshot.count("paths"),
+            "failures": snapshot.count("failures"),
             "model": config["model"],
             "head": config["head"],
             "bits": settings.model.bits,
@@ -40,5 +40,5 @@ def summary(parts: Parts) -> dict[str, Any]:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size if file.is_file() else 0
-    except FileNotFoundError:  # a writer has just replaced it
+    except FileNotFoundError:  # replaced by a writer in the meantime
         return 0

@@ -133,7 +133,7 @@ def _group_document(group: Group) -> dict[str, Any]:
 async def judge(request: Request) -> Response:
     pair = validate(messages.Verdict, parse_json(await request.body()))
     if pair.a == pair.b:
-        raise Problem(422, f"both are item {pair.a}, one content: a verdict is of two", "ValueError")
+        raise Problem(422, f"both are item {pair.a}, one content: give two different items", "ValueError")
     handlers = handlers_of(request)
     await handlers.changes.submit(partial(handlers.collection.verdict, pair.a, pair.b, pair.verdict))
     return to_json(pair.model_dump())

@@ -1,1 +1,1 @@
-"""Stores: where items live. No other room speaks SQL."""
+"""Stores of items. No other package contains SQL."""

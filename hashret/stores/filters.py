@@ -1,10 +1,10 @@
-"""`where`: the items that an SQLite expression of the user's holds for, and nothing else that SQL could do.
+"""The filter `where`: an SQLite expression of the user that selects items, and can do nothing else.
 
-The expression becomes the condition of a SELECT of ours, and may come from anywhere, so it is trusted with nothing. Its
-tokens are looked at first: brackets and quotes must close, and there is no comment, parameter, second statement or
-SELECT within a SELECT (SQLite unfolds those, and takes exponential time to). Then SQLite itself refuses, while it
-compiles, every action but reading, every table but the collection's and every function but those below, and gives up
-once it has computed for a second. What one call of a function can cost is bounded by the lengths that it may see.
+The expression is untrusted. It becomes the WHERE clause of a SELECT, in three steps of defence. The tokens are checked
+first: brackets and quotes must be balanced, and comments, parameters, further statements and nested SELECTs (which
+SQLite flattens in exponential time) are refused. Then SQLite's authorizer refuses, at compile time, everything except
+reads of the collection's tables and calls of the functions listed here. At last the query is interrupted after one
+second of CPU time; limits on lengths bound the cost of a single function call, which cannot be interrupted.
 """
 
 import re
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from hashret.errors import HashretError, one_line
 from hashret.results import is_key
 
-SECONDS = 1.0
-PROGRESS_STEPS = 1000  # of SQLite's virtual machine, after which the time is looked at
+TIME_LIMIT = 1.0  # seconds of CPU time
+PROGRESS_STEPS = 1000  # instructions of SQLite's virtual machine between two checks of the time
 MAX_CHARACTERS = 10_000
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 100_000,  # of a text, and of a row with its metadata
@@ -55,23 +55,22 @@ _TOKEN = re.compile(
     | (?P<other> . )""",
     re.VERBOSE | re.DOTALL,
 )
-_USERS_FAULTS = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH}
+_USER_ERRORS = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH}
 
 
-class Matching(NamedTuple):
-    """Ids of items, ascending, and whether they stay the same while the database does."""
+class Matches(NamedTuple):
+    """Ids of items, ascending, and whether they depend on the database alone, and not on the clock."""
 
     ids: NDArray[np.int64]
-    lasting: bool
+    cacheable: bool
 
 
-def matching(conn: sqlite3.Connection, where: str) -> Matching:
-    """The items that the expression `where` holds for, of the state that `conn` reads.
+def matching(conn: sqlite3.Connection, where: str) -> Matches:
+    """Return the items that match the expression `where`, in the state that `conn` reads.
 
-    Names are columns of `items`, or of `paths` besides `path`, the whole one: then an item qualifies if it does with
-    one of its paths. Any other name is a key of the metadata. The connection, which needs no right to write, is left as
-    it was, also after an error: its limits, no authorizer, no progress handler, and its transaction. Raises
-    HashretError with SQLite's reason.
+    A name in it is a column of `items`, a column of `paths`, `path` for the full path, or else a key of the metadata.
+    An item matches if one of its paths does. Afterwards, also after an error, the connection has its transaction and
+    its limits, but no authorizer and no progress handler. Raises HashretError with SQLite's reason.
     """
     quoted = _check(where)
     functions: set[str] = set()
@@ -81,20 +80,20 @@ def matching(conn: sqlite3.Connection, where: str) -> Matching:
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without the extension
         if code == sqlite3.SQLITE_INTERRUPT:
-            raise _refusal(f"it was given up after computing for {SECONDS:.0f} s") from None
-        if code not in _USERS_FAULTS:
+            raise _filter_error(f"it takes more than {TIME_LIMIT:.0f} s of computing") from None
+        if code not in _USER_ERRORS:
             raise
-        raise _refusal(one_line(error)) from None
+        raise _filter_error(one_line(error)) from None
     ids.sort()
-    once = np.append(True, ids[1:] != ids[:-1])[: len(ids)]  # an item comes for each of its paths
-    return Matching(ids[once], not functions & CLOCKS)
+    once = np.append(True, ids[1:] != ids[:-1])[: len(ids)]  # an item comes once for each path
+    return Matches(ids[once], not functions & CLOCKS)
 
 
 @contextmanager
 def _restricted(conn: sqlite3.Connection, functions: set[str]) -> Iterator[None]:
-    """Let SQLite refuse what `_authorizer` does, and lengths over `LIMITS`, and stop once this thread has computed for
-    `SECONDS`: on a busy machine longer may have passed."""
-    end = time.thread_time() + SECONDS
+    """Restrict the connection by `_authorizer`, `LIMITS`, and `TIME_LIMIT` of this thread's CPU time: the elapsed time
+    may be longer on a busy machine."""
+    end = time.thread_time() + TIME_LIMIT
     limits = {limit: conn.setlimit(limit, value) for limit, value in LIMITS.items()}
     conn.set_authorizer(_authorizer(functions))
     conn.set_progress_handler(lambda: time.thread_time() > end, PROGRESS_STEPS)
@@ -108,11 +107,14 @@ def _restricted(conn: sqlite3.Connection, functions: set[str]) -> Iterator[None]
 
 
 def _select_ids(conn: sqlite3.Connection, where: str, names: list[str]) -> NDArray[np.int64]:
-    """The ids of the items, one for each path that qualifies. SQLite says only in an error which name it does not know:
-    then that is looked up, and the SELECT, which now provides it, tried again."""
+    """Return the ids of the matching items, repeated for each matching path.
+
+    SQLite reports an unknown name in its error message only: each one is resolved, and the SELECT, which then provides
+    it, is run again.
+    """
     keys: list[str] = []
     paths = False
-    tried: set[str] = set()
+    resolved: set[str] = set()
     while True:
         for name in names:
             if name.lower().removeprefix("paths.") in PATH_COLUMNS:
@@ -120,66 +122,67 @@ def _select_ids(conn: sqlite3.Connection, where: str, names: list[str]) -> NDArr
             elif _has_key(conn, name):
                 keys.append(name)
             elif name.lower() not in OTHER_COLUMNS:
-                raise _refusal(f"no such column: {name} (a text has single quotes)")
-        tried.update(names)
+                raise _filter_error(f"no such column: {name} (a text has single quotes)")
+        resolved.update(names)
         try:
             return np.fromiter((row[0] for row in conn.execute(_select(where, keys, paths))), np.int64)
         except sqlite3.OperationalError as error:
             name = str(error).removeprefix("no such column: ")
-            if name == str(error) or name in tried:
+            if name == str(error) or name in resolved:
                 raise
             names = [name]
 
 
 def _check(where: str) -> list[str]:
-    """The names in double quotes; raises HashretError unless `where` can be nothing but one expression."""
+    """Return the names in double quotes; raise HashretError unless `where` is a single expression."""
     if not isinstance(where, str):
         raise ValueError(f"where must be a text, not {type(where).__name__}")
     if len(where) > MAX_CHARACTERS:
-        raise _refusal(f"{len(where):,} characters, more than {MAX_CHARACTERS:,}")
+        raise _filter_error(f"{len(where):,} characters, more than {MAX_CHARACTERS:,}")
     quoted: list[str] = []
-    selects = [0]  # for each open bracket, and for none, how many SELECTs enclose what is in it
+    selects = [0]  # for each level of brackets, outermost first, whether it contains a SELECT
     for token in _TOKEN.finditer(where):
         text = token.group()
         if token.lastgroup == "refused":
-            raise _refusal(f"near {text!r}: no comment, parameter, second statement or open quote can be in it")
+            raise _filter_error(f"near {text!r}: comments, parameters, further statements and open quotes are refused")
         if token.lastgroup == "quoted":
             quoted.append(text[1:-1].replace('""', '"'))
         elif text.upper() in ("SELECT", "VALUES", "WITH"):
             if text.upper() == "WITH" or any(selects[:-1]):
-                raise _refusal(f"near {text!r}: a SELECT cannot be within another")
+                raise _filter_error(f"near {text!r}: a SELECT cannot be within another")
             selects[-1] = 1
         elif text == "(":
             selects.append(0)
         elif text == ")" and len(selects) == 1:
-            raise _refusal("a bracket closes that was not opened")
+            raise _filter_error("a closing bracket without an opening one")
         elif text == ")":
             selects.pop()
     if len(selects) > 1:
-        raise _refusal("a bracket is not closed")
+        raise _filter_error("a bracket is not closed")
     return quoted
 
 
 def _select(where: str, keys: list[str], paths: bool) -> str:
-    """Our SELECT around the expression: what it knows by name, and the join that its names make necessary."""
+    """Return the SELECT around the expression, with metadata keys as columns, joined with `paths` if necessary."""
     columns = "".join(f""", json_extract(metadata, '{_json_path(key)}') AS "{key}\"""" for key in keys)
     join = " JOIN (SELECT *, root || name AS path FROM paths) AS paths ON item_id = id" if paths else ""
     return f"SELECT id FROM (SELECT *{columns} FROM items) AS items{join} WHERE (\n{where}\n)"
 
 
 def _json_path(key: str) -> str:
-    """Where a key's value is, as part of a text in SQL."""
+    """Return the JSON path of a key, escaped for a string literal in SQL."""
     return f'$."{key}"'.replace("'", "''")
 
 
 def _has_key(conn: sqlite3.Connection, name: str) -> bool:
-    """Whether the metadata of any item has this key."""
+    """Return whether the metadata of any item has this key."""
     sql = f"SELECT EXISTS (SELECT 1 FROM items WHERE json_type(metadata, '{_json_path(name)}') IS NOT NULL)"
     return is_key(name) and bool(conn.execute(sql).fetchone()[0])
 
 
 def _authorizer(functions: set[str]) -> Callable[..., int]:
-    """What SQLite asks as it compiles: reading these tables, and these functions, which are noted, is all it may do."""
+    """Return an authorizer that allows SELECT on `TABLES` and calls of `FUNCTIONS`, and adds the called functions to
+    `functions`."""
 
     def allows(action: int, first: str | None, second: str | None, *_: str | None) -> int:
         if action == sqlite3.SQLITE_FUNCTION:
@@ -194,5 +197,5 @@ def _authorizer(functions: set[str]) -> Callable[..., int]:
     return allows
 
 
-def _refusal(reason: str) -> HashretError:
+def _filter_error(reason: str) -> HashretError:
     return HashretError(f"where: {reason}: give an SQLite expression such as label = 'cat' AND width > 800")

@@ -1,7 +1,7 @@
-"""What a collection needs of the place where its items live: the `ItemStore` protocol and its value types.
+"""The storage interface of a collection: the `ItemStore` protocol and its value types.
 
-Reads are verbs of a `Snapshot`, in which everything is of one state; writes are verbs of a `Transaction`, which is
-durable when it ends. A store knows nothing of models, images or indexes.
+A `Snapshot` reads one consistent state. A `Transaction` reads and writes, and is durable when it ends. A store knows
+nothing of models, images or indexes.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -21,14 +21,17 @@ Metadata = dict[str, Any]
 
 
 class ModelKey(NamedTuple):
-    """Which model codes are of, and how many bits they have."""
+    """The model of a set of codes, by its fingerprint, and the width of its codes in bits."""
 
     fingerprint: str
     bits: int
 
 
 class Settings(dict[str, str]):
-    """The settings of a collection, texts by name; `location` is what an error names as damaged if one is missing."""
+    """The settings of a collection: texts by key.
+
+    Reading a missing key raises HashretError, which names `location` as damaged.
+    """
 
     def __init__(self, settings: Mapping[str, str], location: str) -> None:
         super().__init__(settings)
@@ -39,22 +42,25 @@ class Settings(dict[str, str]):
 
     @cached_property
     def model(self) -> ModelKey:
-        """The model that the codes of the items are of."""
+        """The current model."""
         return ModelKey(self["fingerprint"], int(self["bits"]))
 
     @property
     def generation(self) -> int:
-        """How many transactions have changed what answers are made of."""
+        """The version of the data: the number of committed transactions that changed items, codes, paths or verdicts.
+
+        As in multi-version concurrency control, each snapshot reads the data of one generation.
+        """
         return int(self["generation"])
 
     @property
     def index(self) -> str:
-        """The index to search by, as `hashret.indexes.from_spec` takes it."""
+        """The specification of the index, as `hashret.indexes.from_spec` takes it."""
         return self["index"]
 
 
 class ItemRow(NamedTuple):
-    """A content as found under a path, ready to be stored; `code` is None where the content is known already."""
+    """A content at one path, as it is stored; `code` is None for a content that the store has already."""
 
     root: str
     name: str
@@ -67,21 +73,21 @@ class ItemRow(NamedTuple):
     height: int
     code: bytes | None
     metadata: Metadata | None = None
-    added: str | None = None  # if it was before now
-    id: int | None = None  # the id that it gets, if that is above all that were ever given
+    added: str | None = None  # UTC, in ISO 8601; None for the current time
+    id: int | None = None  # of a new item: used if it is above every id that was ever assigned
 
 
 class KnownPath(NamedTuple):
-    """What is known of a path since it was last looked at."""
+    """The recorded state of a path."""
 
-    item_id: int | None  # None if it never could be read
+    item_id: int | None  # None if it was never readable
     size: int
     mtime_ns: int
-    failed: bool  # whether it could not be read then
+    failed: bool  # whether the last attempt to read it failed
 
 
 class PathRef(NamedTuple):
-    """A path under which something is recorded; `item_id` is None for what never could be read."""
+    """A recorded path; `item_id` is None if it was never readable."""
 
     root: Root
     name: str
@@ -90,7 +96,7 @@ class PathRef(NamedTuple):
 
 
 class FailedPath(NamedTuple):
-    """A path that could not be read, ready to be stored."""
+    """An unreadable path, as it is stored."""
 
     root: str
     name: str
@@ -100,157 +106,165 @@ class FailedPath(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """How the codes of one generation become those of a later one."""
+    """The difference between the codes of two generations."""
 
     removed: Ids  # (r,)
     added: Ids  # (a,)
-    codes: Codes  # (a, bits // 8), of those added
+    codes: Codes  # (a, bits // 8), of the added items
 
 
 class Ranking(NamedTuple):
-    """All items, of several copies the one to keep first, and how many paths lead to each: both (n,)."""
+    """All items, best first, with the number of paths of each."""
 
-    ids: Ids
-    paths: Ids
+    ids: Ids  # (n,)
+    paths: Ids  # (n,)
 
 
 class Snapshot(Protocol):
-    """Reads that are all of one state. Ids are never used again, so an id means the same content in every state."""
+    """Reads of one consistent state. Ids are never reused: an id means the same content in every state."""
 
     @property
     def state(self) -> Hashable:
-        """What tells this state from every other: equal states give equal answers. It changes with the generation, and
-        with nothing else that one process sees."""
+        """An identifier of the state: equal identifiers give equal reads.
+
+        It changes with each generation, and within one process only then.
+        """
 
     @property
     def settings(self) -> Settings:
         """All settings."""
 
     def count(self, table: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
-        """How many there are; of changes those of generations above `after`."""
+        """Count the rows of a table; of "changes" only those of generations above `after`."""
 
     def ids(self, after: int = 0, limit: int | None = None, where: str | None = None) -> Ids:
-        """The ids above `after`, ascending, at most `limit`, of the items that the filter `where` holds for.
+        """Return item ids above `after`, ascending, at most `limit`; with `where`, only of items that match the filter.
 
-        Raises HashretError for what is no filter, and in a store that has none.
+        Raises HashretError for an invalid filter, and for any filter if the store has none.
         """
 
     def items(self, ids: Iterable[int]) -> dict[int, Item]:
-        """The items with these ids, by id; those that do not exist are left out."""
+        """Return the items with these ids, by id, without those that do not exist."""
 
     def codes(
         self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, max_items: int | None = None
     ) -> tuple[Ids, Codes]:
-        """Ids (n,), ascending, and codes, uint8 (n, bits // 8), of all items or of those among `ids`.
+        """Return ids (n,), ascending, and codes, uint8 (n, bits // 8), of all items or of those among `ids`.
 
-        They are of the current model unless another one is named. With `most` they are of at most so many items, spread
-        over all ids. Raises HashretError for codes that are not of the model's length.
+        The codes are of the current model unless `model` is given. `max_items` limits n to a sample that is spread
+        evenly over all ids. Raises HashretError if a code does not have the model's length.
         """
 
     def find(self, sha256s: Sequence[str]) -> dict[str, int]:
-        """The ids of the items with these contents, by content."""
+        """Return the ids of the items with these contents, by SHA-256."""
 
     def paths(self, ids: Iterable[int]) -> list[PathRef]:
-        """The paths of items."""
+        """Return all paths of these items."""
 
     def paths_at(self, path: str) -> list[PathRef]:
-        """What is recorded at a whole path, or below it if that is a folder, an archive or a file of many images."""
+        """Return what is recorded at a full path, or below it if it is a folder, an archive or a multi-image file."""
 
     def roots(self) -> list[Root]:
-        """Everything that any path or failure is recorded under."""
+        """Return the roots of all paths and failures."""
 
     def known_paths(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
-        """What is known of the paths with these names, by name; those of which nothing is known are left out."""
+        """Return the recorded state of the paths with these names, by name, without those that are not recorded."""
 
     def names(self, root: str) -> Iterator[str]:
-        """The names of all paths and failures under a root, each once."""
+        """Iterate over the distinct names of all paths and failures under a root."""
 
     def failures(self) -> Iterator[tuple[Root, Failure]]:
-        """The root of each path that could not be read, and what is known of it, in order."""
+        """Iterate over all unreadable paths, each with its root, ordered by root and name."""
 
     def changes(self, since: int) -> Changes | None:
-        """How the codes of generation `since` become those of this state; None if that is no longer recorded."""
+        """Return the difference from generation `since` to this one; None if its record has been deleted."""
 
     def item_rows(self) -> Iterator[ItemRow]:
-        """Everything that `Transaction.put` needs to make the items again, path for path, by id."""
+        """Iterate over all items, one row for each path, ordered by id: `Transaction.put` recreates them from these."""
 
     def verdicts(self, verdict: str) -> Ids:
-        """The pairs of ids (n, 2) with this verdict, the lower id first, in ascending order."""
+        """Return the pairs of ids (n, 2) with this verdict, the lower id first, in ascending order."""
 
     def ranking(self, keep: str) -> Ranking:
-        """All items in the order in which copies are kept: "largest" (in pixels, then bytes), "oldest" (by the date of
-        the file), or else what lies under the folder `keep`, then the largest. HashretError if nothing lies there."""
+        """Rank all items by which copy to keep.
+
+        `keep` is "largest" (by pixels, then bytes), "oldest" (by modification time), or a folder whose items come
+        first, the largest leading. Raises HashretError if no path lies in the folder.
+        """
 
     def without_code(self, fingerprint: str) -> Ids:
-        """The ids, ascending, of the items that have no code of a model."""
+        """Return the ids, ascending, of the items without a code of this model."""
 
 
 class Transaction(Snapshot, Protocol):
-    """Writes that become durable together when the transaction ends; its reads see them at once."""
+    """Writes that become durable together when the transaction ends; its own reads see them at once."""
 
     @property
     def generation(self) -> int:
-        """The generation that the transaction makes."""
+        """The generation that this transaction commits."""
 
     def put(self, rows: Sequence[ItemRow]) -> list[int | None]:
-        """Store contents, with codes of the current model, under their paths; the item's id of each.
+        """Store contents, with codes of the current model, under their paths; return the item id of each row.
 
-        A content that is there already gains a path. A path that led to another item no longer does, and an item
-        whose last path is lost goes with it. A content that comes without a code, because it was there, and is there
-        no more, is not stored and gets None.
+        An existing content gains a path. A path that belonged to another item is moved, and an item without paths is
+        removed. A row without a code whose content is no longer stored is skipped, and its id is None.
         """
 
     def put_failures(self, failures: Iterable[FailedPath]) -> None:
-        """Record paths that could not be read."""
+        """Record unreadable paths."""
 
     def remove(self, ids: Iterable[int] = (), paths: Iterable[tuple[str, str]] = ()) -> list[str]:
-        """Remove items with all their paths, and paths and failures by (root, name), and with their last paths further
-        items; the contents that went. What does not exist is passed over."""
+        """Remove items with all their paths, and paths and failures by (root, name); return the removed contents.
+
+        An item that loses its last path is removed too. Ids and paths that do not exist are ignored.
+        """
 
     def put_metadata(self, metadata: Mapping[int, Metadata]) -> None:
-        """Replace the metadata of items."""
+        """Replace the metadata of items, given by id."""
 
     def put_codes(self, fingerprint: str, codes: Iterable[tuple[int, bytes]]) -> None:
-        """Add codes, of bits // 8 bytes each, of a model that is not the current one yet, by item."""
+        """Add codes of a model that is not the current one yet, as (item id, bits // 8 bytes)."""
 
     def switch_model(self, model: ModelKey) -> None:
-        """Make a model the current one, and drop the codes of all others and what `calibration` says of them."""
+        """Make `model` the current one, and delete the codes of all others and the setting "calibration"."""
 
     def put_verdict(self, a: int, b: int, verdict: str) -> None:
-        """Record what two items are to each other, in place of an earlier verdict."""
+        """Record the verdict on two items, replacing an earlier one."""
 
     def put_setting(self, key: str, value: str) -> None:
-        """Change a setting."""
+        """Set a setting."""
 
     def forget_changes(self, up_to: int) -> None:
-        """Drop the record of changes up to a generation."""
+        """Delete the record of changes up to and including generation `up_to`."""
 
 
 class ItemStore(Protocol):
-    """Where the items of a collection live. Any number of threads may use one object."""
+    """The storage of a collection's items. One object may be used by any number of threads."""
 
     @property
     def location(self) -> str:
-        """What errors and messages name as the place."""
+        """The name of the store in messages, such as the path of its file."""
 
     @property
     def read_only(self) -> bool:
-        """Whether there are no transactions."""
+        """Whether the store was opened without write access."""
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
-        """A read transaction: everything read in it is of one state. Within another one of the same thread it is a
-        part of that."""
+        """Begin a read transaction. Nested in another of the same thread, it reads the same state."""
 
     def transaction(self, *, advance: bool = True, rollback: bool = False) -> AbstractContextManager[Transaction]:
-        """A write transaction, durable when it ends without an exception, and undone by one.
+        """Begin a write transaction, within `exclusive`: committed when it ends, rolled back by an exception.
 
-        With `advance` False it makes no new generation: nothing may change that an answer is made of. With `rollback`
-        it is undone in any case. To be used within `exclusive`.
+        `advance` False keeps the generation; the transaction must then change nothing that query results depend on.
+        `rollback` True rolls back in any case.
         """
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Keep all others from writing. Raises HashretError if the store is read-only or was replaced, or if another
-        process is writing and the store cannot wait for it."""
+        """Hold the write lock.
+
+        Raises HashretError if the store is read-only, has been replaced, or cannot wait for the lock, which another
+        process holds.
+        """
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close all connections and files."""

@@ -1,7 +1,7 @@
 """`SqliteStore`: the items of a collection in one SQLite database in its folder.
 
-The database is the only truth of a collection; everything else can be made again from it and the user's files. Every
-write is one transaction that is durable when it ends.
+The database is the source of truth: everything else can be rebuilt from it and the user's files. Every write is one
+transaction that is durable when it ends.
 """
 
 import os
@@ -24,10 +24,10 @@ DATABASE = "items.db"
 
 
 class SqliteStore:
-    """The store in `folder`; see `hashret.stores.protocol.ItemStore`.
+    """The `ItemStore` in `folder/items.db`; see `hashret.stores.protocol.ItemStore`.
 
-    Raises HashretError if there is none, or it is damaged, or made by a newer hashret. An older one is upgraded, unless
-    it is read only, and kept beside it as it was.
+    A database of an older schema version is upgraded, after a backup beside it, unless it is opened read-only. Raises
+    HashretError if there is no database, or it is damaged, or of a newer schema version.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -55,47 +55,47 @@ class SqliteStore:
             raise HashretError(f"{self.path} was made by a newer hashret: upgrade hashret to open it")
         if version < min(UPGRADES):
             raise HashretError(f"{self.path} is no database of a collection: choose another folder")
-        # Before anything is written: another program may count versions too.
+        # Check this before the first write: the database of another program may have the same user_version.
         SqliteSnapshot(db, self.path, self._filters).settings["generation"]
         if not self.read_only:
-            db.execute("PRAGMA journal_mode = WAL")  # which a backup may not be in
+            db.execute("PRAGMA journal_mode = WAL")  # a restored backup may have another mode
             if version < SCHEMA_VERSION:
-                self._keep(version)
+                self._back_up(version)
                 upgrade(db.conn)
 
-    def _keep(self, version: int) -> None:
-        """Copy the database of an older version beside it."""
-        kept = self.path.with_name(f"{DATABASE}.{version}")
-        written = kept.with_name(kept.name + ".new")
+    def _back_up(self, version: int) -> None:
+        """Copy the database of an older schema version to a file beside it."""
+        backup = self.path.with_name(f"{DATABASE}.{version}")
+        temporary = backup.with_name(backup.name + ".new")
         try:
-            discard(written)
-            self._connections.writing.execute("VACUUM INTO ?", (str(written),))
-            replace_durably(written, kept)
+            discard(temporary)
+            self._connections.writing.execute("VACUUM INTO ?", (str(temporary),))
+            replace_durably(temporary, backup)
         finally:
-            discard(written)
+            discard(temporary)
 
     @classmethod
     def create(cls, folder: Path, settings: Mapping[str, str]) -> Self:
-        """A new store in a folder that exists, in place of whatever store is there; it appears whole or not at all."""
+        """Create a store in an existing folder, atomically, replacing one that is there."""
         path = folder / DATABASE
-        written = path.with_name(path.name + ".new")
-        discard(written)
+        temporary = path.with_name(path.name + ".new")
+        discard(temporary)
         try:
-            with sqlite_errors(path), closing(connect(f"file:{quoted(written)}", read_only=False)) as db:
+            with sqlite_errors(path), closing(connect(f"file:{quoted(temporary)}", read_only=False)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(SCHEMA)
                 values = {"generation": "0", "changes_after": "0"} | dict(settings)
                 db.table("settings").upsert_all(({"key": k, "value": v} for k, v in values.items()), pk="key")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            replace_durably(written, path)
+            replace_durably(temporary, path)
         finally:
-            discard(written)
+            discard(temporary)
         return cls(folder)
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether there is a store, sound or not, in a folder."""
+        """Whether a folder contains a store, intact or damaged."""
         return (folder / DATABASE).is_file()
 
     @property
@@ -106,7 +106,7 @@ class SqliteStore:
     def snapshot(self) -> Iterator[SqliteSnapshot]:
         with sqlite_errors(self.path), self._connections.in_use():
             db = self._connections.reading
-            if db.conn.in_transaction:  # a part of that
+            if db.conn.in_transaction:  # nested: read within the outer transaction
                 yield SqliteSnapshot(db, self.path, FilterCache())
                 return
             db.conn.execute("BEGIN")
@@ -134,16 +134,16 @@ class SqliteStore:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the lock of the folder: other threads wait for it, another process is refused."""
+        """Hold the folder's lock: other threads wait for it; in another process HashretError is raised."""
         if self.read_only:
             raise HashretError(f"{self.folder} was opened read-only: open it for writing to change it")
-        self._check_in_place()  # before a lock would make the folder anew
-        with locked(self.folder), sqlite_errors(self.path), self._connections.reading_where_it_writes():
+        self._check_in_place()  # before the lock file is created, which would recreate a deleted folder
+        with locked(self.folder), sqlite_errors(self.path), self._connections.read_on_writer():
             self._check_in_place()
             yield
 
     def _check_in_place(self) -> None:
-        """Raises HashretError if the database was deleted or replaced: what is written to it then is lost."""
+        """Raise HashretError if the database file was deleted or replaced: writes to the open file would be lost."""
         if not self.path.is_file() or self.path.stat().st_ino != self._inode:
             raise HashretError(f"{self.path} was deleted or replaced since it was opened: open the collection again")
 
@@ -157,10 +157,10 @@ _locks_lock = threading.Lock()
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder: other threads wait for it, another process is refused."""
+    """Hold a folder's lock: other threads wait for it; in another process HashretError is raised."""
     with _locks_lock:
-        ours = _locks.setdefault(os.path.realpath(folder), threading.RLock())
-    with ours:
+        thread_lock = _locks.setdefault(os.path.realpath(folder), threading.RLock())
+    with thread_lock:
         try:
             lock = FileLock(folder / "lock", timeout=0)
             lock.acquire()

@@ -1,4 +1,4 @@
-"""Connections to an SQLite database, one a thread and purpose, and what SQLite's errors mean for a collection."""
+"""SQLite connections, one per thread and purpose, and SQLite's errors translated into HashretError."""
 
 import os
 import sqlite3
@@ -17,32 +17,32 @@ from hashret.errors import HashretError, damaged, one_line
 class Connections:
     """The connections of all threads to the database at `path`.
 
-    Each thread reads on a connection that cannot write, and writes on another; a thread that holds the collection's
-    lock also reads on the latter, whose cache has the pages that it is about to change.
+    Each thread reads on a read-only connection and writes on another. A thread that holds the collection's lock also
+    reads on its writer, whose page cache then has the pages that it is about to change.
     """
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self._path = path
         self._read_only = read_only
-        self._threads = threading.local()
-        self._opened: weakref.WeakSet[_OfThread] = weakref.WeakSet()
-        self._last: Database | None = None  # closed when those that were in use are
-        self._lock = threading.Lock()  # for what each thread has open, and whether it uses that
+        self._local = threading.local()
+        self._opened: weakref.WeakSet[_ThreadConnections] = weakref.WeakSet()
+        self._last: Database | None = None  # the writer that is closed after all others
+        self._lock = threading.Lock()  # guards the attributes of all _ThreadConnections
 
     @property
     def reading(self) -> Database:
         """This thread's connection for reading."""
-        return self.writing if self._mine.writes_next else self._connection("reading", read_only=True)
+        return self.writing if self._own.reads_on_writer else self._connection("reading", read_only=True)
 
     @property
     def writing(self) -> Database:
-        """This thread's connection for writing; for a store that is read-only, the one for reading."""
+        """This thread's connection for writing; for a read-only store, the one for reading."""
         if self._read_only:
             return self._connection("reading", read_only=True)
         return self._connection("writing", read_only=False)
 
     def _connection(self, purpose: str, *, read_only: bool) -> Database:
-        connections = self._mine.connections
+        connections = self._own.connections
         if purpose not in connections:
             uri = f"file:{quoted(self._path)}?mode={'ro' if read_only else 'rw'}"
             if read_only and not os.access(self._path.parent, os.W_OK) and not has_wal(self._path):
@@ -51,72 +51,72 @@ class Connections:
         return connections[purpose]
 
     @property
-    def _mine(self) -> "_OfThread":
-        if not hasattr(self._threads, "mine"):
+    def _own(self) -> "_ThreadConnections":
+        if not hasattr(self._local, "own"):
             with self._lock:
-                self._threads.mine = _OfThread()
-                self._opened.add(self._threads.mine)
-        mine: _OfThread = self._threads.mine
-        return mine
+                self._local.own = _ThreadConnections()
+                self._opened.add(self._local.own)
+        own: _ThreadConnections = self._local.own
+        return own
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """`close` leaves alone what this thread uses: closed in the middle of a statement, it would crash."""
-        mine = self._mine
+        """Keep `close` from closing this thread's connections: SQLite crashes if one is closed during a statement."""
+        own = self._own
         with self._lock:
-            mine.uses += 1
+            own.uses += 1
         try:
             yield
         finally:
             with self._lock:
-                mine.uses -= 1
-                if mine.unwanted and not mine.uses:
-                    mine.close()
-                    if self._last is not None and not any(held.unwanted for held in self._opened):
+                own.uses -= 1
+                if own.closing and not own.uses:
+                    own.close()
+                    if self._last is not None and not any(other.closing for other in self._opened):
                         self._last.close()
                         self._last = None
 
     @contextmanager
-    def reading_where_it_writes(self) -> Iterator[None]:
-        """Within, this thread reads on its connection for writing."""
-        mine = self._mine
-        before, mine.writes_next = mine.writes_next, True
+    def read_on_writer(self) -> Iterator[None]:
+        """Let this thread read on its connection for writing."""
+        own = self._own
+        before, own.reads_on_writer = own.reads_on_writer, True
         try:
             yield
         finally:
-            mine.writes_next = before
+            own.reads_on_writer = before
 
     def close(self) -> None:
-        """Close the connections of all threads; those that a thread is just using, when it has done so.
+        """Close the connections of all threads; connections in use are closed as soon as they no longer are.
 
-        The last one has to be one for writing: only such a one takes the log into the database.
+        The last one closed is a writer, if any is open: SQLite moves the log into the database only then.
         """
         with self._lock:
             threads = list(self._opened)
-            for held in threads:
-                held.unwanted = bool(held.uses)
-            idle = [held for held in threads if not held.unwanted]
-            for held in idle:
-                held.close("reading")
-            writers = [held.connections.pop("writing") for held in idle if "writing" in held.connections]
+            for other in threads:
+                other.closing = bool(other.uses)
+            idle = [other for other in threads if not other.closing]
+            for other in idle:
+                other.close("reading")
+            writers = [other.connections.pop("writing") for other in idle if "writing" in other.connections]
             if writers and len(idle) < len(threads):
                 self._last = writers.pop()
             for writer in writers:
                 writer.close()
 
 
-class _OfThread:
-    """The connections of a thread; they are closed with it, or by `Connections.close`."""
+class _ThreadConnections:
+    """The connections of one thread; they are closed when it ends, or by `Connections.close`."""
 
     def __init__(self) -> None:
         self.connections: dict[str, Database] = {}
-        self.uses = 0  # nested
-        self.unwanted = False  # to be closed when it is used no more
-        self.writes_next = False
+        self.uses = 0  # the depth of nested `in_use` blocks
+        self.closing = False  # whether to close them when `uses` is 0
+        self.reads_on_writer = False
 
     def close(self, *purposes: str) -> None:
-        """Close the connections for these purposes, or all, those for reading first."""
-        self.unwanted = False
+        """Close the connections for these purposes, by default all, reading before writing."""
+        self.closing = False
         for purpose in purposes or ("reading", "writing"):
             if purpose in self.connections:
                 self.connections.pop(purpose).close()
@@ -126,43 +126,42 @@ class _OfThread:
 
 
 class _Database(Database):
-    """Upserts as SQLite has had them since 3.24: sqlite-utils finds out by making a table in the database."""
+    """sqlite-utils detects the support of upserts by creating a table; every supported SQLite has them (3.24)."""
 
     supports_on_conflict = True
 
 
 def connect(uri: str, *, read_only: bool) -> Database:
-    """A connection that waits half a minute for the locks of others."""
+    """Open a connection that waits up to 30 s for locks of other connections."""
     conn = sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
     if not read_only:
         conn.execute("PRAGMA synchronous = FULL")
-        # Digests come in no order, so a batch touches pages all over their index: they are kept, and written back from
-        # the log less often.
+        # Digests are random, so a batch touches pages throughout their index: cache them, and checkpoint less often.
         conn.execute("PRAGMA cache_size = -65536")  # KiB
         conn.execute("PRAGMA wal_autocheckpoint = 8000")  # pages, of 4 KiB
     return _Database(conn)
 
 
 def quoted(path: Path) -> str:
-    """A path as part of an SQLite URI."""
+    """Quote a path for an SQLite URI."""
     return quote(os.fsencode(path.absolute()))
 
 
 def has_wal(path: Path) -> bool:
-    """Whether there is more of a database than its file; an empty log without an index is only what a reader left."""
+    """Whether a write-ahead log belongs to the database; an empty one without `-shm` is a leftover of a reader."""
     wal, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     return wal.exists() and (index.exists() or wal.stat().st_size > 0)
 
 
 def discard(path: Path) -> None:
-    """Delete a database, and the log that SQLite would take for that of another one under its name."""
+    """Delete a database with its log, which SQLite would otherwise apply to a new database of the same name."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
-    """Say what SQLite's errors mean for the database at `path`."""
+    """Translate SQLite's errors on the database at `path` into HashretError with advice."""
     try:
         yield
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -178,16 +177,16 @@ def sqlite_errors(path: Path) -> Iterator[None]:
             "disk I/O": lambda: f"{path.parent} cannot be read or written ({text}): check the disk",
             "no such": lambda: f"{path} is no database of a collection: choose another folder",
         }
-        for part, say in advice.items():
+        for part, message in advice.items():
             if part in text:
-                raise HashretError(say()) from error
+                raise HashretError(message()) from error
         if isinstance(error, sqlite3.ProgrammingError):
             raise
         raise damaged(path, one_line(error)) from error
 
 
 def to_stored(path: str) -> str | bytes:
-    """A path as the database keeps it: text, or bytes if it is not UTF-8."""
+    """Convert a path to its stored form: text, or bytes if it is not UTF-8."""
     if path.isascii():
         return str(path)
     try:
@@ -198,7 +197,7 @@ def to_stored(path: str) -> str | bytes:
 
 
 def from_stored(stored: str | bytes) -> str:
-    """The inverse of `to_stored`; raises sqlite3.DatabaseError for what is neither."""
+    """Invert `to_stored`; raise sqlite3.DatabaseError for a value of another type."""
     if not isinstance(stored, str | bytes):
         raise sqlite3.DatabaseError(f"malformed: {stored!r} for a text")
     return stored if isinstance(stored, str) else os.fsdecode(stored)

@@ -1,7 +1,7 @@
 """`SqliteSnapshot`: the reads of the SQLite store, within one transaction of a connection.
 
-Rows come by the thousand, so they are read as the tuples that sqlite3 gives: sqlite-utils would make a dictionary of
-each. The file is longer than most, for all reads of the protocol are here.
+Rows are read in thousands, so they stay the tuples that sqlite3 returns: sqlite-utils would build a dictionary for
+each. The file is longer than most because it contains all reads of the protocol.
 """
 
 import json
@@ -26,9 +26,9 @@ from hashret.stores.sqlite_connections import from_stored, to_stored
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_AMONG = "IN (SELECT value FROM json_each(?))"
+_IN_LIST = "IN (SELECT value FROM json_each(?))"
 
-# The distinct values of a table's first key column, a step in its order for each, where SELECT DISTINCT would read all.
+# A loose index scan for the distinct values of a table's first key column: SELECT DISTINCT would read every row.
 _FIRST_KEYS = """
 WITH RECURSIVE step(key) AS (
   SELECT min({key}) FROM {table}
@@ -37,7 +37,7 @@ SELECT key FROM step WHERE key IS NOT NULL
 """
 FINGERPRINTS = _FIRST_KEYS.format(key="fingerprint", table="codes")
 
-_FORMS = {
+_PATTERNS = {
     "fingerprint": re.compile("[0-9a-f]{64}"),
     "bits": re.compile("[0-9]{1,4}"),
     "generation": re.compile("[0-9]{1,18}"),
@@ -45,8 +45,8 @@ _FORMS = {
 }
 
 
-class Filtered(NamedTuple):
-    """The items that a filter held for in a state."""
+class CachedFilter(NamedTuple):
+    """The items that match a filter in one state."""
 
     where: str
     state: Hashable
@@ -54,15 +54,15 @@ class Filtered(NamedTuple):
 
 
 class FilterCache:
-    """The answer of the last filter that holds as long as the state does; all threads share it."""
+    """The result of the last filter that depends on the state alone; all threads share it."""
 
-    last: Filtered | None = None
+    last: CachedFilter | None = None
 
 
-def _checks_values(
+def _reports_damage(
     read: Callable[Concatenate["SqliteSnapshot", P], R],
 ) -> Callable[Concatenate["SqliteSnapshot", P], R]:
-    """Say of values that hashret never wrote, such as texts for numbers, that the database is damaged."""
+    """Report values that hashret never writes, such as text in a column of integers, as damage."""
 
     @wraps(read)
     def method(snapshot: "SqliteSnapshot", /, *arguments: P.args, **options: P.kwargs) -> R:
@@ -75,7 +75,7 @@ def _checks_values(
 
 
 class SqliteSnapshot:
-    """Reads on `db`, which is in a transaction, of the database at `path`; see `hashret.stores.protocol.Snapshot`."""
+    """Reads of the database at `path`, on `db`, which is in a transaction; see `hashret.stores.protocol.Snapshot`."""
 
     def __init__(self, db: Database, path: Path, filters: FilterCache) -> None:
         self.path = path
@@ -85,11 +85,11 @@ class SqliteSnapshot:
 
     @cached_property
     def settings(self) -> Settings:
-        """All settings; raises HashretError for values that they cannot have."""
+        """All settings. Raises HashretError for an impossible value."""
         rows = self._conn.execute("SELECT key, value FROM settings")
         settings = Settings({key: from_stored(value) for key, value in rows}, str(self.path))
-        for key, form in _FORMS.items():
-            if key in settings and not form.fullmatch(settings[key]):
+        for key, pattern in _PATTERNS.items():
+            if key in settings and not pattern.fullmatch(settings[key]):
                 raise damaged(self.path, f"its setting {key} is {settings[key]!r}")
         return settings
 
@@ -118,28 +118,28 @@ class SqliteSnapshot:
         last = self._filters.last
         if last is not None and (last.where, last.state) == (where, self.state):
             return last.ids
-        found = matching(self._conn, where)
-        if found.lasting:
-            self._filters.last = Filtered(where, self.state, found.ids)
-        return found.ids
+        matches = matching(self._conn, where)
+        if matches.cacheable:
+            self._filters.last = CachedFilter(where, self.state, matches.ids)
+        return matches.ids
 
-    @_checks_values
+    @_reports_damage
     def items(self, ids: Iterable[int]) -> dict[int, Item]:
-        wanted = json.dumps(list(ids))
+        ids_json = json.dumps(list(ids))
         paths: dict[int, list[tuple[str, str | None]]] = {}
-        sql = f"SELECT item_id, root, name, label FROM paths WHERE item_id {_AMONG}"
-        for i, root, name, label in self._conn.execute(sql, (wanted,)):
+        sql = f"SELECT item_id, root, name, label FROM paths WHERE item_id {_IN_LIST}"
+        for i, root, name, label in self._conn.execute(sql, (ids_json,)):
             paths.setdefault(i, []).append((from_stored(root) + from_stored(name), label and from_stored(label)))
         items = {}
-        for row in self._conn.execute(f"SELECT * FROM items WHERE id {_AMONG}", (wanted,)):
+        for row in self._conn.execute(f"SELECT * FROM items WHERE id {_IN_LIST}", (ids_json,)):
             i, sha256, width, height, size, added, metadata = row
-            own = sorted(paths.get(i, []), key=lambda path: path[0])
-            label = next((label for _, label in own if label is not None), None)
-            distinct = list(dict.fromkeys(path for path, _ in own))  # a file may lie under two roots
+            item_paths = sorted(paths.get(i, []), key=lambda path: path[0])
+            label = next((label for _, label in item_paths if label is not None), None)
+            distinct = list(dict.fromkeys(path for path, _ in item_paths))  # a file may be indexed under two roots
             items[i] = Item(i, sha256, width, height, size, added, _from_json(metadata), distinct, label)
         return items
 
-    @_checks_values
+    @_reports_damage
     def codes(
         self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, max_items: int | None = None
     ) -> tuple[Ids, Codes]:
@@ -148,32 +148,32 @@ class SqliteSnapshot:
             ids = self.ids()[:: -(-items // max_items)].tolist()
         if ids is None:
             return self._codes(model, "")
-        return self._codes(model, f"AND item_id {_AMONG}", json.dumps(list(ids)))
+        return self._codes(model, f"AND item_id {_IN_LIST}", json.dumps(list(ids)))
 
     def _codes(self, model: ModelKey, condition: str, *values: str | int) -> tuple[Ids, Codes]:
-        """Ids and codes of a model's items, or of those that a condition holds for, in ascending order."""
-        found_ids: list[int] = []
-        found = bytearray()
+        """Return ids, ascending, and codes of a model, only of rows that meet an SQL condition if one is given."""
+        all_ids: list[int] = []
+        all_codes = bytearray()
         sql = f"SELECT item_id, code FROM codes WHERE fingerprint = ? {condition} ORDER BY item_id"
         rows = self._conn.execute(sql, (model.fingerprint, *values))
         while chunk := rows.fetchmany(10_000):
             chunk_ids, chunk_codes = zip(*chunk, strict=True)
             if set(map(len, chunk_codes)) != {model.bits // 8}:
                 raise damaged(self.path, f"codes are not of {model.bits} bits")
-            found_ids += chunk_ids
-            found += b"".join(chunk_codes)
-        if found_ids and found_ids[0] < 0:
-            raise damaged(self.path, f"an item has the number {found_ids[0]}")
-        codes = np.frombuffer(bytes(found), np.uint8).reshape(len(found_ids), model.bits // 8)
-        return np.array(found_ids, np.int64), codes
+            all_ids += chunk_ids
+            all_codes += b"".join(chunk_codes)
+        if all_ids and all_ids[0] < 0:
+            raise damaged(self.path, f"an item has the id {all_ids[0]}")
+        codes = np.frombuffer(bytes(all_codes), np.uint8).reshape(len(all_ids), model.bits // 8)
+        return np.array(all_ids, np.int64), codes
 
     @property
     def highest_id(self) -> int:
-        """The highest id that was ever given to an item."""
+        """The highest id that was ever assigned."""
         sql = "SELECT CAST(max(seq) AS INTEGER) FROM sqlite_sequence WHERE name = 'items'"
         highest = int(self._conn.execute(sql).fetchone()[0] or 0)
         if not 0 <= highest < 2**62:
-            raise damaged(self.path, f"the last item had the number {highest}")
+            raise damaged(self.path, f"the last item had the id {highest}")
         return highest
 
     def find(self, sha256s: Sequence[str]) -> dict[str, int]:
@@ -184,14 +184,14 @@ class SqliteSnapshot:
         return dict(self._conn.execute(sql, (json.dumps(sha256s),)))
 
     def paths(self, ids: Iterable[int]) -> list[PathRef]:
-        sql = f"SELECT root, name, item_id, mtime_ns FROM paths WHERE item_id {_AMONG}"
+        sql = f"SELECT root, name, item_id, mtime_ns FROM paths WHERE item_id {_IN_LIST}"
         rows = self._conn.execute(sql, (json.dumps(list(ids)),))
         return [PathRef(Root(from_stored(root)), from_stored(name), *rest) for root, name, *rest in rows]
 
     def paths_at(self, path: str) -> list[PathRef]:
-        return [found for table in ("paths", "failures") for found in self._recorded(table, path)]
+        return [ref for table in ("paths", "failures") for ref in self._paths_at(table, path)]
 
-    def _recorded(self, table: str, path: str) -> Iterator[PathRef]:
+    def _paths_at(self, table: str, path: str) -> Iterator[PathRef]:
         columns = f"name, {'item_id' if table == 'paths' else 'NULL'}, mtime_ns"
         sql = f"SELECT {columns} FROM {table} WHERE root = ?"
         folder = path.rstrip("/") + "/"
@@ -201,7 +201,7 @@ class SqliteSnapshot:
             elif path.startswith(root):
                 rows = list(self._named(columns, table, root, [path.removeprefix(root)]))
                 below = folder.removeprefix(root)
-                # "0" follows "/", so these are all names in that folder; those that are bytes sort by themselves.
+                # "0" follows "/", so the range has exactly the names in the folder. Names stored as bytes sort apart.
                 for low in {to_stored(below), os.fsencode(below)}:
                     high = low[:-1] + "0" if isinstance(low, str) else low[:-1] + b"0"
                     rows += self._conn.execute(f"{sql} AND name >= ? AND name < ?", (to_stored(root), low, high))
@@ -226,13 +226,13 @@ class SqliteSnapshot:
         return known
 
     def _named(self, columns: str, table: str, root: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        """The rows of paths in a table, the name first."""
+        """Iterate over the rows with these names; the first of `columns` is the name."""
         stored = [to_stored(name) for name in names]
-        # One statement for all names costs a tenth of one for each; JSON holds no bytes, and for SQLite a text in it
-        # ends at a zero, so those go one by one.
+        # One statement for all names is ten times as fast as one each. Bytes cannot be in JSON, and SQLite cuts a text
+        # from JSON at a zero character, so these names take a statement each.
         text = json.dumps([name for name in stored if isinstance(name, str) and "\0" not in name])
         sql = f"SELECT {columns} FROM {table} WHERE root = ? AND name"
-        yield from self._conn.execute(f"{sql} {_AMONG}", (to_stored(root), text))
+        yield from self._conn.execute(f"{sql} {_IN_LIST}", (to_stored(root), text))
         for name in stored:
             if isinstance(name, bytes) or "\0" in name:
                 for row in self._conn.execute(f"{sql} = ?", (to_stored(root), name)):
@@ -246,15 +246,15 @@ class SqliteSnapshot:
         for root, name, reason, seen in self._conn.execute("SELECT root, name, reason, seen FROM failures"):
             yield Root(from_stored(root)), Failure(from_stored(root) + from_stored(name), reason, seen)
 
-    @_checks_values
+    @_reports_damage
     def changes(self, since: int) -> Changes | None:
         if since < int(self.settings["changes_after"]):
             return None
-        # Ids are never used again: what was added since and is gone has no code any more, and was not there before.
+        # Ids are never reused: an item that was added and removed since has no code now, and had none at `since`.
         added = "SELECT item_id FROM changes WHERE generation > ? AND op = 'add'"
         ids, codes = self._codes(self.settings.model, f"AND item_id IN ({added})", since)
-        gone = "SELECT item_id FROM changes WHERE generation > ? AND op <> 'add'"
-        removed = self._conn.execute(f"{gone} AND item_id NOT IN ({added}) ORDER BY item_id", (since, since))
+        others = "SELECT item_id FROM changes WHERE generation > ? AND op <> 'add'"
+        removed = self._conn.execute(f"{others} AND item_id NOT IN ({added}) ORDER BY item_id", (since, since))
         return Changes(np.fromiter((row[0] for row in removed), np.int64), ids, codes)
 
     def item_rows(self) -> Iterator[ItemRow]:
@@ -278,23 +278,23 @@ class SqliteSnapshot:
 
     def ranking(self, keep: str) -> Ranking:
         order, values = "width * height DESC, bytes DESC, id", dict[str, bytes | int]()
-        if keep == "oldest":  # contents without a file have the date at which they were added
-            of_files = "SELECT min(nullif(mtime_ns, 0)) FROM paths WHERE item_id = id"
-            order = f"coalesce(({of_files}), strftime('%s', added) * 1000000000), id"
+        if keep == "oldest":  # a content without a file has the time at which it was added
+            file_time = "SELECT min(nullif(mtime_ns, 0)) FROM paths WHERE item_id = id"
+            order = f"coalesce(({file_time}), strftime('%s', added) * 1000000000), id"
         elif keep != "largest":
             folder = os.fsencode(keep.rstrip("/") + "/")
             values = {"folder": folder, "length": len(folder)}
-            under = "SELECT 1 FROM paths WHERE substr(CAST(root || name AS BLOB), 1, :length) = :folder"
-            if self._conn.execute(f"{under} LIMIT 1", values).fetchone() is None:
+            in_folder = "SELECT 1 FROM paths WHERE substr(CAST(root || name AS BLOB), 1, :length) = :folder"
+            if self._conn.execute(f"{in_folder} LIMIT 1", values).fetchone() is None:
                 raise HashretError(
                     f"nothing indexed lies under {keep}: keep the largest, the oldest, or another folder"
                 )
-            order = f"EXISTS ({under} AND item_id = id) DESC, {order}"
+            order = f"EXISTS ({in_folder} AND item_id = id) DESC, {order}"
         rows = self._conn.execute(f"SELECT id FROM items ORDER BY {order}", values)
         ids: NDArray[np.int64] = np.fromiter((row[0] for row in rows), np.int64)
         paths = np.ones(len(ids), np.int64)
-        several = "SELECT item_id, count(*) FROM paths GROUP BY item_id HAVING count(*) > 1"
-        counts = np.array(self._conn.execute(several).fetchall(), np.int64).reshape(-1, 2)
+        multiple = "SELECT item_id, count(*) FROM paths GROUP BY item_id HAVING count(*) > 1"
+        counts = np.array(self._conn.execute(multiple).fetchall(), np.int64).reshape(-1, 2)
         by_id = ids.argsort()
         paths[by_id[ids.searchsorted(counts[:, 0], sorter=by_id)]] = counts[:, 1]
         return Ranking(ids, paths)

@@ -1,6 +1,6 @@
-"""What is wrong with the database of a collection, and what can be read of one that SQLite or the store refuses.
+"""Check the database of a collection, and recover the readable rows of a damaged one.
 
-It is opened by sqlite3 alone, read-only: sqlite-utils reads the schema first, which may be what is damaged.
+The database is opened read-only with sqlite3 alone: sqlite-utils reads the schema first, which may be damaged.
 """
 
 import shutil
@@ -24,23 +24,22 @@ Row = tuple[Any, ...]
 
 
 class DatabaseReport(NamedTuple):
-    """What a database holds, whether or not the store would open it."""
+    """The result of a check of a database, which need not be one that `SqliteStore` can open."""
 
     database: str  # the name of the file
-    damage: list[str]  # what SQLite says of the file; the rest is empty then
+    damage: list[str]  # SQLite's reports of corruption; the fields below are empty then
     settings: dict[str, str]
-    inconsistencies: list[str]  # rows that lack something, such as "3 items have no path"
-    blobs: list[str]  # the names of contents that the collection holds itself
+    inconsistencies: list[str]  # such as "3 items have no path"
+    blobs: list[str]  # the names of contents that the collection stores itself
 
 
 class RecoveryReport(NamedTuple):
-    """How many items there are again, how many more left traces that are no whole item, where the damaged database is
-    kept, and everything that paths are recorded under."""
+    """The result of a recovery."""
 
-    items: int
-    dropped: int
-    backup: Path
-    roots: list[str]
+    items: int  # recovered
+    dropped: int  # incomplete items
+    backup: Path  # of the damaged database
+    roots: list[str]  # of the recovered paths
 
 
 def check_database(folder: Path) -> DatabaseReport:
@@ -55,7 +54,7 @@ def check_database(folder: Path) -> DatabaseReport:
                 return DatabaseReport(DATABASE, damage, settings, [], [])
             blobs = [row[0] for row in conn.execute("SELECT name FROM paths WHERE root = ?", (str(BLOBS),))]
             return DatabaseReport(DATABASE, [], settings, list(_inconsistencies(conn, settings)), blobs)
-        except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:  # values that make no sense too
+        except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:  # invalid values too
             return DatabaseReport(DATABASE, [str(error)], {}, [], [])
 
 
@@ -79,7 +78,7 @@ def _connect(database: Path) -> sqlite3.Connection:
 
 
 class RecoveredRows:
-    """The rows that can still be read of the database in `folder`: of a damaged table those that lie in sound pages."""
+    """The readable rows of the database in `folder`: of a damaged table, those in intact pages."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -87,86 +86,86 @@ class RecoveredRows:
 
     @property
     def items(self) -> int:
-        """How many rows of items could be read."""
+        """The number of readable rows of the table `items`."""
         return len(self._tables["items"])
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that could be read."""
+        """The readable settings."""
         return {key: value for key, value in self._tables["settings"] if isinstance(value, str)}
 
     @property
     def fingerprints(self) -> Counter[str]:
-        """How many codes there are of each model."""
+        """The number of readable codes of each model."""
         return Counter(fingerprint for _, fingerprint, _ in self._tables["codes"])
 
     @property
     def generation(self) -> int:
-        """The last generation that is mentioned anywhere."""
+        """The highest generation in any readable row."""
         text = self.settings.get("generation", "")
         recorded = (row[0] for row in self._tables["changes"] if type(row[0]) is int)
         return max([int(text) if text.isdecimal() else 0, *recorded])
 
     def restore(self, settings: dict[str, str]) -> RecoveryReport:
-        """Put a new database of the items that are whole, with row, path and code, in place of the damaged one.
+        """Replace the damaged database by a new one of the complete items: those with a row, a path and a code.
 
         Raises HashretError if there are none.
         """
-        whole, rows = self._whole(ModelKey(settings["fingerprint"], int(settings["bits"])))
-        if not whole:
+        complete, rows = self._complete(ModelKey(settings["fingerprint"], int(settings["bits"])))
+        if not complete:
             raise nothing_left(self._folder)
-        database, made = self._folder / DATABASE, self._folder / "recovery"
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
+        database, temporary = self._folder / DATABASE, self._folder / "recovery"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         try:
-            SqliteStore.create(made, settings).close()
-            with closing(sqlite3.connect(made / DATABASE)) as conn, conn:
-                for table, found in rows.items():
+            SqliteStore.create(temporary, settings).close()
+            with closing(sqlite3.connect(temporary / DATABASE)) as conn, conn:
+                for table, table_rows in rows.items():
                     values = ", ".join("?" * len(COLUMNS[table]))
-                    conn.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({values})", found)
-                # Ids are never used again, those of items that are lost neither.
+                    conn.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({values})", table_rows)
+                # Ids are never reused, not even those of lost items.
                 conn.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (self._highest_id(),))
-            backup = _keep(database)
-            written = (made / DATABASE).replace(self._folder / f"{DATABASE}.new")
-            replace_durably(written, database)
+            backup = _back_up(database)
+            recovered = (temporary / DATABASE).replace(self._folder / f"{DATABASE}.new")
+            replace_durably(recovered, database)
         finally:
-            shutil.rmtree(made, ignore_errors=True)
-        traces = {row[0] for row in self._tables["items"]} | {row[2] for row in self._tables["paths"]}
+            shutil.rmtree(temporary, ignore_errors=True)
+        mentioned = {row[0] for row in self._tables["items"]} | {row[2] for row in self._tables["paths"]}
         roots = sorted({str(row[0]) for row in rows["paths"]} - {BLOBS})
-        return RecoveryReport(len(whole), len(traces - whole), backup, roots)
+        return RecoveryReport(len(complete), len(mentioned - complete), backup, roots)
 
-    def _whole(self, model: ModelKey) -> tuple[set[int], dict[str, list[Row]]]:
-        """The ids of the items of which everything is there, and the rows that are of them alone."""
+    def _complete(self, model: ModelKey) -> tuple[set[int], dict[str, list[Row]]]:
+        """Return the ids of the complete items, and the rows that belong to them."""
         tables = self._tables
-        good = {
+        complete = {
             i for i, fingerprint, code in tables["codes"]
             if fingerprint == model.fingerprint and isinstance(code, bytes) and len(code) == model.bits // 8
         }  # fmt: skip
-        good &= {row[0] for row in tables["items"] if type(row[0]) is int and len(str(row[1])) == 64}
-        good &= {row[2] for row in tables["paths"]}
+        complete &= {row[0] for row in tables["items"] if type(row[0]) is int and len(str(row[1])) == 64}
+        complete &= {row[2] for row in tables["paths"]}
         rows = {
-            "items": [row for row in tables["items"] if row[0] in good],
-            "paths": [row for row in tables["paths"] if row[2] in good],
-            "codes": [row for row in tables["codes"] if row[0] in good and row[1] == model.fingerprint],
+            "items": [row for row in tables["items"] if row[0] in complete],
+            "paths": [row for row in tables["paths"] if row[2] in complete],
+            "codes": [row for row in tables["codes"] if row[0] in complete and row[1] == model.fingerprint],
             "failures": tables["failures"],
-            "verdicts": [row for row in tables["verdicts"] if {row[0], row[1]} <= good],
+            "verdicts": [row for row in tables["verdicts"] if {row[0], row[1]} <= complete],
         }
-        return good, rows
+        return complete, rows
 
     def _highest_id(self) -> int:
-        """The largest id that was ever given, as far as anything says."""
+        """Return the highest id in any readable row."""
         columns = {"items": 0, "codes": 0, "paths": 2, "changes": 2, "sqlite_sequence": 1}
         ids = (row[column] for table, column in columns.items() for row in self._tables[table])
         return max(i for i in ids if type(i) is int)
 
 
 def nothing_left(folder: Path) -> HashretError:
-    """The error for a database of which nothing can be read."""
+    """Return the error for a database without a readable item."""
     return HashretError(f"nothing can be read in {folder / DATABASE}: delete {folder} and index your images again")
 
 
 def _read(database: Path) -> dict[str, list[Row]]:
-    """The rows of each table."""
+    """Return the readable rows of each table."""
     tables: dict[str, list[Row]] = {}
     with closing(_connect(database)) as conn:
         for table, columns in COLUMNS.items():
@@ -176,12 +175,13 @@ def _read(database: Path) -> dict[str, list[Row]]:
 
 
 def _read_pages(database: Path) -> dict[str, list[Row]]:
-    """The rows that lie in sound pages: each is known by its form, as the page that names its table may be lost."""
+    """Return the rows in intact pages, assigned to tables by the types of their values: the page that names a row's
+    table may be lost."""
     found: dict[str, dict[Row, Row]] = {table: {} for table in COLUMNS}
     names: list[Row] = []
     for cell in cells(database):
         match cell:
-            # As they lie there: first the key, then the rest.
+            # In the order of storage: the primary key first.
             case Cell(int(number), (None, str(), int(), int(), int(), str(), str() | None) as values):
                 found["items"][number,] = (number, *values[1:])
             case Cell(int(number), (str(), int()) as values):
@@ -200,13 +200,13 @@ def _read_pages(database: Path) -> dict[str, list[Row]]:
                 found["changes"][generation, number, op] = (generation, op, number)
             case Cell(None, (int(number), str() | bytes() as root, str() | bytes() as name)):
                 names.append((root, name, number, None, -1, 0))
-    for row in names:  # the index of paths holds names too; what is not in it will be found out by indexing
+    for row in names:  # from the index paths_by_item, which has no label, size or mtime: the next indexing adds them
         found["paths"].setdefault(row[:2], row)
     return {table: list(rows.values()) for table, rows in found.items()}
 
 
-def _keep(database: Path) -> Path:
-    """Put the damaged database and its log aside; a log must not be taken for that of the new one."""
+def _back_up(database: Path) -> Path:
+    """Copy the damaged database and its log, and delete the log, which SQLite would apply to the new database."""
     backup = database.with_name(f"{database.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
     for suffix in ("", "-wal"):
         file = database.with_name(database.name + suffix)

@@ -1,14 +1,14 @@
-"""The tables of a collection's database, which other programs read, and how older ones become the present ones.
+"""The schema of a collection's database, which other programs may read, and the upgrades of older versions.
 
-sqlite-utils creates neither tables WITHOUT ROWID nor AUTOINCREMENT, on which the promise rests that ids are never used
-again, nor indexes of expressions; so the schema is written out.
+The schema is SQL because sqlite-utils supports neither WITHOUT ROWID nor indexes on expressions, nor AUTOINCREMENT,
+which guarantees that ids are never reused.
 """
 
 import sqlite3
 
 SCHEMA_VERSION = 2  # PRAGMA user_version
-# Digests come in no order, so an index of them is written to all over at every commit: the first eight of their 64
-# characters, which next to no others share, make one of a quarter of the size, and twice as fast.
+# Digests are random, so each commit writes to pages throughout their index. The first eight of their 64 characters are
+# almost always unique, and their index is a quarter of the size and twice as fast.
 _ITEMS = """
 CREATE TABLE items (
   id INTEGER PRIMARY KEY AUTOINCREMENT, sha256 TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
@@ -35,7 +35,7 @@ CREATE TABLE changes (
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
-# The columns of each table in the order in which a damaged database is read and written again.
+# The columns of each table, in the order in which recovery reads and writes them.
 COLUMNS = {
     "items": ("id", "sha256", "width", "height", "bytes", "added", "metadata"),
     "paths": ("root", "name", "item_id", "label", "size", "mtime_ns"),
@@ -47,7 +47,7 @@ COLUMNS = {
     "sqlite_sequence": ("name", "seq"),
 }
 
-# What makes a database of a version one of the next.
+# The statements that upgrade each version to the next.
 UPGRADES = {
     1: f"""
 ALTER TABLE items RENAME TO items_1;
@@ -61,8 +61,8 @@ DROP TABLE items_1;
 
 
 def upgrade(conn: sqlite3.Connection) -> None:
-    """Make a database of an older version one of this version, in one commit."""
-    conn.execute("PRAGMA legacy_alter_table = ON")  # what refers to a table keeps to its name
+    """Upgrade a database of an older version to `SCHEMA_VERSION`, in one transaction."""
+    conn.execute("PRAGMA legacy_alter_table = ON")  # foreign keys keep referring to the table's old name
     conn.execute("BEGIN IMMEDIATE")
     try:
         while (version := conn.execute("PRAGMA user_version").fetchone()[0]) < SCHEMA_VERSION:

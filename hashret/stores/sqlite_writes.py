@@ -1,8 +1,8 @@
 """`SqliteTransaction`: the writes of the SQLite store, within one transaction of a connection.
 
-sqlite-utils writes what comes a few rows at a time. Items, paths and codes come by the thousand, in statements of a
-thousand rows each: `executemany` would stop all other threads at every row, as sqlite-utils would. Rows are removed and
-described one by one, by their keys.
+sqlite-utils writes the tables of few rows. Items, paths and codes are written in statements of a thousand rows each,
+because `executemany`, which sqlite-utils uses too, takes the global interpreter lock again for every row. Rows are
+removed, and metadata replaced, one by one by key.
 """
 
 import json
@@ -20,10 +20,10 @@ from hashret.stores.sqlite_reads import FINGERPRINTS, FilterCache, SqliteSnapsho
 
 
 class SqliteTransaction(SqliteSnapshot):
-    """Reads and writes on `db`, which is in a transaction; see `hashret.stores.protocol.Transaction`."""
+    """Writes to the database on `db`, which is in a transaction; see `hashret.stores.protocol.Transaction`."""
 
     def __init__(self, db: Database, path: Path, *, advance: bool) -> None:
-        super().__init__(db, path, FilterCache())  # of its own: nobody else sees this state yet
+        super().__init__(db, path, FilterCache())  # a cache of its own: no other connection sees this state
         self.generation = self.settings.generation + advance
 
     def put(self, rows: Sequence[ItemRow]) -> list[int | None]:
@@ -47,14 +47,14 @@ class SqliteTransaction(SqliteSnapshot):
         return [ids.get(row.sha256) for row in rows]
 
     def _put_paths(self, rows: list[ItemRow], ids: dict[str, int]) -> None:
-        """Let paths lead to their items, and remove items that no path leads to any more."""
+        """Assign paths to their items, and remove items that are left without a path."""
         names: dict[str, list[str]] = {}
         for row in rows:
             names.setdefault(row.root, []).append(row.name)
-        lost_a_path = {
+        affected = {
             item_id
-            for root, of_root in names.items()
-            for _, item_id in self._named("name, item_id", "paths", root, of_root)
+            for root, root_names in names.items()
+            for _, item_id in self._named("name, item_id", "paths", root, root_names)
         }
         roots = {root: to_stored(root) for root in names}
         paths = [
@@ -64,11 +64,11 @@ class SqliteTransaction(SqliteSnapshot):
         self._insert("INSERT OR REPLACE INTO paths VALUES", paths)
         if self._conn.execute("SELECT EXISTS (SELECT 1 FROM failures)").fetchone()[0]:
             self._insert("DELETE FROM failures WHERE (root, name) IN (VALUES", (path[:2] for path in paths), ")")
-        last = {path[:2]: path[2] for path in paths}  # an archive may hold a name twice
-        self._drop_orphans(lost_a_path.union(ids.values()).difference(last.values()))
+        last = {path[:2]: path[2] for path in paths}  # an archive may contain a name twice
+        self._drop_orphans(affected.union(ids.values()).difference(last.values()))
 
     def _insert(self, sql: str, rows: Iterable[tuple[Any, ...]], end: str = "") -> None:
-        """Execute a statement that takes rows of values, a thousand rows at a time."""
+        """Execute a statement on rows of values, a thousand rows at a time."""
         rows = iter(rows)
         while chunk := list(islice(rows, 1000)):
             row = "(" + ", ".join("?" * len(chunk[0])) + ")"
@@ -82,33 +82,33 @@ class SqliteTransaction(SqliteSnapshot):
         self._db.table("failures").upsert_all(rows, pk=("root", "name"))
 
     def remove(self, ids: Iterable[int] = (), paths: Iterable[tuple[str, str]] = ()) -> list[str]:
-        lost_a_path = {i for i in ids if self._conn.execute("SELECT 1 FROM items WHERE id = ?", (i,)).fetchone()}
-        self._conn.executemany("DELETE FROM paths WHERE item_id = ?", [(i,) for i in lost_a_path])
+        affected = {i for i in ids if self._conn.execute("SELECT 1 FROM items WHERE id = ?", (i,)).fetchone()}
+        self._conn.executemany("DELETE FROM paths WHERE item_id = ?", [(i,) for i in affected])
         for root, name in paths:
             key = to_stored(root), to_stored(name)
             found = self._conn.execute("SELECT item_id FROM paths WHERE root = ? AND name = ?", key)
-            lost_a_path |= {row[0] for row in found}
+            affected |= {row[0] for row in found}
             self._conn.execute("DELETE FROM paths WHERE root = ? AND name = ?", key)
             self._conn.execute("DELETE FROM failures WHERE root = ? AND name = ?", key)
-        return self._drop_orphans(lost_a_path)
+        return self._drop_orphans(affected)
 
     def _drop_orphans(self, ids: set[int]) -> list[str]:
-        """Remove those of the items that no path leads to; what their contents were."""
+        """Remove those of the items that have no path; return their contents."""
         conn = self._conn
         models = conn.execute(FINGERPRINTS).fetchall() if ids else []
-        gone = list[str]()
+        removed = list[str]()
         for i in ids:
             if conn.execute("SELECT 1 FROM paths WHERE item_id = ? LIMIT 1", (i,)).fetchone() is None:
-                gone += [row[0] for row in conn.execute("SELECT sha256 FROM items WHERE id = ?", (i,))]
+                removed += [row[0] for row in conn.execute("SELECT sha256 FROM items WHERE id = ?", (i,))]
                 conn.executemany("DELETE FROM codes WHERE fingerprint = ? AND item_id = ?", [(f, i) for (f,) in models])
                 conn.execute("DELETE FROM items WHERE id = ?", (i,))
                 conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'remove', ?)", (self.generation, i))
-        if ids:  # ids are never used again, so no verdict may outlive its items
+        if ids:  # no verdict outlives its items
             self._db.table("verdicts").delete_where(
                 "NOT EXISTS (SELECT 1 FROM items WHERE id = item_a)"
                 " OR NOT EXISTS (SELECT 1 FROM items WHERE id = item_b)"
             )
-        return gone
+        return removed
 
     def put_metadata(self, metadata: Mapping[int, Metadata]) -> None:
         rows = [(_json(row), i) for i, row in metadata.items()]
@@ -121,7 +121,7 @@ class SqliteTransaction(SqliteSnapshot):
         self._db.table("codes").delete_where("fingerprint <> ?", [model.fingerprint])
         self.put_setting("fingerprint", model.fingerprint)
         self.put_setting("bits", str(model.bits))
-        self._db.table("settings").delete_where("key = 'calibration'")  # its distances were those of other codes
+        self._db.table("settings").delete_where("key = 'calibration'")  # it was measured on the codes of another model
         self.forget_changes(self.generation)
 
     def put_verdict(self, a: int, b: int, verdict: str) -> None:
@@ -130,7 +130,7 @@ class SqliteTransaction(SqliteSnapshot):
 
     def put_setting(self, key: str, value: str) -> None:
         self._db.table("settings").upsert({"key": key, "value": to_stored(value)}, pk="key")
-        self.__dict__.pop("settings", None)  # what was read of them before
+        self.__dict__.pop("settings", None)  # the cached property
 
     def forget_changes(self, up_to: int) -> None:
         self._db.table("changes").delete_where("generation <= ?", [up_to])
