@@ -1527,7 +1527,7 @@ def test_a_killed_writer_leaves_what_was_reported(collection: Collection, rows_o
 
 
 def test_creating_needs_a_place_and_a_model_that_has_learned(tmp_path: Path) -> None:
-    with pytest.raises(HashretError, match="learned nothing"):
+    with pytest.raises(HashretError, match="not fitted"):
         Collection.create(tmp_path / "c", Hasher("lsh"))
     with pytest.raises(ValueError, match="no index 'tree'"):
         Collection.create(tmp_path / "c", hasher(), "tree")

@@ -38,35 +38,35 @@ def cvae() -> Hasher:
     return fit("cvae", steps=500, latent=8, head="lsh")
 
 
-def squared(images: NDArray[Any], remembered: NDArray[Any]) -> NDArray[np.float64]:
-    difference = (images.astype(np.float64) - remembered) / 255
+def squared_errors(images: NDArray[Any], reconstructions: NDArray[Any]) -> NDArray[np.float64]:
+    difference = (images.astype(np.float64) - reconstructions) / 255
     return np.asarray((difference**2).reshape(len(images), -1).sum(1))
 
 
 def nearest_label(images: NDArray[np.uint8]) -> list[str]:
-    """The label of the digit that each image is most like."""
+    """Return the label of the digit that is nearest to each image."""
     flat = images.reshape(len(images), -1).astype(np.float64)
     distances = ((flat[:, None] - DIGITS.reshape(1, -1, 64)) ** 2).sum(-1)
     return [NAMES[i] for i in distances.argmin(1)]
 
 
-def test_remembered_images_are_like_the_images(vae: Hasher) -> None:
-    remembered = generation.reconstruct(vae, PIXELS[:300])
-    assert remembered.shape == (300, 8, 8, 1) and remembered.dtype == np.uint8
+def test_reconstructions_are_like_the_images(vae: Hasher) -> None:
+    reconstructions = generation.reconstruct(vae, PIXELS[:300])
+    assert reconstructions.shape == (300, 8, 8, 1) and reconstructions.dtype == np.uint8
     errors = vae.errors(PIXELS[:300])
-    assert errors == pytest.approx(squared(PIXELS[:300], remembered), abs=0.02)
-    assert errors.mean() < 0.6 * squared(PIXELS[:300], PIXELS.mean(0)).mean()
+    assert errors == pytest.approx(squared_errors(PIXELS[:300], reconstructions), abs=0.02)
+    assert errors.mean() < 0.6 * squared_errors(PIXELS[:300], PIXELS.mean(0)).mean()
     assert vae.errors(PIXELS[:0]).shape == (0,)
     assert generation.reconstruct(vae, PIXELS[:0]).shape == (0, 8, 8, 1)
 
 
-def test_an_image_unlike_those_of_the_training_is_unusual(vae: Hasher, tmp_path: Path) -> None:
+def test_an_image_unlike_those_of_the_training_is_an_outlier(vae: Hasher, tmp_path: Path) -> None:
     assert sum(vae.outliers(DIGITS)) <= len(DIGITS) // 20  # of those held out
     assert vae.outliers(255 - DIGITS[:20]) == [True] * 20
     Image.fromarray(255 - DIGITS[0]).save(tmp_path / "negative.png")
     assert vae.outliers([tmp_path / "negative.png", DIGITS[3]]) == [True, False]
     assert Hasher("pca", 16).fit(DIGITS).outliers(255 - DIGITS[:2]) == [False, False]
-    with pytest.raises(HashretError, match="model 'pca' has no network to remember images with"):
+    with pytest.raises(HashretError, match="model 'pca' has no network to reconstruct images"):
         Hasher("pca", 16).fit(DIGITS).errors(PIXELS[:2])
 
 
@@ -174,9 +174,6 @@ def test_an_upscaled_image_has_twice_the_sides_and_the_channels_of_the_model() -
     assert restoration.upscale(hasher, photo(20, 13)).shape == (40, 26, 3)
 
 
-# Pictures
-
-
 def is_picture(path: Path) -> bool:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -185,7 +182,7 @@ def is_picture(path: Path) -> bool:
 
 @pytest.mark.parametrize("n", [1, 7, 23])
 def test_pictures_of_images(tmp_path: Path, n: int) -> None:
-    plots.pairs(PIXELS[:n], PIXELS[-n:], tmp_path / "pairs.png", NAMES[:n], ("image", "remembered"))
+    plots.pairs(PIXELS[:n], PIXELS[-n:], tmp_path / "pairs.png", NAMES[:n], ("image", "reconstruction"))
     plots.grid(PIXELS[:n].repeat(3, -1), 5, tmp_path / "grid.png", NAMES[:n])
     assert all(is_picture(path) for path in tmp_path.iterdir()) and len(list(tmp_path.iterdir())) == 2
 
@@ -201,7 +198,36 @@ def test_pictures_of_codes(tmp_path: Path, vae: Hasher, labels: list[str | None]
     assert all(is_picture(path) for path in tmp_path.iterdir()) and len(list(tmp_path.iterdir())) == 5
 
 
-def test_a_training_tells_its_curve(vae: Hasher) -> None:
+@pytest.mark.parametrize("count", [1, 12, 40])
+def test_the_legend_of_latents_lies_within_the_picture_whatever_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Warnings, of characters that the font lacks and of a layout that does not fit, are errors in tests."""
+    odd = ["_hidden", "$x$", "x$y", "\u732b cat", "two\nlines", "a\ttab", "w" * 300, ""]
+    classes = (odd + [f"a class of images with a rather long name, number {i}" for i in range(count)])[-count:]
+    figures: list[Any] = []
+    save = plots._save
+
+    def recorded(figure: Any, path: Any) -> None:
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", recorded)
+    points = np.random.default_rng(0).normal(size=(200, 2))
+    plots.scatter(points, [classes[i % count] for i in range(200)], tmp_path / "latents.png", "latents")
+    plots.scatter(points, [odd[i % 8] for i in range(200)], tmp_path / "odd.png", "latents")
+    assert [len(figure.legends[0].get_texts()) for figure in figures] == [count, 8]
+    for figure in figures:
+        legend, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+        assert legend.x0 >= axes.x1 and legend.x1 <= figure.bbox.x1
+        assert legend.y0 >= 0 and legend.y1 <= figure.bbox.y1
+        assert axes.width > 0.8 * axes.height
+    texts = [text.get_text() for text in figures[1].legends[0].get_texts()]
+    assert {"_hidden", r"\$x\$", r"x\$y", "\ufffd cat", "two lines", "a tab"} <= set(texts)
+    assert max(map(len, texts)) == plots.MAX_LABEL
+
+
+def test_a_training_records_its_curve(vae: Hasher) -> None:
     curve = vae.training["curve"]
     assert [point["step"] for point in curve][:3] == [2, 4, 6] and curve[-1]["step"] == 250
     assert all(set(point) == {"step", "reconstruction", "kl"} for point in curve)
