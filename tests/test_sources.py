@@ -310,7 +310,7 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"one.PNG": TREE["b.png"], "notes.txt": b"text", "empty": b"", "a.gz": b"\x1f\x8b broken"})
     os.mkfifo(tmp_path / "pipe")
     for name, reason in (
-        ("one.PNG", "one.PNG is a single image: give its folder"),
+        ("one.PNG", "one.PNG is a single image: give the folder that holds it"),
         ("notes.txt", "notes.txt is not a source of images: give a folder"),
         ("empty", "empty is not a source of images"),
         ("a.gz", "a.gz (is broken|cannot be read)"),

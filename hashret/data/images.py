@@ -177,7 +177,7 @@ def _as_array(content: Content) -> NDArray[np.uint8] | None:
     else:
         return None
     if is_vector(values):
-        raise HashretError(f"no image: a vector of {format_count(len(values), 'number')}, which cannot be shown")
+        raise HashretError(f"no image: a vector of {format_count(len(values), 'number')}, which has no picture")
     array = check_array(values)
     _check_size(array.shape[1], array.shape[0])
     if array.ndim == 2:

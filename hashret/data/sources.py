@@ -85,7 +85,7 @@ def _open_file(path: Path) -> Source:
     if name.endswith(".zip"):
         return Zip(path)
     if path.suffix.lower() in SUFFIXES:
-        raise HashretError(f"{path} is a single image: give its folder")
+        raise HashretError(f"{path} is a single image: give the folder that holds it")
     with translate_errors(path), open_plain_or_gzip(path) as file:
         is_idx = file.read(2) == b"\0\0"
     openers = {".npz": open_npz, ".npy": open_npy}
