@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failur
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from hashret.cli.calibrate import calibrate
-from hashret.cli.common import require_command, visible
+from hashret.cli.common import ClickException, UsageError, require_command, visible
 from hashret.cli.demo import demo
 from hashret.cli.doctor import doctor
 from hashret.cli.dupes import dupes, verdict
@@ -31,10 +32,6 @@ from hashret.cli.train import train
 from hashret.cli.transfer import export, import_
 from hashret.errors import HashretError
 from hashret.process import limit_spinning, version
-
-# Typer's own exceptions derive from the UsageError and the ClickException of the click that it brings or depends on.
-_UsageError: Any = typer.BadParameter.__mro__[1]
-_ClickException: Any = typer.BadParameter.__mro__[2]
 
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {
     "Start": {"demo": demo, "index": index},
@@ -125,6 +122,7 @@ app.add_typer(model, rich_help_panel="Models")
 def main(name: str = "hashret") -> None:
     """Run the command line of this process, called by `name`, and exit."""
     limit_spinning()
+    warnings.formatwarning = lambda message, *_, **__: f"hashret: {visible(' '.join(str(message).split()))}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # print paths that are not UTF-8 as the bytes they are
     sys.exit(run(sys.argv[1:], name))
@@ -136,11 +134,12 @@ def run(arguments: list[str], name: str = "hashret") -> int:
         code: int = app(arguments, prog_name=name, standalone_mode=False) or 0
         sys.stdout.flush()  # here a full disk or a closed pipe can still be reported
         return code
-    except _UsageError as error:
+    except UsageError as error:
         context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else name
+        typed = [name, *(word for word in arguments[:1] if word in COMMANDS)]  # where the error has no context
+        command = context.command_path if context is not None else " ".join(typed)
         return _fail(f"{error.format_message().rstrip('.')}: see {command} --help", 2)
-    except _ClickException as error:
+    except ClickException as error:
         return _fail(error.format_message(), 1)
     except HashretError as error:
         return _fail(str(error), 1)

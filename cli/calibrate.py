@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, Seed, Target, check_writable, progress, say
+from hashret.cli.common import CollectionFolder, Json, Quiet, Seed, Target, UsageError, check_parent, progress, say
 from hashret.errors import HashretError, format_count
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def calibrate(
     from hashret.results import TARGET_PRECISION
 
     if pairs is not None and verdicts:
-        raise typer.BadParameter("give one of PAIRS.csv and --verdicts")
+        raise UsageError("give one of PAIRS.csv and --verdicts")
     folder = locate(collection)
     if plot is not None:
-        check_writable(plot.absolute().parent)
+        check_parent(plot)
     calibration = _measure(folder, pairs, verdicts, images, seed, quiet)
     precision = TARGET_PRECISION if target is None else target
     radius, reason = None, ""

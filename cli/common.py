@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from hashret.collection import Collection
     from hashret.parallel import Progress
 
+# Typer's own exceptions derive from the UsageError and the ClickException of the click that it brings or depends on.
+UsageError: Any = typer.BadParameter.__mro__[1]
+ClickException: Any = typer.BadParameter.__mro__[2]
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -131,12 +135,12 @@ def _lines(seconds: float = 30.0) -> Show:
 
 
 @contextmanager
-def usage(option: str) -> Iterator[None]:
-    """Turn a ValueError into a usage error that names the option."""
+def usage(option: str | None = None) -> Iterator[None]:
+    """Turn a ValueError into a usage error, which begins with the option if its message does not name it."""
     try:
         yield
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+        raise UsageError(f"{option}: {error}" if option else str(error)) from None
 
 
 def parse_radius(text: str | None, target: float | None, collection: "Collection | Client", quiet: bool) -> int | None:
@@ -145,9 +149,9 @@ def parse_radius(text: str | None, target: float | None, collection: "Collection
 
     if text != "auto":
         if target is not None:
-            raise typer.BadParameter("--target goes with -r auto")
+            raise UsageError("--target goes with -r auto")
         if text is not None and not (text.isascii() and text.isdecimal()):
-            raise typer.BadParameter(f"a distance is a whole number of bits, or auto, not {text!r}", param_hint="-r")
+            raise UsageError(f"-r: a distance is a whole number of bits, or auto, not {text!r}")
         return None if text is None else int(text)
     precision = TARGET_PRECISION if target is None else target
     radius = collection.radius(precision)
@@ -162,6 +166,14 @@ def check_writable(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise HashretError(f"{existing} cannot be written to: choose another folder, or change its permissions")
+
+
+def check_parent(file: Path) -> None:
+    """Raise HashretError if `file` cannot be written because of its folder, before long work."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise HashretError(f"{file} cannot be written: create the folder {folder} first")
+    check_writable(folder)
 
 
 def parse_item_id(text: str) -> int:

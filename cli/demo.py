@@ -36,7 +36,7 @@ def demo(
     from hashret.hasher import Hasher
     from hashret.training.options import parse_duration
 
-    with usage("--budget"):
+    with usage():
         seconds = parse_duration(budget)
     prepare_folder(out)
     photos, queries, folder = out / "photos", out / "queries", out / ".hashret"
@@ -63,6 +63,8 @@ def prepare_folder(out: Path) -> None:
     import shutil
 
     note = out / "README.txt"
+    if out.exists() and not out.is_dir():
+        raise HashretError(f"{out} is not a folder: choose another with --out DIR")
     if out.is_dir() and any(out.iterdir()) and not (note.is_file() and note.read_text().startswith(AUTHOR)):
         raise HashretError(f"{out} holds files that hashret demo did not make: choose another folder with --out DIR")
     out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from hashret.cli.common import (
     Quiet,
     Radius,
     Target,
+    UsageError,
     parse_item_id,
     parse_radius,
     say,
@@ -56,11 +57,11 @@ def dupes(
     from hashret.results import BLOBS
 
     if as_json and script:
-        raise typer.BadParameter("give one of --json and --script")
+        raise UsageError("give one of --json and --script")
     with Collection.open(locate(collection), read_only=True) as images:
         bits = parse_radius(radius, target, images, quiet)
         assert bits is not None  # the option has a default
-        with usage("--by"):
+        with usage():
             groups = images.dupes(bits, by=by, keep=keep)
         blobs = images.path / BLOBS
     if as_json:
@@ -143,11 +144,11 @@ def verdict(
     from hashret.collection import Collection, locate
 
     if (a is None) != (export is not None) or (a is not None and verdict is None):
-        raise typer.BadParameter("give two images and same or different, or --export FILE")
+        raise UsageError("give two images and same or different, or --export FILE")
     if export is not None:
         return _export_verdicts(export, collection, quiet)
     assert a is not None and b is not None and verdict is not None
-    with Collection.open(locate(collection)) as images, usage("verdict"):
+    with Collection.open(locate(collection)) as images, usage():
         first, second = (parse_item_id(text) if text.startswith("id:") else text for text in (a, b))
         images.verdict(first, second, verdict)
     return 0

@@ -26,7 +26,7 @@ def estimate(
     from hashret.collection.capacity import estimate as measure
     from hashret.data.sources import open_source
 
-    with usage("--bits"):
+    with usage():
         check_bits(bits)
     if source is not None:
         open_source(source)

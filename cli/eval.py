@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hashret.cli.common import CollectionFolder, DataRoot, Json, Quiet, progress, say, usage
+from hashret.cli.common import CollectionFolder, DataRoot, Json, Quiet, UsageError, progress, say, usage
 from hashret.errors import format_count
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def evaluate(
 
     *model_dir, name = target
     if len(model_dir) > 1:
-        raise typer.BadParameter("give one model at most, and one protocol or source")
-    with usage("--train and --test"):
+        raise UsageError("give one model at most, and one protocol or source")
+    with usage():
         protocol = protocols.choose_protocol(name, train, test)
     hasher = load(Path(model_dir[0]) if model_dir else None, collection)
     with progress(quiet) as show:

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hashret.cli.common import CollectionFolder, DataRoot, Quiet, Seed, Source, require_command, say
+from hashret.cli.common import (
+    CollectionFolder,
+    DataRoot,
+    Quiet,
+    Seed,
+    Source,
+    UsageError,
+    check_parent,
+    require_command,
+    say,
+)
 from hashret.errors import HashretError, format_count
 
 if TYPE_CHECKING:
@@ -50,6 +60,7 @@ def reconstruct(
     from hashret import plots
     from hashret.tasks import generation
 
+    check_parent(out)
     hasher = load(model_dir, collection)
     pixels, _ = read(source, hasher, n, root)
     reconstructions = generation.reconstruct(hasher, pixels)
@@ -120,7 +131,8 @@ def sample(
     from hashret.tasks import generation
 
     if sum((between is not None, traverse is not None, manifold)) > 1:
-        raise typer.BadParameter("give one of --between, --traverse and --manifold")
+        raise UsageError("give one of --between, --traverse and --manifold")
+    check_parent(out)
     hasher = load(model_dir, collection)
     if between is not None:
         pair = np.stack([pixels_of(path, hasher) for path in between])
@@ -224,8 +236,9 @@ def restore(
         pixels = decode(read_file(image)).pixels
     except HashretError as error:
         raise HashretError(f"{image}: {error}") from None
-    restored = task(hasher, pixels)
     out = out or image.with_suffix(f".{done}.png")
+    check_parent(out)
+    restored = task(hasher, pixels)
     Pillow.fromarray(restored[..., 0] if restored.shape[2] == 1 else restored).save(out)
     sizes = (f"{array.shape[1]} × {array.shape[0]}" for array in (pixels, restored))
     say(f"{done} {image} ({' to '.join(sizes)} pixels)", quiet)

@@ -17,6 +17,7 @@ from hashret.cli.common import (
     Quiet,
     Radius,
     Target,
+    UsageError,
     parse_item_id,
     parse_radius,
     say,
@@ -82,10 +83,10 @@ def query(
     from hashret.parallel import batches
     from hashret.results import QueryOptions
 
-    with usage("--rank"):
+    with usage():
         QueryOptions(rank=rank)
     if as_json + jsonl + paths > 1:
-        raise typer.BadParameter("give one of --json, --jsonl and --paths")
+        raise UsageError("give one of --json, --jsonl and --paths")
     k = 10 if k is None and radius is None else k
     output = _Output(k, "json" if as_json else "jsonl" if jsonl else "paths" if paths else "lines", len(images) > 1)
     token = os.environ.get("HASHRET_TOKEN")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Json, Quiet, parse_item_id, say
+from hashret.cli.common import CollectionFolder, Json, Quiet, UsageError, parse_item_id, say
 from hashret.errors import format_count
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def remove(
     from hashret.collection import Collection, locate
 
     if not targets and where is None:
-        raise typer.BadParameter("give a PATH, id:N or --where")
+        raise UsageError("give a PATH, id:N or --where")
     ids_and_paths = [parse_item_id(text) if text.startswith("id:") else text for text in targets or []]
     removed: list[Indexed] = []
     with Collection.open(locate(collection)) as images:

@@ -13,6 +13,7 @@ from hashret.cli.common import (
     Quiet,
     Seed,
     Source,
+    UsageError,
     check_writable,
     command_line,
     progress,
@@ -110,7 +111,7 @@ def train(
     from hashret.data.sources import open_source
 
     if sum(value is not None for value in (budget, epochs, steps)) > 1:
-        raise typer.BadParameter("give one of --budget, --epochs and --steps")
+        raise UsageError("give one of --budget, --epochs and --steps")
     hasher = _new_hasher(model, bits, head, setting or [])
     folder = locate(collection)
     output = None if output is None else output.resolve()
@@ -149,7 +150,7 @@ def train(
 
 def _new_hasher(model: str, bits: int, head: str | None, settings: list[str]) -> "Hasher":
     """Return an untrained hasher; raise a usage error for a wrong name or value."""
-    with usage("--model, --head, --bits or --set"):
+    with usage():
         checked = MODELS.check(model, bits, head, parse_settings(settings))
 
         from hashret.hasher import Hasher  # after the check, as importing PyTorch takes seconds
@@ -165,7 +166,7 @@ def _training_options(size: tuple[int, int] | None, **options: Any) -> "Training
     with usage("--size"):
         if size is not None:
             ImagePreprocessing(*size, channels=1)
-    with usage("--budget, --epochs, --steps or --batch"):
+    with usage():
         return TrainingOptions(size=size, **options)
 
 
@@ -308,5 +309,5 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     height, _, width = text.partition("x")
     if not (height.isdigit() and (width or height).isdigit() and int(height) and int(width or height)):
-        raise typer.BadParameter(f"a size is HEIGHTxWIDTH such as 64x64, not {text!r}", param_hint="--size")
+        raise UsageError(f"--size: a size is HEIGHTxWIDTH such as 64x64, not {text!r}")
     return int(height), int(width or height)

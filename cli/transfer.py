@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hashret.cli.common import CollectionFolder, Quiet, check_writable, say, usage
+from hashret.cli.common import CollectionFolder, Quiet, check_parent, check_writable, say, usage
 from hashret.errors import HashretError, format_count
 
 
@@ -27,7 +27,7 @@ def export(
 
     with usage("--format"):
         file_format = format_of(out, file_format)
-    check_writable(out.absolute().parent)
+    check_parent(out)
     with Collection.open(locate(collection), read_only=True) as images:
         items = images.export(out, file_format)
         model = images.path / "models" / images.fingerprint

@@ -63,7 +63,7 @@ def test_a_query_by_asymmetric_distance(folder: Path, hashret: Command) -> None:
     for text in (f"hex:{code}", "id:1"):
         result = hashret("query", text, "--rank", "asymmetric")
         check_failed(result, 1, f"{text}: --rank asymmetric is for images: a code has no margins")
-    check_failed(hashret("query", "id:1", "--rank", "sure"), 2, "Invalid value for --rank: there is no rank 'sure'")
+    check_failed(hashret("query", "id:1", "--rank", "sure"), 2, "there is no rank 'sure'")
 
 
 def test_a_list_of_queries(folder: Path, hashret: Command) -> None:
