@@ -33,7 +33,7 @@ def test_pairs_give_the_precision_and_recall_among_them() -> None:
 
 
 @pytest.mark.parametrize("verdicts", [[], [True, True], [False]])
-def test_pairs_of_one_kind_say_nothing(verdicts: list[bool]) -> None:
+def test_pairs_of_one_label_raise_an_error(verdicts: list[bool]) -> None:
     codes = random_codes(len(verdicts))
     with pytest.raises(
         HashretError, match=r"pairs\.csv: \d pairs? labelled the same and \d different: label some of both"
@@ -42,7 +42,7 @@ def test_pairs_of_one_kind_say_nothing(verdicts: list[bool]) -> None:
 
 
 @pytest.mark.parametrize("drawn", [60, 23])
-def test_copies_are_looked_for_among_all_items(drawn: int) -> None:
+def test_copies_are_searched_for_among_all_items(drawn: int) -> None:
     codes = np.concatenate([random_codes(50), np.zeros((10, BITS // 8), np.uint8)])
     rows = np.array([3, 55, 9, 59])
     altered = {kind: near(codes[rows], 0.1) for kind in ("cropped", "turned")}
@@ -72,7 +72,7 @@ MADE = Calibration("altered copies", {"a": [2, 0, 4, 0, 0], "b": [1, 1, 1, 0, 1]
 
 
 @pytest.mark.parametrize(("target", "radius"), [(1.0, 1), (0.95, 1), (0.9, 2), (0.16, 4), (0.05, 4)])
-def test_the_radius_finds_most_copies_at_the_target(target: float, radius: int) -> None:
+def test_the_radius_has_the_highest_recall_at_the_target(target: float, radius: int) -> None:
     assert MADE.radius(target) == radius  # 3 finds no more than 2
 
 
@@ -92,12 +92,12 @@ def test_a_target_that_cannot_be_met_is_refused() -> None:
             found.radius(target)
 
 
-def test_text_keeps_everything() -> None:
+def test_json_round_trip() -> None:
     assert Calibration.from_json(MADE.to_json()) == MADE
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 300, 3), (8, 8, 1), (2, 3, 3), (90, 120, 3), (1500, 20, 1)])
-def test_any_image_can_be_altered(shape: tuple[int, int, int]) -> None:
+def test_any_image_can_be_augmented(shape: tuple[int, int, int]) -> None:
     pixels = RNG.integers(0, 256, shape, np.uint8)
     copies = augmented_copies(pixels, np.random.default_rng(1))
     assert len(copies) == len(TRANSFORMS) and all(
@@ -107,7 +107,7 @@ def test_any_image_can_be_altered(shape: tuple[int, int, int]) -> None:
     assert all(np.array_equal(copy, other) for copy, other in zip(copies, again, strict=True))
 
 
-def test_copies_are_what_they_are_called() -> None:
+def test_augmented_copies_match_their_names() -> None:
     pixels = np.asarray(Image.linear_gradient("L").resize((200, 100)))[..., None] // 2 + 50
     cropped, resized, jpeg, brighter, turned = augmented_copies(pixels, np.random.default_rng(0))
     assert cropped.shape == (90, 180) and resized.shape == (75, 150) and jpeg.shape == brighter.shape == (100, 200)

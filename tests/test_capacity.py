@@ -47,7 +47,7 @@ def test_an_estimate_is_near_what_a_collection_takes(tmp_path: Path) -> None:
     assert estimated.images * estimated.database_bytes == pytest.approx(database, rel=0.5)
 
 
-def test_it_can_be_measured_with_images_of_ones_own(tmp_path: Path) -> None:
+def test_an_estimate_can_use_own_images(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).integers(0, 256, (40, 9, 9, 3), np.uint8))
     for name in ("photos", "broken", "empty"):
         (tmp_path / name).mkdir()
@@ -65,6 +65,6 @@ def test_it_can_be_measured_with_images_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("images", "bits"), [(0, 64), (-1, 64), (1.5, 64), (10, 12), (10, 0)])
-def test_impossible_numbers_are_refused(images: int, bits: int) -> None:
+def test_invalid_numbers_raise_errors(images: int, bits: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         estimate(images, bits)

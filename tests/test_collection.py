@@ -11,6 +11,7 @@ import sys
 import tarfile
 import tempfile
 import threading
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -175,7 +176,7 @@ def nonzero_counts(report: IndexReport) -> dict[str, int]:
     return {name: count for name, count in report._asdict().items() if name != "failures" and count}
 
 
-def test_everything_is_new_once(collection: Collection, photos: Path) -> None:
+def test_indexing_again_changes_nothing(collection: Collection, photos: Path) -> None:
     assert nonzero_counts(collection.index(photos)) == {"added": 12, "decoded": 12}
     assert collection.index(photos) == IndexReport(**NONE | {"unchanged": 12}, failures=[])
     assert len(collection) == 12
@@ -198,7 +199,7 @@ def test_files_that_were_only_touched_are_not_decoded(collection: Collection, ph
     assert rows(collection, "SELECT * FROM changes") == before
 
 
-def test_a_changed_file_is_coded_again(collection: Collection, photos: Path) -> None:
+def test_a_changed_file_is_encoded_again(collection: Collection, photos: Path) -> None:
     collection.index(photos)
     old = collection.query(photos / "2/02.png", k=1)[0].id
     write(photos, {"2/02.png": 30})
@@ -242,7 +243,7 @@ def test_a_file_under_two_roots_has_one_path(collection: Collection, photos: Pat
     assert collection.info()["paths"] == 16 and len(collection) == 12
 
 
-def test_pruning_forgets_what_is_gone_under_this_source_alone(collection: Collection, photos: Path) -> None:
+def test_pruning_removes_missing_paths_of_this_source_alone(collection: Collection, photos: Path) -> None:
     other = write(photos.parent / "other", {"x.png": 40, "y.png": 0})
     collection.index(photos)
     collection.index(other)
@@ -291,7 +292,9 @@ def test_a_source_that_is_missing_is_refused(collection: Collection, photos: Pat
 BROKEN = {"broken.jpg": b"Dear diary", "empty.png": b"", "half.png": b""}
 
 
-def test_broken_files_are_reported_once_and_tried_again_when_they_change(collection: Collection, photos: Path) -> None:
+def test_unreadable_files_are_reported_once_and_read_again_when_they_change(
+    collection: Collection, photos: Path
+) -> None:
     write(photos, BROKEN | {"half.png": png(60)[:60]})
     report = collection.index(photos)
     assert nonzero_counts(report) == {"added": 12, "failed": 3, "decoded": 12}
@@ -308,7 +311,7 @@ def test_broken_files_are_reported_once_and_tried_again_when_they_change(collect
     assert collection.info()["failures"] == 1
 
 
-def test_a_file_that_breaks_stays_what_it_was(collection: Collection, photos: Path) -> None:
+def test_a_file_that_becomes_unreadable_keeps_its_item(collection: Collection, photos: Path) -> None:
     collection.index(photos)
     before = collection.query(photos / "0/00.png", k=1)
     write(photos, {"0/00.png": b"no more"})
@@ -322,7 +325,7 @@ def test_a_file_that_breaks_stays_what_it_was(collection: Collection, photos: Pa
     assert nonzero_counts(collection.index(photos)) == {"unchanged": 11, "updated": 1, "decoded": 1}
 
 
-def test_what_cannot_be_read_now_is_tried_every_time_and_never_gone(collection: Collection, photos: Path) -> None:
+def test_files_without_permission_are_read_at_every_run_and_never_pruned(collection: Collection, photos: Path) -> None:
     collection.index(photos)
     (photos / "0/00.png").unlink()
     (photos / "0/00.png").symlink_to(photos / "on a disk that is not there.png")
@@ -363,7 +366,7 @@ def anywhere() -> Iterator[Path]:
         yield folder
 
 
-def test_the_files_of_a_folder_that_cannot_be_read_are_not_gone(anywhere: Path) -> None:
+def test_files_of_an_unreadable_folder_are_not_pruned(anywhere: Path) -> None:
     with unprivileged():
         photos = write(anywhere / "photos", {f"{i % 3}/{i:02d}.png": i for i in range(12)})
         with Collection.create(anywhere / "c", hasher()) as collection:
@@ -379,7 +382,7 @@ def test_the_files_of_a_folder_that_cannot_be_read_are_not_gone(anywhere: Path) 
             assert nonzero_counts(collection.index(photos, prune=True)) == {"unchanged": 11}
 
 
-def test_a_collection_that_may_only_be_read_answers(anywhere: Path) -> None:
+def test_a_collection_without_write_permission_is_searchable(anywhere: Path) -> None:
     photos = write(anywhere / "photos", {f"{i}.png": i for i in range(12)})
     attempts: list[Callable[[Collection], Any]] = [
         lambda c: c.index(photos), lambda c: c.add([digits()[0]]), lambda c: c.remove([1])
@@ -446,7 +449,7 @@ def test_a_content_is_one_item_wherever_it_lies(tmp_path: Path, photos: Path, co
     assert nonzero_counts(collection.index(tmp_path / "packed.zip")) == {"unchanged": 12}
 
 
-def test_an_archive_may_hold_a_name_twice(tmp_path: Path, collection: Collection) -> None:
+def test_an_archive_may_contain_a_name_twice(tmp_path: Path, collection: Collection) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, i in (("a.png", 0), ("b.png", 1), ("a.png", 2)):
             member = tarfile.TarInfo(name)
@@ -474,12 +477,12 @@ def test_the_collection_is_not_indexed_into_itself(tmp_path: Path, photos: Path)
             (photos / "link").unlink()
 
 
-def test_files_that_are_no_images_by_name_are_counted(collection: Collection, photos: Path) -> None:
+def test_files_with_other_suffixes_are_ignored_and_counted(collection: Collection, photos: Path) -> None:
     write(photos, {"notes.txt": b"", "0/.hidden.png": 1, "x.mp4": b""})
     assert nonzero_counts(collection.index(photos)) == {"added": 12, "decoded": 12, "ignored": 3}
 
 
-def test_paths_that_are_no_utf8(collection: Collection, tmp_path: Path) -> None:
+def test_paths_that_are_not_utf8(collection: Collection, tmp_path: Path) -> None:
     names = [os.fsdecode(b"\xff.png"), os.fsdecode(b"caf\xe9/a.png"), "café/b.png"]
     folder = write(tmp_path / os.fsdecode(b"f\xf6"), dict(zip(names, range(3), strict=True)))
     assert nonzero_counts(collection.index(folder)) == {"added": 3, "decoded": 3}
@@ -547,7 +550,7 @@ def test_an_interruption_keeps_what_was_reported(
     check_answers(collection)
 
 
-def test_a_content_that_loses_its_last_path_on_its_way_to_another(collection: Collection, tmp_path: Path) -> None:
+def test_a_content_that_moves_within_a_run_stays_an_item(collection: Collection, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1100, 8, 8), np.uint8)
     source = tmp_path / "rows.npy"
     np.save(source, pixels)
@@ -569,7 +572,7 @@ def test_a_content_that_loses_its_last_path_on_its_way_to_another(collection: Co
 
 
 @pytest.mark.parametrize("sizes", [1, 3])
-def test_small_batches_lead_to_the_same(
+def test_the_batch_size_does_not_change_the_result(
     collection: Collection, photos: Path, monkeypatch: pytest.MonkeyPatch, sizes: int
 ) -> None:
     for name in ("FILE_CHUNK", "MODEL_CHUNK", "BATCH_ITEMS"):
@@ -591,7 +594,7 @@ def test_small_batches_lead_to_the_same(
 
 @pytest.mark.parametrize("index", ["bitflip", "faiss", "faiss:BFlat"])
 @pytest.mark.parametrize("bits", [8, 64])
-def test_answers_equal_brute_force(tmp_path: Path, index: str, bits: int) -> None:
+def test_results_equal_brute_force(tmp_path: Path, index: str, bits: int) -> None:
     model = hasher("lsh", bits)
     with Collection.create(tmp_path / "c", model, index) as collection:
         queries = model.encode(digits()[:3])
@@ -618,7 +621,7 @@ def test_a_query_is_the_same_alone_and_among_others(collection: Collection) -> N
 
 
 @pytest.mark.parametrize("index", ["bitflip", "faiss:BFlat"])
-def test_by_certainty_the_nearest_are_ordered_by_the_bits_that_differ(tmp_path: Path, index: str) -> None:
+def test_asymmetric_rank_orders_by_score(tmp_path: Path, index: str) -> None:
     model = hasher("itq", 32)
     with Collection.create(tmp_path / "c", model, index) as collection:
         collection.add(digits()[:300])
@@ -644,7 +647,7 @@ def test_by_certainty_the_nearest_are_ordered_by_the_bits_that_differ(tmp_path: 
         assert collection.query_batch([], rank="asymmetric") == []
 
 
-def test_impossible_questions_are_refused(collection: Collection) -> None:
+def test_invalid_queries_raise_errors(collection: Collection) -> None:
     collection.add(digits()[:3])
     query = np.zeros((1, 2), np.uint8)
     for ask in (
@@ -850,7 +853,7 @@ def flip(file: Path, date: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("index", SPECS[:2])
-def test_answers_are_right_whatever_becomes_of_the_cache(
+def test_results_are_right_with_any_damage_to_the_cache(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_cache, "FEW_CHANGES", 50)
@@ -929,7 +932,7 @@ def test_caches_are_replaced_and_never_rewritten(collection: Collection) -> None
     assert rows(collection, "SELECT count(*) FROM changes WHERE op = 'add'")[0][0] >= 10
 
 
-def test_a_reader_follows_or_starts_anew(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_updates_or_rebuilds_its_index(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_cache, "FEW_CHANGES", 50)
     with Collection.open(collection.path, read_only=True) as early:
         check_answers(collection, early)
@@ -942,7 +945,7 @@ def test_a_reader_follows_or_starts_anew(collection: Collection, monkeypatch: py
         assert rows(collection, "SELECT min(generation) FROM changes")[0][0] > 1  # older changes are deleted
 
 
-def test_another_kind_of_index_is_used_by_everyone(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switching_the_index_applies_to_all_objects(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_cache, "FEW_CHANGES", 50)
     collection.add(digits()[:100])
     with Collection.open(collection.path) as other:
@@ -1012,7 +1015,7 @@ def test_removed_contents_leave_no_blob(collection: Collection, photos: Path) ->
     }  # the file still exists
 
 
-def test_a_folder_is_forgotten_with_the_items_that_have_no_other_path(collection: Collection, photos: Path) -> None:
+def test_removing_a_folder_removes_items_without_other_paths(collection: Collection, photos: Path) -> None:
     write(photos, {"0/copy of 1.png": 1, "0.png": 90, "00/x.png": 91, "0/broken.png": b"Dear diary"})
     collection.index(photos)
     collection.index(photos / "0")
@@ -1041,7 +1044,7 @@ def test_a_folder_is_forgotten_with_the_items_that_have_no_other_path(collection
     assert nonzero_counts(collection.index(photos))["added"] == 4
 
 
-def test_what_can_be_removed_by_name(
+def test_paths_of_every_form_can_be_removed(
     tmp_path: Path, photos: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.make_archive(
@@ -1107,7 +1110,7 @@ def test_items_and_paths_are_removed_together(collection: Collection, photos: Pa
     check_answers(collection)
 
 
-def test_a_blob_goes_with_its_path(collection: Collection, photos: Path) -> None:
+def test_removing_the_path_of_a_blob_deletes_it(collection: Collection, photos: Path) -> None:
     collection.index(photos)
     (same,) = collection.add(photos / "0/00.png")
     blob = collection.path / "blobs" / collection.get(same).sha256
@@ -1115,7 +1118,7 @@ def test_a_blob_goes_with_its_path(collection: Collection, photos: Path) -> None
     assert not blob.exists() and collection.get(same).paths == [str(photos / "0/00.png")]
 
 
-def test_what_could_not_be_read_is_listed_and_tried_again(collection: Collection, photos: Path, tmp_path: Path) -> None:
+def test_unreadable_paths_are_listed_and_can_be_retried(collection: Collection, photos: Path, tmp_path: Path) -> None:
     assert collection.failures() == [] == collection.retry()
     write(photos, BROKEN | {"mended.png": b"?" * len(png(81))})
     gone = write(tmp_path / "gone", {"0.png": 80, "1.png": b"Dear diary"})
@@ -1138,7 +1141,7 @@ def test_what_could_not_be_read_is_listed_and_tried_again(collection: Collection
     check_answers(collection)
 
 
-def test_a_query_may_choose_items_by_what_is_known_of_them(collection: Collection, photos: Path) -> None:
+def test_a_filter_restricts_queries(collection: Collection, photos: Path) -> None:
     write(photos, {f"x/{i}.png": i for i in range(20, 300)})
     collection.index(photos, metadata={f"x/{i}.png": {"i": i} for i in range(20, 300)})
     ids, codes = stored(collection)
@@ -1180,7 +1183,7 @@ def test_a_filter_sees_every_commit(collection: Collection) -> None:
                 assert len(found) == i + 1 and found[0].metadata == {"i": i}
 
 
-def test_nothing_is_added_with_an_image_that_cannot_be_read(collection: Collection, tmp_path: Path) -> None:
+def test_adding_an_unreadable_image_adds_nothing_of_its_batch(collection: Collection, tmp_path: Path) -> None:
     for broken, message in ((b"Dear diary", "a bytes: no image"), (tmp_path / "none.png", "none.png: cannot be read")):
         with pytest.raises(HashretError, match=message):
             collection.add([digits()[0], broken])
@@ -1193,7 +1196,7 @@ def test_nothing_is_added_with_an_image_that_cannot_be_read(collection: Collecti
         assert len(collection.add(image)) == 1
 
 
-def test_a_filter_is_of_the_generation_that_is_searched(collection: Collection) -> None:
+def test_filter_and_search_see_the_same_generation(collection: Collection) -> None:
     """While another thread adds items 1, 2, 3, … and removes the oldest, every result is a contiguous range of them."""
     codes = hasher().encode(digits()[:1])
     collection.add(digits()[:1], metadata=[{"i": 0}])  # so that the key i exists
@@ -1244,7 +1247,7 @@ def test_get_len_and_info(collection: Collection, photos: Path, monkeypatch: pyt
     assert collection.hasher.fingerprint == collection.fingerprint
 
 
-def test_reindexing_codes_everything_anew(collection: Collection, photos: Path, tmp_path: Path) -> None:
+def test_reindexing_encodes_all_items(collection: Collection, photos: Path, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "packed"), "gztar", write(tmp_path / "party!", {"p.png": 50, "q.png": 51}))
     np.save(tmp_path / "rows.npy", digits()[60:70])
     for source in (photos, tmp_path / "packed.tar.gz", tmp_path / "rows.npy", "digits", tmp_path / "party!"):
@@ -1304,7 +1307,7 @@ def test_reindexing_without_the_blobs_is_refused(collection: Collection) -> None
     assert len(collection.query(digits()[0])) == 3
 
 
-def test_reindexing_stops_for_what_is_missing(collection: Collection, photos: Path) -> None:
+def test_reindexing_stops_for_missing_contents(collection: Collection, photos: Path) -> None:
     collection.index(photos)
     before = collection.query(digits()[0])
     (photos / "0/00.png").rename(photos / "0/away.png")
@@ -1319,7 +1322,7 @@ def test_reindexing_stops_for_what_is_missing(collection: Collection, photos: Pa
     check_answers(collection)
 
 
-def test_reindexing_forgets_what_is_missing_if_asked(collection: Collection, photos: Path) -> None:
+def test_reindexing_drops_missing_contents_on_request(collection: Collection, photos: Path) -> None:
     collection.index(photos)
     collection.add(digits()[100:102])
     (photos / "0/00.png").unlink()
@@ -1335,7 +1338,7 @@ def test_reindexing_forgets_what_is_missing_if_asked(collection: Collection, pho
     check_answers(collection)
 
 
-def test_an_interrupted_reindexing_goes_on(collection: Collection, rows_of_pixels: Path) -> None:
+def test_an_interrupted_reindexing_continues(collection: Collection, rows_of_pixels: Path) -> None:
     collection.index(rows_of_pixels)
     pixels = np.load(rows_of_pixels)
     done: list[int] = []
@@ -1391,9 +1394,7 @@ def test_a_switch_during_a_query_is_noticed(collection: Collection) -> None:
     assert pairs(hits) == brute(ids, codes, hasher("pca", 16).encode(digits()[7:8]), 5, None)
 
 
-def test_an_index_that_moves_on_during_a_search_is_noticed(
-    collection: Collection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_update_during_a_search_is_noticed(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread updates the shared index to the next generation during the search."""
     (old,) = collection.add([digits()[0]])
     query = hasher().encode(digits()[:1])
@@ -1443,26 +1444,27 @@ def test_threads_that_write_wait_for_each_other(collection: Collection, photos: 
     check_answers(collection)
 
 
-def test_answers_while_another_thread_writes_are_of_some_generation(collection: Collection) -> None:
+def test_results_during_writes_are_of_one_generation(collection: Collection) -> None:
     """Each result equals brute force over one of the states that were current during the query."""
-    model, chance = hasher(), random.Random(0)
+    model, rng = hasher(), random.Random(0)
     collection.add(digits()[:300])
     states = [stored(collection)]
-    under_way = [0, 0]  # the states that a reader may see: from the last committed to the pending one
+    visible = [0, 0]  # the states that a reader may see: from the last committed to the pending one
     queries: list[tuple[int, int, Codes, int | None, int | None, list[tuple[int, int]]]] = []
     over = threading.Event()
     errors: list[BaseException] = []
 
     def read(seed: int, reader: Collection) -> None:
-        mine = random.Random(seed)
+        rng = random.Random(seed)
         try:
             while not over.is_set():
-                query = model.encode(digits()[mine.randrange(1700)][None])
-                k, r = mine.choice([(3, None), (None, 2), (20, 3)])
-                first = under_way[0]
+                query = model.encode(digits()[rng.randrange(1700)][None])
+                k, r = rng.choice([(3, None), (None, 2), (20, 3)])
+                first = visible[0]
                 (hits,) = reader.query_codes(query, k, r)
-                queries.append((first, under_way[1], query, k, r, pairs(hits)))
+                queries.append((first, visible[1], query, k, r, pairs(hits)))
                 assert all(hit.path is not None for hit in hits)
+                time.sleep(0.002)  # leaves the interpreter to the writer
         except BaseException as error:
             errors.append(error)
 
@@ -1470,14 +1472,14 @@ def test_answers_while_another_thread_writes_are_of_some_generation(collection: 
         threads = [threading.Thread(target=read, args=(i, (collection, other)[i % 2])) for i in range(4)]
         for thread in threads:
             thread.start()
-        for n in range(40):
-            under_way[1] = n + 1
+        for n in range(24):
+            visible[1] = n + 1
             if n % 3 == 2:
-                collection.remove(chance.sample(states[-1][0].tolist(), 60))
+                collection.remove(rng.sample(states[-1][0].tolist(), 60))
             else:
-                collection.add(digits()[chance.randrange(1700) :][:30])
+                collection.add(digits()[rng.randrange(1700) :][:30])
             states.append(stored(collection))
-            under_way[0] = n + 1
+            visible[0] = n + 1
         over.set()
         for thread in threads:
             thread.join()
@@ -1526,7 +1528,7 @@ def test_a_killed_writer_leaves_what_was_reported(collection: Collection, rows_o
     assert nonzero_counts(collection.index(rows_of_pixels))["unchanged"] == int(done.stdout)
 
 
-def test_creating_needs_a_place_and_a_model_that_has_learned(tmp_path: Path) -> None:
+def test_creating_needs_a_writable_folder_and_a_fitted_model(tmp_path: Path) -> None:
     with pytest.raises(HashretError, match="not fitted"):
         Collection.create(tmp_path / "c", Hasher("lsh"))
     with pytest.raises(ValueError, match="no index 'tree'"):
@@ -1542,7 +1544,7 @@ def test_creating_needs_a_place_and_a_model_that_has_learned(tmp_path: Path) -> 
         assert len(made) == 1 and made.fingerprint == hasher().fingerprint
 
 
-def test_opening_what_is_no_collection(tmp_path: Path, collection: Collection) -> None:
+def test_opening_anything_but_a_collection_raises_an_error(tmp_path: Path, collection: Collection) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
         with pytest.raises(HashretError, match="there is no collection at"):
@@ -1554,7 +1556,7 @@ def test_opening_what_is_no_collection(tmp_path: Path, collection: Collection) -
             opened.query(digits()[0])
 
 
-def test_another_model_under_the_name_of_the_one_is_refused(collection: Collection) -> None:
+def test_another_model_in_the_folder_of_the_collections_model_is_refused(collection: Collection) -> None:
     folder = collection.path / "models" / collection.fingerprint
     shutil.rmtree(folder)
     hasher("pca", 16).save(folder)
@@ -1578,7 +1580,7 @@ def test_a_read_only_collection_is_not_written_to(collection: Collection, photos
         check_answers(reader)
 
 
-def test_damage_is_named_or_does_no_harm(tmp_path: Path) -> None:
+def test_damage_is_reported_or_harmless(tmp_path: Path) -> None:
     """Whichever page of the database is lost, there is a HashretError or a result, never another exception."""
     with Collection.create(tmp_path / "whole", hasher()) as intact:
         intact.index(write(tmp_path / "photos", {f"{i}.png": i for i in range(60)}))
@@ -1609,7 +1611,7 @@ def test_damage_is_named_or_does_no_harm(tmp_path: Path) -> None:
     assert named >= 4 * pages
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half_written(collection: Collection, rows_of_pixels: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(collection: Collection, rows_of_pixels: Path) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -1658,7 +1660,7 @@ def test_the_collection_is_found_upwards(tmp_path: Path, monkeypatch: pytest.Mon
         locate(":memory:")
 
 
-def test_a_collection_in_memory_goes_with_its_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collection_in_memory_is_deleted_with_its_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -1714,7 +1716,7 @@ def test_a_query_is_one_read_transaction(collection: Collection) -> None:
     counted.close()
 
 
-def test_asking_gives_up_when_the_collection_never_stands_still(
+def test_a_query_fails_after_too_many_changes_during_it(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection.add(digits()[:5])

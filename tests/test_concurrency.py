@@ -88,7 +88,7 @@ def readers(folder: Path, queries: list[tuple[str, int | None, int | None]], sto
     assert all(process.returncode == 0 for process in started)
 
 
-def test_every_answer_is_of_a_committed_state(tmp_path: Path) -> None:
+def test_every_result_is_of_a_committed_state(tmp_path: Path) -> None:
     rng, model = random.Random(0), Hasher("lsh", 16).fit(images()[:100])
     coded = model.encode_pixels(model.preprocessing.batch(images()[..., None]))
     queries = [(coded[i].tobytes().hex(), k, r) for i in range(5) for k, r in ((5, None), (None, 2), (30, 4))]

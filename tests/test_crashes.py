@@ -321,9 +321,7 @@ class Disk:
                 (to / name).write_bytes(self._contents.get(entry, b""))  # empty if only the name is durable
 
 
-def test_nothing_acknowledged_goes_with_the_power(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path
-) -> None:
+def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     """Cut the power before and after every fsync and rename: all that was not synced is lost."""
     moments, acknowledged, removed = 0, set[int](), set[int]()
     models = {hasher(model).fingerprint: hasher(model) for model in ("lsh", "pca")}
@@ -373,7 +371,7 @@ def test_nothing_acknowledged_goes_with_the_power(
     assert moments > 100
 
 
-def test_a_folder_that_is_deleted_under_its_readers(tmp_path: Path, full: Path, source: Path) -> None:
+def test_a_folder_deleted_while_it_is_open(tmp_path: Path, full: Path, source: Path) -> None:
     with copy(full, tmp_path / "c") as folder:
         with Collection.open(folder) as writer, Collection.open(folder, read_only=True) as reader:
             code = reader.hasher.encode_pixels(images()[:1, :, :, None])

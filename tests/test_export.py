@@ -65,7 +65,7 @@ def tables(collection: Collection) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
-def test_nothing_is_lost_on_the_way(collection: Collection, tmp_path: Path, kind: str) -> None:
+def test_import_restores_all_items(collection: Collection, tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"out.{kind}"
     count = collection.export(file)
     assert count == len(collection) and not list(tmp_path.glob("*.new"))
@@ -87,7 +87,7 @@ def test_nothing_is_lost_on_the_way(collection: Collection, tmp_path: Path, kind
         assert file.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
 
 
-def test_items_meet_those_that_are_there(collection: Collection, tmp_path: Path) -> None:
+def test_import_merges_with_existing_items(collection: Collection, tmp_path: Path) -> None:
     collection.export(tmp_path / "out.jsonl")
     with Collection.create(tmp_path / "new", hasher()) as new:
         new.index(collection.path.parent / "photos", metadata={"a/1.png": {"mine": 1}})
@@ -102,7 +102,7 @@ def test_items_meet_those_that_are_there(collection: Collection, tmp_path: Path)
         assert len(set(ids)) == len(ids) == len(collection) + 1
 
 
-def test_the_lines_say_what_is_what(collection: Collection, tmp_path: Path) -> None:
+def test_json_lines_have_the_documented_keys(collection: Collection, tmp_path: Path) -> None:
     collection.export(tmp_path / "out.jsonl")
     first, *lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert first == {"hashret": 1, "fingerprint": hasher().fingerprint, "bits": 16}
@@ -158,7 +158,7 @@ def test_arrays_for_numpy(collection: Collection, tmp_path: Path) -> None:
         ({"items.jsonl": b'{"hashret": 2}'}, "was not written by hashret export, or by a newer one"),
     ],
 )
-def test_arrays_that_no_export_could_be(
+def test_invalid_arrays_are_refused(
     collection: Collection, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     collection.export(tmp_path / "out.npz")
@@ -240,7 +240,7 @@ ITEM = {
         ({}, {"paths": [PATH | {"root": "blobs/", "name": "../../photo.png"}]}, "is not its SHA-256"),
     ],
 )
-def test_what_no_export_could_be_is_refused_and_nothing_is_stored(
+def test_an_invalid_item_is_refused_and_nothing_is_stored(
     tmp_path: Path, header: dict[str, Any], item: dict[str, Any], reason: str
 ) -> None:
     with Collection.create(tmp_path / "c", hasher()) as collection:
@@ -258,7 +258,7 @@ def test_what_no_export_could_be_is_refused_and_nothing_is_stored(
 @pytest.mark.parametrize(
     "data", [b"", b"\n", b"[]", b"{}", b"3", b"\xff\xfe", b"PAR1", b"[" * 100_000, b'{"hashret": 1}']
 )
-def test_what_is_no_export_at_all(collection: Collection, tmp_path: Path, data: bytes, kind: str) -> None:
+def test_other_files_are_refused(collection: Collection, tmp_path: Path, data: bytes, kind: str) -> None:
     (tmp_path / f"in.{kind}").write_bytes(data)
     before = tables(collection)
     with pytest.raises(HashretError, match=f"in.{kind} cannot be imported: ") as caught:

@@ -101,7 +101,7 @@ ALL = range(1, 101)
         ("id - -1 = 3", [2]),
     ],
 )
-def test_an_expression_chooses_items(store: SqliteStore, where: str, expected: list[int] | None) -> None:
+def test_an_expression_selects_items(store: SqliteStore, where: str, expected: list[int] | None) -> None:
     if expected is None:
         with pytest.raises(HashretError, match="where: no such column: PRICE"):
             matching(store, where)
@@ -142,7 +142,7 @@ def test_an_expression_chooses_items(store: SqliteStore, where: str, expected: l
         ("(" * 500 + "1" + ")" * 500, "parser stack overflow|maximum depth|Recursion"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(store: SqliteStore, where: str, reason: str) -> None:
+def test_invalid_expressions_raise_an_error_of_one_line(store: SqliteStore, where: str, reason: str) -> None:
     with pytest.raises(HashretError, match=f"where: .*({reason})") as caught:
         matching(store, where)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
@@ -239,7 +239,7 @@ BURNERS = [
 
 
 @pytest.mark.parametrize("where", BURNERS)
-def test_what_takes_too_long_is_given_up(store: SqliteStore, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_expressions_are_interrupted(store: SqliteStore, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filters, "TIME_LIMIT", 0.2)
     before = threading.active_count()
     with pytest.raises(HashretError, match="where: (it takes more than|no such column: nosuch)"):
@@ -302,13 +302,13 @@ def test_a_filter_cannot_write_through_a_connection_that_can(reader: sqlite3.Con
         reader.rollback()
 
 
-def test_an_answer_that_names_a_clock_does_not_last_on_the_same_connection_either(reader: sqlite3.Connection) -> None:
+def test_results_that_depend_on_the_clock_are_not_cached(reader: sqlite3.Connection) -> None:
     for _ in range(2):  # also if the statement is already prepared
         assert not filters.matching(reader, "added < datetime('now', '+99 years')").cacheable
         assert filters.matching(reader, "width > 800").cacheable
 
 
-def test_the_connection_could_not_write_even_if_it_were_let(store: SqliteStore) -> None:
+def test_the_connection_is_read_only(store: SqliteStore) -> None:
     with store.snapshot() as rows:
         rows.ids(where="1")
         for sql in ("DELETE FROM items", "PRAGMA user_version = 9", "CREATE TABLE x (y)"):
@@ -316,7 +316,7 @@ def test_the_connection_could_not_write_even_if_it_were_let(store: SqliteStore) 
                 rows._conn.execute(sql)
 
 
-def test_an_answer_is_kept_while_it_holds(tmp_path: Path) -> None:
+def test_a_result_is_cached_until_the_state_changes(tmp_path: Path) -> None:
     store = SqliteStore.create(tmp_path, SETTINGS)
     with store.transaction() as transaction:
         transaction.put([content(3, "a.png")])
@@ -336,7 +336,7 @@ def test_an_answer_is_kept_while_it_holds(tmp_path: Path) -> None:
     store.close()
 
 
-def test_metadata_that_is_no_json_is_called_damage(tmp_path: Path) -> None:
+def test_metadata_that_are_not_json_are_reported(tmp_path: Path) -> None:
     store = SqliteStore.create(tmp_path, SETTINGS)
     with store.transaction() as transaction:
         transaction.put([content(1, "a.png")])

@@ -75,7 +75,7 @@ def batches(request: pytest.FixtureRequest) -> Any:
 
 @given(cases())
 @settings(deadline=None)
-def test_chains_are_those_of_brute_force(case: dict[str, Any]) -> None:
+def test_single_linkage_equals_brute_force(case: dict[str, Any]) -> None:
     verdicts = {verdict: case[verdict] for verdict in ("same", "different")}
     found = single_linkage(case["codes"], case["radius"], **verdicts)
     assert partition(found) == chains(linked(case["codes"], case["radius"], **verdicts))
@@ -83,7 +83,7 @@ def test_chains_are_those_of_brute_force(case: dict[str, Any]) -> None:
 
 @given(cases())
 @settings(deadline=None)
-def test_stars_are_those_of_brute_force(case: dict[str, Any]) -> None:
+def test_star_clustering_equals_brute_force(case: dict[str, Any]) -> None:
     verdicts = {verdict: case[verdict] for verdict in ("same", "different")}
     found = star_clustering(case["codes"], case["radius"], case["rank"], **verdicts)
     assert partition(found) == best_copies(linked(case["codes"], case["radius"], **verdicts), case["rank"])
@@ -91,7 +91,7 @@ def test_stars_are_those_of_brute_force(case: dict[str, Any]) -> None:
 
 @given(cases())
 @settings(deadline=None)
-def test_groups_are_of_several_and_begin_with_the_best(case: dict[str, Any]) -> None:
+def test_cluster_members_are_ordered_by_rank(case: dict[str, Any]) -> None:
     numbers = star_clustering(case["codes"], case["radius"], case["rank"])
     found = cluster_members(numbers, case["rank"])
     assert {frozenset(rows.tolist()) for rows in found} == {rows for rows in partition(numbers) if len(rows) > 1}
@@ -100,7 +100,7 @@ def test_groups_are_of_several_and_begin_with_the_best(case: dict[str, Any]) -> 
         assert (hamming(case["codes"][rows[:1]], case["codes"][rows]) <= case["radius"]).all()
 
 
-def test_a_hundred_thousand_equal_codes_are_one_group() -> None:
+def test_a_hundred_thousand_equal_codes_are_one_cluster() -> None:
     codes = np.zeros((100_000, 8), np.uint8)
     codes[-1] = 255
     pair = np.array([[0, 99_999]])
@@ -113,7 +113,7 @@ def test_a_hundred_thousand_equal_codes_are_one_group() -> None:
         assert np.unique(joined).size == 1
 
 
-def test_a_verdict_is_of_two_items_and_not_of_their_codes() -> None:
+def test_a_label_belongs_to_two_items_and_not_to_their_codes() -> None:
     codes = np.zeros((4, 2), np.uint8)
     different = np.array([[0, 1]])
     assert partition(single_linkage(codes, 0, different=different)) == {frozenset(range(4))}  # through 2 and 3
@@ -124,7 +124,7 @@ def test_a_verdict_is_of_two_items_and_not_of_their_codes() -> None:
     }
 
 
-def test_nothing_has_no_groups() -> None:
+def test_no_codes_have_no_clusters() -> None:
     none = np.empty((0, 4), np.uint8)
     assert (
         cluster_members(single_linkage(none, 3), np.arange(0))
@@ -134,6 +134,6 @@ def test_nothing_has_no_groups() -> None:
 
 
 @pytest.mark.parametrize("radius", [-1, 1.5])
-def test_impossible_distances_are_refused(radius: Any) -> None:
+def test_invalid_distances_raise_errors(radius: Any) -> None:
     with pytest.raises(ValueError, match="max_distance must be an integer of at least 0"):
         single_linkage(np.zeros((2, 4), np.uint8), radius)

@@ -99,7 +99,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("statement", SETTINGS if SOAK else SETTINGS[::6])
-def test_settings_that_make_no_sense(folder: Path, failure: Command, statement: str) -> None:
+def test_invalid_settings(folder: Path, failure: Command, statement: str) -> None:
     execute(statement)
     before = contents(folder)
     for line in ("query rows.npy", "index more.npy"):
@@ -109,7 +109,7 @@ def test_settings_that_make_no_sense(folder: Path, failure: Command, statement: 
 
 
 @pytest.mark.parametrize("kind", ["tree", "faiss:Flat", "x'00'", ""])
-def test_an_index_of_no_known_kind(folder: Path, failure: Command, kind: str) -> None:
+def test_an_unknown_index(folder: Path, failure: Command, kind: str) -> None:
     execute(f"UPDATE settings SET value = '{kind.replace(chr(39), chr(39) * 2)}' WHERE key = 'index'")
     assert "items.db is damaged" in failure("query id:1") and "items.db is damaged" in failure("index rows.npy")
 
@@ -163,7 +163,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("statements", ROWS if SOAK else ROWS[::6])
-def test_rows_that_make_no_sense(folder: Path, failure: Command, statements: str) -> None:
+def test_invalid_rows(folder: Path, failure: Command, statements: str) -> None:
     try:
         execute(*statements.split("; "))
     except sqlite3.Error:
@@ -226,14 +226,14 @@ def test_damaged_databases_end_in_one_line(folder: Path, failure: Command) -> No
     assert refused > 15
 
 
-def test_a_log_of_another_database_is_no_harm(folder: Path, failure: Command) -> None:
+def test_a_log_of_another_database_is_ignored(folder: Path, failure: Command) -> None:
     for junk in (b"", b"junk" * 5000, bytes(40_000)):
         Path(".hashret/items.db-wal").write_bytes(junk)
         for line in READING:
             assert failure(line) == ""
 
 
-def test_what_lies_in_place_of_the_database(folder: Path, failure: Command) -> None:
+def test_other_file_types_in_place_of_the_database(folder: Path, failure: Command) -> None:
     Path(".hashret/items.db").unlink()
     puts: list[Callable[[Path], Any]] = [
         lambda path: path.mkdir(),

@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> SqliteStore:
     return made
 
 
-def test_a_cache_of_another_content_is_not_trusted(tmp_path: Path, store: SqliteStore) -> None:
+def test_an_altered_cache_file_is_not_loaded(tmp_path: Path, store: SqliteStore) -> None:
     """A byte of a code is changed in place, which neither size nor header show."""
     cache = IndexCache(tmp_path / "index", store)
     cache.persist()
@@ -64,7 +64,7 @@ def test_a_cache_of_another_content_is_not_trusted(tmp_path: Path, store: Sqlite
     store.close()
 
 
-def test_a_cache_is_followed_by_what_changed_since(
+def test_a_cache_is_updated_by_later_changes(
     tmp_path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = IndexCache(tmp_path / "index", store)
@@ -87,7 +87,7 @@ def test_a_cache_is_followed_by_what_changed_since(
     store.close()
 
 
-def test_an_index_of_an_earlier_state_is_asked_for_in_vain(tmp_path: Path, store: SqliteStore) -> None:
+def test_no_index_of_an_earlier_state_is_returned(tmp_path: Path, store: SqliteStore) -> None:
     cache = IndexCache(tmp_path / "index", store)
     with store.snapshot() as snapshot:
         assert snapshot.settings.generation == 1
@@ -100,7 +100,7 @@ def test_an_index_of_an_earlier_state_is_asked_for_in_vain(tmp_path: Path, store
     store.close()
 
 
-def test_states_of_one_generation_are_told_apart(tmp_path: Path) -> None:
+def test_states_of_one_generation_are_distinguished(tmp_path: Path) -> None:
     """A backup was restored, and as many transactions were committed as to the replaced store."""
     store = DictStore(SETTINGS)
     backup = copy.deepcopy(store._tables)

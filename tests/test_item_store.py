@@ -86,7 +86,7 @@ def test_a_new_store_has_its_settings_and_no_items(store: ItemStore) -> None:
             snapshot.settings["cache"]
 
 
-def test_ids_are_never_used_again(store: ItemStore) -> None:
+def test_ids_are_never_reused(store: ItemStore) -> None:
     assert put(store, row("a", "a"), row("b", "b"), row("c", "c")) == [1, 2, 3]
     assert set(remove(store, (3, 2))) == {row("", "b").sha256, row("", "c").sha256}
     assert put(store, row("c", "c")) == [4]
@@ -116,7 +116,7 @@ def test_an_item_is_a_content_with_any_number_of_paths(store: ItemStore) -> None
         ]  # fmt: skip
 
 
-def test_an_item_goes_with_its_last_path(store: ItemStore) -> None:
+def test_an_item_is_removed_with_its_last_path(store: ItemStore) -> None:
     put(store, row("a", "one"), row("b", "one"), row("c", "two"))
     put(store, row("a", "three"))  # "one" is still at b
     with store.snapshot() as snapshot:
@@ -133,14 +133,14 @@ def test_an_item_goes_with_its_last_path(store: ItemStore) -> None:
         assert set(codes(snapshot)) == {3} and snapshot.items([3])[3].paths == ["/photos/b"]
 
 
-def test_contents_that_change_places_keep_their_items(store: ItemStore) -> None:
+def test_contents_that_swap_paths_keep_their_items(store: ItemStore) -> None:
     put(store, row("a", "one"), row("b", "two"))
     assert put(store, row("a", "two", known=True), row("b", "one", known=True)) == [2, 1]
     with store.snapshot() as snapshot:
         assert {i: item.paths for i, item in snapshot.items([1, 2]).items()} == {1: ["/photos/b"], 2: ["/photos/a"]}
 
 
-def test_a_content_that_is_known_no_more_is_not_stored(store: ItemStore) -> None:
+def test_a_removed_content_without_a_code_is_not_stored(store: ItemStore) -> None:
     put(store, row("a", "one"))
     put(store, row("a", "two"))
     assert put(store, row("b", "one", known=True), row("c", "two", known=True)) == [None, 2]
@@ -149,7 +149,7 @@ def test_a_content_that_is_known_no_more_is_not_stored(store: ItemStore) -> None
     assert put(store, row("b", "one")) == [3]
 
 
-def test_a_name_that_comes_twice_leaves_no_item_without_a_path(store: ItemStore) -> None:
+def test_a_duplicate_name_leaves_no_item_without_a_path(store: ItemStore) -> None:
     put(store, row("a", "one"), row("a", "two"))
     with store.snapshot() as snapshot:
         assert list(codes(snapshot).values()) == [row("a", "two").code]
@@ -160,7 +160,7 @@ def test_a_name_that_comes_twice_leaves_no_item_without_a_path(store: ItemStore)
         assert snapshot.count("items") == 2
 
 
-def test_metadata_is_that_of_the_first_time_until_it_is_replaced(store: ItemStore) -> None:
+def test_the_first_metadata_stay_until_they_are_replaced(store: ItemStore) -> None:
     put(store, row("a", "a")._replace(metadata={"taken": "Zürich", "n": [1, None]}), row("b", "b"))
     put(store, row("c", "a")._replace(metadata={"taken": "elsewhere"}))
     with store.snapshot() as snapshot:
@@ -208,7 +208,7 @@ def test_names_may_be_anything(store: ItemStore) -> None:
         assert list(snapshot.known_paths(root, ODD)) == [ODD[0]]
 
 
-def test_failures_are_kept_until_the_path_is_good(store: ItemStore) -> None:
+def test_failures_stay_until_the_path_is_readable(store: ItemStore) -> None:
     put(store, row("a", "a"))
     fail(store, ("a", 5, 6, "broken"), ("b", 8, 9, "no image"))
     with store.snapshot() as snapshot:
@@ -230,7 +230,7 @@ def test_failures_are_kept_until_the_path_is_good(store: ItemStore) -> None:
         assert snapshot.count("failures") == 0 and set(codes(snapshot)) == {2}
 
 
-def test_a_root_is_that_of_a_path_or_of_a_failure(store: ItemStore) -> None:
+def test_roots_are_those_of_paths_and_failures(store: ItemStore) -> None:
     put(store, row("a.png", "a", root="/other/"))
     fail(store, ("b.png", 3, 7, "broken"))
     put(store, row("c.png", "c", root="/other/more/"))
@@ -239,7 +239,7 @@ def test_a_root_is_that_of_a_path_or_of_a_failure(store: ItemStore) -> None:
         assert list(snapshot.names("/nothing/")) == [] and list(snapshot.names("/other/")) == ["a.png"]
 
 
-def test_what_is_recorded_at_or_below_a_path(store: ItemStore) -> None:
+def test_paths_at_or_below_a_path(store: ItemStore) -> None:
     put(store, row("a/x.png", "1"), row("a/b/y.png", "2"), row("ab.png", "3"), row("z.png", "4", root="/photos/a/"))
     put(
         store,
@@ -263,7 +263,7 @@ def test_what_is_recorded_at_or_below_a_path(store: ItemStore) -> None:
         assert [ref.item_id for ref in snapshot.paths_at("/photos/a/broken.png")] == [None]
 
 
-def test_removing_items_removes_all_that_is_of_them(store: ItemStore) -> None:
+def test_removing_items_removes_their_paths_codes_and_verdicts(store: ItemStore) -> None:
     put(store, row("a", "one"), row("b", "one"), row("c", "two"), row("d", "three"))
     with store.exclusive(), store.transaction(advance=False) as transaction:
         transaction.put_codes(OTHER, [(1, b"12"), (2, b"34"), (3, b"56")])
@@ -277,7 +277,7 @@ def test_removing_items_removes_all_that_is_of_them(store: ItemStore) -> None:
         assert snapshot.verdicts("same").shape == (0, 2) and snapshot.verdicts("different").tolist() == [[2, 3]]
 
 
-def test_a_verdict_takes_the_place_of_an_earlier_one(store: ItemStore) -> None:
+def test_a_verdict_replaces_an_earlier_one(store: ItemStore) -> None:
     put(store, *(row(name, name) for name in "abc"))
     for a, b, verdict in ((1, 2, "same"), (3, 2, "same"), (2, 1, "different")):
         with store.exclusive(), store.transaction() as transaction:
@@ -299,7 +299,7 @@ def test_ids_come_in_pages(store: ItemStore) -> None:
         )
 
 
-def test_codes_may_be_of_some_items(store: ItemStore) -> None:
+def test_codes_of_selected_items(store: ItemStore) -> None:
     put(store, *(row(str(i), str(i)) for i in range(100)))
     with store.snapshot() as snapshot:
         ids, found = snapshot.codes([7, 3, 500, 7])
@@ -379,7 +379,7 @@ def test_threads_that_write_wait_for_each_other(store: ItemStore) -> None:
         assert snapshot.settings.generation == 2 and set(codes(snapshot)) == {1, 2}
 
 
-def test_a_store_has_few_verbs() -> None:
+def test_a_store_has_few_methods() -> None:
     verbs = {name for name, member in vars(Snapshot).items() if callable(member) and not name.startswith("_")}
     writes = {name for name, member in vars(Transaction).items() if callable(member) and not name.startswith("_")}
     assert len(verbs | writes) == len(verbs) + len(writes) <= 25
@@ -410,7 +410,7 @@ def test_a_transaction_that_fails_or_is_rolled_back_leaves_nothing(
     assert put(store, row("b", "two")) == [2]
 
 
-def test_a_snapshot_is_of_one_state(store: ItemStore) -> None:
+def test_a_snapshot_reads_one_state(store: ItemStore) -> None:
     put(store, row("a", "one"))
 
     def write() -> None:
@@ -492,7 +492,7 @@ def test_switching_models_is_one_step(store: ItemStore) -> None:
         assert snapshot.without_code(MODEL).tolist() == [1, 2]
 
 
-def test_items_can_be_ranked_as_copies_are_kept(store: ItemStore) -> None:
+def test_items_are_ranked_by_which_copy_to_keep(store: ItemStore) -> None:
     small, large = row("s", "small"), row("l", "large")._replace(width=30)
     older = row("o", "older")._replace(mtime_ns=3, length=2)
     put(
@@ -511,7 +511,7 @@ def test_items_can_be_ranked_as_copies_are_kept(store: ItemStore) -> None:
             snapshot.ranking("/elsewhere")
 
 
-def test_rows_make_the_same_items_again(store: ItemStore, tmp_path: Path) -> None:
+def test_item_rows_recreate_the_same_items(store: ItemStore, tmp_path: Path) -> None:
     put(store, row("a", "one", label="x"), row("b", "one"), row("c", "two")._replace(metadata={"n": 1}), row("d", "3"))
     remove(store, (2,))
     put(store, row("e", "two"))
@@ -525,7 +525,7 @@ def test_rows_make_the_same_items_again(store: ItemStore, tmp_path: Path) -> Non
     again.close()
 
 
-def test_a_collection_lives_in_any_store(store: ItemStore, tmp_path: Path) -> None:
+def test_a_collection_works_on_any_store(store: ItemStore, tmp_path: Path) -> None:
     """A collection works on every store, except for filters."""
     photos = tmp_path / "photos"
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)

@@ -91,7 +91,7 @@ TWICE = [["a/1.png", "z/1.png"]]
         ("z", [[["z/1.png", "a/1.png"]], [["new/large.png"], ["new/middle.png"], ["old/small.png"]]]),
     ],
 )
-def test_copies_are_grouped_behind_the_one_to_keep(
+def test_groups_begin_with_the_item_to_keep(
     collection: Collection, photos: Path, by: str, keep: str, expected: list[list[list[str]]]
 ) -> None:
     found = collection.dupes(0, by=by, keep=photos / keep if len(keep) < 4 else keep)
@@ -101,7 +101,7 @@ def test_copies_are_grouped_behind_the_one_to_keep(
 
 
 @pytest.mark.parametrize("by", ["connected", "star"])
-def test_groups_hold_who_is_near(collection: Collection, by: str) -> None:
+def test_groups_contain_near_items(collection: Collection, by: str) -> None:
     for radius in (3, 8, 12):
         found = collection.dupes(radius, by=by)
         for group in found:
@@ -112,7 +112,7 @@ def test_groups_hold_who_is_near(collection: Collection, by: str) -> None:
     assert len(found) < 8  # verdicts changed the groups
 
 
-def test_a_folder_without_images_is_no_place_to_keep(collection: Collection, photos: Path) -> None:
+def test_keeping_a_folder_without_items_raises_an_error(collection: Collection, photos: Path) -> None:
     for folder in (photos / "ol", photos / "nowhere", "bigest"):
         with pytest.raises(
             HashretError, match="nothing indexed lies under .*: keep the largest, the oldest, or another"
@@ -124,12 +124,12 @@ def test_a_folder_without_images_is_no_place_to_keep(collection: Collection, pho
         collection.dupes(-1)
 
 
-def test_a_file_indexed_twice_is_no_copy_of_itself(collection: Collection, photos: Path) -> None:
+def test_a_file_indexed_twice_is_not_a_near_duplicate(collection: Collection, photos: Path) -> None:
     collection.index(photos / "others")
     assert len(collection.dupes(0)) == 2
 
 
-def test_verdicts_overrule_codes(collection: Collection, photos: Path) -> None:
+def test_verdicts_override_distances(collection: Collection, photos: Path) -> None:
     small, middle, large = (
         item(collection, photos / f"{name}.png") for name in ("old/small", "new/middle", "new/large")
     )
@@ -146,7 +146,7 @@ def test_verdicts_overrule_codes(collection: Collection, photos: Path) -> None:
     assert sorted(found) == sorted([sorted([small, five, middle, large]), [twice]])
 
 
-def test_a_query_leaves_out_what_is_different(collection: Collection, photos: Path) -> None:
+def test_a_query_leaves_out_items_with_the_verdict_different(collection: Collection, photos: Path) -> None:
     small, large = photos / "old/small.png", photos / "new/large.png"
     ids = item(collection, small), item(collection, large)
     before = [
@@ -183,7 +183,7 @@ def test_a_verdict_stays_with_contents_until_one_is_removed(collection: Collecti
     assert collection.verdicts() == []  # it has a new id
 
 
-def test_what_cannot_be_judged_is_refused(collection: Collection, photos: Path) -> None:
+def test_invalid_verdicts_raise_errors(collection: Collection, photos: Path) -> None:
     with pytest.raises(HashretError, match="both are item .*, one content: give two different items"):
         collection.verdict(photos / "a/1.png", photos / "z/1.png", "same")
     strange = write(photos / "strange.png", png(digits()[50]))
@@ -196,7 +196,7 @@ def test_what_cannot_be_judged_is_refused(collection: Collection, photos: Path) 
     assert collection.verdicts() == []
 
 
-def test_contents_are_read_where_they_are(tmp_path: Path, photos: Path) -> None:
+def test_contents_are_read_from_their_sources(tmp_path: Path, photos: Path) -> None:
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
         archive.writestr("x/6.png", png(digits()[6], 2))
     np.save(tmp_path / "rows.npy", digits()[100:104])
@@ -215,7 +215,7 @@ def test_contents_are_read_where_they_are(tmp_path: Path, photos: Path) -> None:
         assert sorted(everything.keys() - dict(collection.contents(everything)).keys()) == [lost]
 
 
-def test_judged_pairs_are_contents(collection: Collection, photos: Path) -> None:
+def test_labelled_pairs_are_contents(collection: Collection, photos: Path) -> None:
     collection.verdict(photos / "a/1.png", photos / "others/5.png", "same")
     collection.verdict(photos / "a/1.png", photos / "others/6.png", "different")
     read = {name: (photos / name).read_bytes() for name in ("a/1.png", "others/5.png", "others/6.png")}
@@ -225,7 +225,7 @@ def test_judged_pairs_are_contents(collection: Collection, photos: Path) -> None
     assert collection.judged() == expected[:1]
 
 
-def test_altered_copies_calibrate(collection: Collection, photos: Path) -> None:
+def test_calibration_on_augmented_copies(collection: Collection, photos: Path) -> None:
     with pytest.raises(HashretError, match="run hashret calibrate, or give a radius in bits"):
         collection.radius()
     found = collection.calibrate(seed=3)
@@ -241,13 +241,13 @@ def test_altered_copies_calibrate(collection: Collection, photos: Path) -> None:
         collection.calibration()
 
 
-def test_calibrating_needs_images(collection: Collection, photos: Path) -> None:
+def test_calibration_needs_readable_images(collection: Collection, photos: Path) -> None:
     photos.rename(photos.with_name("elsewhere"))
     with pytest.raises(HashretError, match="none of the indexed images can be read where it was: put the files back"):
         collection.calibrate()
 
 
-def test_judged_pairs_calibrate(collection: Collection, photos: Path, tmp_path: Path) -> None:
+def test_calibration_on_labelled_pairs(collection: Collection, photos: Path, tmp_path: Path) -> None:
     strange = write(tmp_path / "strange.png", png(digits()[50]))
     one, five = photos / "a/1.png", photos / "others/5.png"
     found = collection.calibrate([(one, five, True), (item(collection, five), strange, False)], source="mine")
@@ -268,7 +268,7 @@ def test_pairs_are_written_and_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["a.png,b.png", "a.png,b.png,maybe", "a.png,b.png,same,same", "path_a,path_b,verdict"])
-def test_a_line_that_is_no_pair_is_named(tmp_path: Path, line: str) -> None:
+def test_an_invalid_line_of_a_pairs_file_is_reported(tmp_path: Path, line: str) -> None:
     (tmp_path / "pairs.csv").write_text(f"a.png,b.png,same\n{line}\n")
     with pytest.raises(HashretError, match=r"pairs\.csv, line 2: a line is path_a,path_b,same or"):
         read_pairs(tmp_path / "pairs.csv")

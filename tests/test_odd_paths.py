@@ -98,7 +98,7 @@ def hashret(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.Monk
     return command
 
 
-def test_any_name_goes_in_and_comes_out(folder: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_name_is_read_and_printed(folder: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     root = folder / "-\n\U0001f98a"
     files = [path(root, name) for name in NAMES]
@@ -140,7 +140,9 @@ def test_any_name_goes_in_and_comes_out(folder: Path, hashret: Command, monkeypa
             assert (hit.path == str(file)) == (i % 2 == 1)
 
 
-def test_a_collection_may_lie_anywhere(tmp_path: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_a_collection_may_have_any_characters(
+    tmp_path: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8))
     for name in ("line\nfeed", "-c", "🦊" * 63, os.fsdecode(b"\xff?%41#")):

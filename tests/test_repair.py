@@ -74,7 +74,7 @@ def check_found(folder: Path) -> int:
         return len(collection)
 
 
-def test_nothing_is_wrong_with_a_sound_collection(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_intact_collection_has_no_findings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*") if "-shm" not in path.name)
     assert check(folder) == []
     assert run(["doctor", "-c", str(folder)]) == 0
@@ -86,7 +86,7 @@ def test_nothing_is_wrong_with_a_sound_collection(folder: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("junk", ["zeros", "noise"])
-def test_whatever_page_is_lost_the_rest_is_saved(tmp_path: Path, original: Path, source: Path, junk: str) -> None:
+def test_all_rows_outside_a_lost_page_are_recovered(tmp_path: Path, original: Path, source: Path, junk: str) -> None:
     rng = random.Random(0)
     pages = list(range((original / "items.db").stat().st_size // 4096))
     with closing(sqlite3.connect(original / "items.db")) as conn:  # the schema, and the first page of each table
@@ -113,7 +113,7 @@ def test_whatever_page_is_lost_the_rest_is_saved(tmp_path: Path, original: Path,
     assert len(saved) >= 3 and np.mean(saved) > 300
 
 
-def test_several_pages_may_be_lost(folder: Path) -> None:
+def test_recovery_with_many_lost_pages(folder: Path) -> None:
     rng = random.Random(1)
     pages = (folder / "items.db").stat().st_size // 4096
     with (folder / "items.db").open("r+b") as file:
@@ -126,7 +126,7 @@ def test_several_pages_may_be_lost(folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [512, 4096, 65536])
 @pytest.mark.parametrize("lost", [False, True])
-def test_rows_are_found_without_what_leads_to_them(tmp_path: Path, size: int, lost: bool) -> None:
+def test_rows_are_found_without_their_parent_pages(tmp_path: Path, size: int, lost: bool) -> None:
     """Values of every type, some longer than a page, some only in the log, but no deleted ones."""
     rng = random.Random(size)
     forms: list[Callable[[], object]] = [
@@ -178,7 +178,7 @@ def test_rows_are_found_without_what_leads_to_them(tmp_path: Path, size: int, lo
         ("UPDATE codes SET code = x'00' WHERE item_id = 7", "1 items have no code"),
     ],
 )
-def test_an_item_that_lacks_something_is_dropped(folder: Path, damage: str, text: str) -> None:
+def test_incomplete_items_are_dropped(folder: Path, damage: str, text: str) -> None:
     execute(folder, damage)
     found = check(folder)
     assert found[0].part == "items" and found[0].text.startswith(text)
@@ -189,7 +189,7 @@ def test_an_item_that_lacks_something_is_dropped(folder: Path, damage: str, text
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "bits", "index", "generation", "changes_after"])
-def test_settings_that_are_lost_follow_from_the_rest(folder: Path, key: str) -> None:
+def test_lost_settings_are_inferred(folder: Path, key: str) -> None:
     execute(folder, f"DELETE FROM settings WHERE key = '{key}'")
     execute(folder, "DELETE FROM paths WHERE item_id = 7")
     recover(folder)
@@ -213,7 +213,7 @@ def flip(file: Path) -> None:
         (lambda folder: flip(next((folder / "index").iterdir())), "index", "does not match its checksum"),
     ],
 )  # fmt: skip
-def test_each_part_is_looked_at(
+def test_each_part_is_checked(
     folder: Path, damage: Callable[[Path], None], part: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(folder)
@@ -225,7 +225,7 @@ def test_each_part_is_looked_at(
     assert len(check(folder)) == (part != "index")
 
 
-def test_there_has_to_be_something(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recovery_needs_a_model_and_rows(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "-c", str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err.startswith("hashret: there is no collection at")
     execute(folder, "DELETE FROM paths WHERE item_id = 7")

@@ -24,7 +24,7 @@ def photos(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_root_leads_back_to_its_folder_whatever_that_is_called(tmp_path: Path, name: str) -> None:
+def test_a_root_leads_back_to_its_folder_with_any_name(tmp_path: Path, name: str) -> None:
     folder = photos(tmp_path / name)
     root = open_source(folder).root
     assert type(root) is Root and root == Root.of_folder(str(folder)) == f"{folder}/"
@@ -36,12 +36,12 @@ def test_a_root_leads_back_to_its_folder_whatever_that_is_called(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", [name for name in FOLDERS if not name.endswith("!")])
-def test_a_root_names_a_folder_that_is_gone(tmp_path: Path, name: str) -> None:
+def test_a_root_names_a_deleted_folder(tmp_path: Path, name: str) -> None:
     root = Root.of_folder(str(tmp_path / name))
     assert not root.is_folder and root.location == str(tmp_path / name)
 
 
-def test_a_folder_that_reads_like_an_archive_is_found_when_it_is_gone(tmp_path: Path) -> None:
+def test_a_deleted_folder_named_like_an_archive_is_found(tmp_path: Path) -> None:
     root = open_source(photos(tmp_path / "a!")).root
     shutil.rmtree(tmp_path / "a!")
     assert root.within(str(tmp_path / "a!")) and root.within(str(tmp_path)) and not root.within(str(tmp_path / "b"))
@@ -93,7 +93,7 @@ def test_a_root_leads_back_to_its_data_set(name: str) -> None:
     assert open_source(np.zeros((2, 8, 8), np.uint8)).root.location == "array"
 
 
-def test_a_folder_is_not_taken_for_the_archive_it_is_called_after(tmp_path: Path) -> None:
+def test_a_folder_is_not_taken_for_the_archive_of_its_name(tmp_path: Path) -> None:
     root = open_source(photos(tmp_path / "a!")).root
     assert not root.within(str(tmp_path / "a")) and root.within(str(tmp_path / "a!"))
     (tmp_path / "a!/metadata.csv").write_text("path,x\na.png,1\n")

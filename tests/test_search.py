@@ -9,7 +9,7 @@ from hashret.collection.snapshot import Neighbours
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([8, 24, 64]), st.sampled_from([None, 1, 3, 50]), st.booleans())
-def test_the_order_is_that_of_weighted_distances(seed: int, bits: int, k: int | None, tied: bool) -> None:
+def test_rerank_orders_by_weighted_distance(seed: int, bits: int, k: int | None, tied: bool) -> None:
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(1000, 40, replace=False)).astype(np.int64)
     stored = rng.random((40, bits)) < rng.choice([0.1, 0.5])  # few ones: many codes are equal
@@ -37,7 +37,7 @@ def test_the_order_is_that_of_weighted_distances(seed: int, bits: int, k: int | 
         ]
 
 
-def test_scores_are_the_same_alone_and_among_others() -> None:
+def test_scores_do_not_depend_on_the_batch() -> None:
     rng = np.random.default_rng(0)
     ids, codes = np.arange(1000), rng.integers(0, 256, (1000, 8), np.uint8)
     margins = rng.normal(size=(50, 64)).astype(np.float32)
@@ -54,5 +54,5 @@ def test_scores_are_the_same_alone_and_among_others() -> None:
         assert full[:100] == together[i] and set(alone) <= set(full)
 
 
-def test_more_are_looked_at_than_asked_for() -> None:
+def test_rerank_takes_more_candidates_than_k() -> None:
     assert [candidate_count(k) for k in (1, 10, 11, 1000, None)] == [100, 100, 110, 10_000, None]

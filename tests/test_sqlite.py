@@ -110,7 +110,7 @@ def of_version_1(store: SqliteStore) -> Path:
     return path
 
 
-def test_an_older_database_is_kept_and_brought_up_to_date(store: SqliteStore) -> None:
+def test_an_older_database_is_backed_up_and_upgraded(store: SqliteStore) -> None:
     contents = [content(name, name) for name in ("a", "b", "c")]
     ids = put(store, *contents)
     with store.transaction() as transaction:
@@ -154,7 +154,7 @@ def test_an_upgrade_that_fails_changes_nothing(store: SqliteStore) -> None:
         conn.close()
 
 
-def test_digests_with_one_beginning_are_told_apart(store: SqliteStore) -> None:
+def test_digests_with_equal_prefixes_are_distinguished(store: SqliteStore) -> None:
     alike = [content(str(i), "")._replace(sha256=f"{i:08x}"[::-1].rjust(64, "0")) for i in range(50)]
     assert put(store, *alike) == list(range(1, 51))
     with store.snapshot() as rows:
@@ -169,7 +169,7 @@ def test_digests_with_one_beginning_are_told_apart(store: SqliteStore) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"no database at all" * 300, bytes(8192), b"SQLite format 3\0" + bytes(4000)])
-def test_what_is_no_database_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_anything_but_a_database_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "items.db"
     path.write_bytes(data)
     for read_only in (False, True):
@@ -190,7 +190,7 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
         SqliteStore(tmp_path)
 
 
-def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_database_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(HashretError, match="no collection at .*hashret index"):
             SqliteStore(folder)
@@ -199,7 +199,7 @@ def test_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["per%cent", "what?", "half#", "two words", os.fsdecode(b"\xff\xfe"), "line\nfeed"])
-def test_the_database_may_lie_anywhere(tmp_path: Path, folder: str) -> None:
+def test_the_path_of_the_database_may_have_any_characters(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()
     store = SqliteStore.create(tmp_path / folder, {"fingerprint": MODEL, "bits": "16"})
     assert put(store, content("a.png", "a")) == [1]
@@ -217,7 +217,7 @@ def test_creating_leaves_nothing_half_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_creating_does_not_take_up_what_a_crash_left(tmp_path: Path) -> None:
+def test_creating_ignores_leftovers_of_a_crash(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = SqliteStore.create(tmp_path / "other", {"fingerprint": MODEL, "bits": "16"})
     put(other, content("a.png", "a"))
@@ -237,7 +237,7 @@ def test_metadata_is_json_to_sqlite(store: SqliteStore) -> None:
         assert conn.execute("SELECT metadata ->> 'taken' FROM items WHERE id = 1").fetchone() == ("Zürich",)
 
 
-def test_paths_that_are_no_utf8_are_kept_as_bytes(store: SqliteStore) -> None:
+def test_paths_that_are_not_utf8_are_stored_as_bytes(store: SqliteStore) -> None:
     names = [os.fsdecode(b"\xff\xfe.png"), os.fsdecode(b"caf\xe9/x.png"), "café/y.png", "new\nline"]
     put(store, *(content(name, name, root=os.fsdecode(b"/caf\xe9/")) for name in names))
     with connection(store) as conn:
@@ -298,7 +298,7 @@ def test_writes_leave_the_schema_alone(store: SqliteStore) -> None:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_closing_takes_the_log_in_whoever_has_read(store: SqliteStore, busy: bool) -> None:
+def test_closing_moves_the_log_into_the_database(store: SqliteStore, busy: bool) -> None:
     """Other threads keep read-only connections open, which cannot move the log; one may even be reading."""
     put(store, content("a", "one"))
     has_read, closed = threading.Event(), threading.Event()
@@ -325,7 +325,7 @@ def test_closing_takes_the_log_in_whoever_has_read(store: SqliteStore, busy: boo
         assert conn.execute("SELECT count(*) FROM items").fetchone() == (1,)
 
 
-def test_a_snapshot_within_another_is_a_part_of_it(store: SqliteStore) -> None:
+def test_a_nested_snapshot_reads_the_state_of_the_outer_one(store: SqliteStore) -> None:
     put(store, content("a", "one"))
     with store.snapshot() as outer:
         other = threading.Thread(target=put, args=(store, content("b", "two")))
@@ -363,7 +363,7 @@ def test_other_processes_are_refused_while_one_writes(store: SqliteStore) -> Non
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_database_that_is_gone_is_not_written_to(store: SqliteStore, replaced: bool) -> None:
+def test_a_deleted_database_is_not_written_to(store: SqliteStore, replaced: bool) -> None:
     put(store, content("a", "one"))
     store.path.rename(store.path.with_name("aside"))
     if replaced:
@@ -372,7 +372,7 @@ def test_a_database_that_is_gone_is_not_written_to(store: SqliteStore, replaced:
         raise AssertionError("nothing may be written")
 
 
-def test_every_thread_reads_for_itself_and_leaves_no_file_open(store: SqliteStore) -> None:
+def test_every_thread_has_its_connection_and_leaves_no_file_open(store: SqliteStore) -> None:
     descriptors = Path("/proc/self/fd")
     if not descriptors.is_dir():
         pytest.skip("there is no /proc here to count open files in")

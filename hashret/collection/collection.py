@@ -88,7 +88,7 @@ class Collection:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
-        """Open the collection in the folder `path`.
+        """Open the collection in the folder `path`; with `read_only` it cannot be written to.
 
         Raises HashretError if there is none, or it is damaged, or was made by a newer version of hashret.
         """
