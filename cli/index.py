@@ -92,7 +92,8 @@ def _train_default(
 ) -> bool:
     """Train the default model on a source called `name` and create the collection with it; return False if the
     training was interrupted."""
-    from hashret.cli.train import CHECKPOINT, fit, store_model
+    from hashret.cli.fitting import fit
+    from hashret.cli.train import CHECKPOINT, store_model
     from hashret.collection import Collection
     from hashret.data.metadata import open_metadata
     from hashret.hasher import Hasher

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command_line import MAIN, PHOTOS, Command, check_failed, files_in, photos, start
 
-from hashret.cli import train
+from hashret.cli import fitting
 from hashret.codes import to_hex
 from hashret.collection import Collection
 from hashret.hasher import Hasher
@@ -18,7 +18,7 @@ from hashret.hasher import Hasher
 def test_index_without_a_model_trains_the_default(
     folder: Path, hashret: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "fit", functools.partial(train.fit, steps=2))  # instead of two minutes
+    monkeypatch.setattr(fitting, "fit", functools.partial(fitting.fit, steps=2))  # instead of two minutes
     result = hashret("index", "photos", "-c", "new", "--index", "faiss:BFlat")
     assert result.code == 0 and result.out == ""
     first, second, *_, last = result.err.splitlines()
