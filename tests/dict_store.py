@@ -151,7 +151,7 @@ class DictSnapshot:
             paths[i].append((root + name, mtime_ns))
         under = {i for i, own in paths.items() for path, _ in own if path.startswith(keep.rstrip("/") + "/")}
         if keep not in ("largest", "oldest") and not under:
-            raise HashretError(f"nothing indexed lies under {keep}: keep the largest, the oldest, or another folder")
+            raise HashretError(f"nothing is indexed under {keep}: keep the largest, the oldest, or another folder")
 
         def order(i: int) -> tuple[object, ...]:
             row = self._tables.items[i]

@@ -94,7 +94,7 @@ def unchanged_folder(filled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         (
             "dupes --keep bigest",
             1,
-            "nothing indexed lies under .*/bigest: keep the largest, the oldest, or another folder",
+            "nothing is indexed under .*/bigest: keep the largest, the oldest, or another folder",
         ),
         ("dupes --json --script", 2, "give one of --json and --script"),
         ("verdict id:1 id:2", 2, "give two images and same or different, or --export FILE"),
@@ -146,7 +146,7 @@ def test_bad_input_is_reported_in_one_line_and_changes_nothing(
 def test_a_file_that_is_not_a_database_is_left_alone(folder: Path, hashret: Command, data: bytes) -> None:
     (folder / ".hashret/items.db").write_bytes(data)
     for line in ("info", "query id:1", "index photos", "reindex other", "train photos --model lsh"):
-        check_failed(hashret(*line.split()), 1, r"items.db is (damaged|no database)")
+        check_failed(hashret(*line.split()), 1, r"items.db is (damaged|not the database)")
     assert (folder / ".hashret/items.db").read_bytes() == data
 
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -1606,7 +1607,7 @@ def test_damage_is_reported_or_harmless(tmp_path: Path) -> None:
                     with Collection.open(tmp_path / "c") as opened:
                         act(opened)
                 except HashretError as error:
-                    assert "damaged" in str(error) or "no database of" in str(error) or "cannot be read" in str(error)
+                    assert re.search("damaged|not the database of|cannot be read", str(error))
                     named += 1
     assert named >= 4 * pages
 

@@ -507,7 +507,7 @@ def test_items_are_ranked_by_which_copy_to_keep(store: ItemStore) -> None:
         largest, oldest, under = (snapshot.ranking(keep) for keep in ("largest", "oldest", "/photos/x"))
         assert largest.ids.tolist() == [2, 1, 4, 3] and largest.paths.tolist() == [1, 2, 1, 1]
         assert oldest.ids.tolist() == [3, 1, 2, 4] and under.ids.tolist() == [1, 2, 4, 3]
-        with pytest.raises(HashretError, match="nothing indexed lies under /elsewhere"):
+        with pytest.raises(HashretError, match="nothing is indexed under /elsewhere"):
             snapshot.ranking("/elsewhere")
 
 

@@ -114,9 +114,7 @@ def test_groups_contain_near_items(collection: Collection, by: str) -> None:
 
 def test_keeping_a_folder_without_items_raises_an_error(collection: Collection, photos: Path) -> None:
     for folder in (photos / "ol", photos / "nowhere", "bigest"):
-        with pytest.raises(
-            HashretError, match="nothing indexed lies under .*: keep the largest, the oldest, or another"
-        ):
+        with pytest.raises(HashretError, match="nothing is indexed under .*: keep the largest, the oldest, or another"):
             collection.dupes(0, keep=folder)
     with pytest.raises(ValueError, match="by is 'connected' or 'star', not 'size'"):
         collection.dupes(0, by="size")

@@ -173,7 +173,7 @@ def test_anything_but_a_database_is_refused(tmp_path: Path, data: bytes) -> None
     path = tmp_path / "items.db"
     path.write_bytes(data)
     for read_only in (False, True):
-        with pytest.raises(HashretError, match="is damaged|no database of a collection"):
+        with pytest.raises(HashretError, match="is damaged|not the database of a collection"):
             SqliteStore(tmp_path, read_only=read_only)
     assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]  # a foreign file stays as it is
 
@@ -182,11 +182,11 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "items.db"
     with sqlite3.connect(path) as conn:
         conn.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, key TEXT)")
-    with pytest.raises(HashretError, match="no database of a collection"):
+    with pytest.raises(HashretError, match="not the database of a collection"):
         SqliteStore(tmp_path)
     conn.execute("PRAGMA user_version = 1")
     conn.close()
-    with pytest.raises(HashretError, match="no database of a collection"):
+    with pytest.raises(HashretError, match="not the database of a collection"):
         SqliteStore(tmp_path)
 
 

@@ -54,7 +54,7 @@ class SqliteStore:
         if version > SCHEMA_VERSION:
             raise HashretError(f"{self.path} was made by a newer hashret: upgrade hashret to open it")
         if version < min(UPGRADES):
-            raise HashretError(f"{self.path} is no database of a collection: choose another folder")
+            raise HashretError(f"{self.path} is not the database of a collection: choose another folder")
         # Check this before the first write: the database of another program may have the same user_version.
         SqliteSnapshot(db, self.path, self._filters).settings["generation"]
         if not self.read_only:

@@ -148,7 +148,7 @@ def quoted(path: Path) -> str:
 
 
 def has_wal(path: Path) -> bool:
-    """Whether a write-ahead log belongs to the database; an empty one without `-shm` is a leftover of a reader."""
+    """Return whether a write-ahead log belongs to the database; an empty one without `-shm` is a reader's leftover."""
     wal, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     return wal.exists() and (index.exists() or wal.stat().st_size > 0)
 
@@ -173,9 +173,9 @@ def sqlite_errors(path: Path) -> Iterator[None]:
             "locked": lambda: f"{path.parent} is being written to by another process: try again when it has finished",
             "malformed": lambda: f"{path} is damaged: hashret doctor says what can be saved",
             "decode": lambda: f"{path} is damaged: hashret doctor says what can be saved",
-            "not a database": lambda: f"{path} is damaged, or no database: hashret doctor says what can be saved",
+            "not a database": lambda: f"{path} is damaged, or not a database: hashret doctor says what can be saved",
             "disk I/O": lambda: f"{path.parent} cannot be read or written ({text}): check the disk",
-            "no such": lambda: f"{path} is no database of a collection: choose another folder",
+            "no such": lambda: f"{path} is not the database of a collection: choose another folder",
         }
         for part, message in advice.items():
             if part in text:

@@ -286,9 +286,7 @@ class SqliteSnapshot:
             values = {"folder": folder, "length": len(folder)}
             in_folder = "SELECT 1 FROM paths WHERE substr(CAST(root || name AS BLOB), 1, :length) = :folder"
             if self._conn.execute(f"{in_folder} LIMIT 1", values).fetchone() is None:
-                raise HashretError(
-                    f"nothing indexed lies under {keep}: keep the largest, the oldest, or another folder"
-                )
+                raise HashretError(f"nothing is indexed under {keep}: keep the largest, the oldest, or another folder")
             order = f"EXISTS ({in_folder} AND item_id = id) DESC, {order}"
         rows = self._conn.execute(f"SELECT id FROM items ORDER BY {order}", values)
         ids: NDArray[np.int64] = np.fromiter((row[0] for row in rows), np.int64)
