@@ -2,7 +2,7 @@
 
 A batch of codes is ``uint8`` of shape ``(n, bits // 8)``, C-contiguous, in the bit order of ``numpy.packbits``: bit 0
 of a code is the most significant bit of its first byte. ``bits`` is a multiple of 8 from 8 to 1024. As text a code is
-lower-case hex. Stored codes are a file format: none of this changes.
+lower-case hex. Stored codes are a file format, which does not change.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ MIN_BITS, MAX_BITS = 8, 1024
 
 
 def check_bits(bits: int) -> int:
-    """`bits` itself, when a code can have that many; raises ValueError otherwise."""
+    """Return `bits`; raise ValueError unless a code can have so many."""
     if not isinstance(bits, int) or isinstance(bits, bool) or bits % 8 or not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"bits must be a multiple of 8 from {MIN_BITS} to {MAX_BITS}, not {bits!r}")
     return bits
 
 
 def check_codes(codes: Any, bits: int | None = None) -> Codes:
-    """`codes` itself, when it is a batch of codes (of `bits` bits, if given); raises ValueError otherwise."""
+    """Return `codes`; raise ValueError unless it is a batch of codes, of `bits` bits if given."""
     if not isinstance(codes, np.ndarray) or codes.dtype != np.uint8:
         found = codes.dtype if isinstance(codes, np.ndarray) else type(codes).__name__
         raise ValueError(f"codes must be a uint8 array of shape (n, bits // 8), not {found}")
@@ -39,7 +39,7 @@ def check_codes(codes: Any, bits: int | None = None) -> Codes:
 
 
 def pack(bits: NDArray[np.bool_]) -> Codes:
-    """Codes, uint8 (n, bits // 8), from a Boolean array (n, bits); raises ValueError for another dtype or shape."""
+    """Return codes, uint8 (n, bits // 8), from a Boolean array (n, bits); raise ValueError for another array."""
     if not isinstance(bits, np.ndarray) or bits.dtype != np.bool_ or bits.ndim != 2:
         raise ValueError("bits must be a Boolean array of shape (n, bits)")
     check_bits(bits.shape[1])
@@ -47,19 +47,19 @@ def pack(bits: NDArray[np.bool_]) -> Codes:
 
 
 def unpack(codes: Codes) -> NDArray[np.bool_]:
-    """The bits, bool (n, bits), of a batch of codes: the inverse of `pack`."""
+    """Return the bits, bool (n, bits), of a batch of codes: the inverse of `pack`."""
     return np.unpackbits(check_codes(codes), axis=1).view(np.bool_)
 
 
 def to_hex(codes: Codes) -> list[str]:
-    """Each code as lower-case hex text of bits / 4 digits."""
+    """Return each code as lower-case hex text of bits / 4 digits."""
     return [code.tobytes().hex() for code in check_codes(codes)]
 
 
 def from_hex(texts: str | list[str], bits: int | None = None) -> Codes:
-    """Codes, uint8 (n, bits // 8), from one hex text or several of equal length.
+    """Return codes, uint8 (n, bits // 8), from one hex text or several of equal length.
 
-    Raises ValueError for text that is not hex, of a length no code has, or not of `bits` bits if given.
+    Raise ValueError for text that is not hex, of a length that no code has, or not of `bits` bits if given.
     """
     texts = [texts] if isinstance(texts, str) else texts
     rows = []
@@ -75,9 +75,9 @@ def from_hex(texts: str | list[str], bits: int | None = None) -> Codes:
 
 
 def hamming(a: Codes, b: Codes) -> NDArray[np.int32]:
-    """Hamming distances in bits, int32 (n, m), between every code of `a` (n) and every code of `b` (m).
+    """Return the Hamming distances, int32 (n, m), between every code of `a` (n) and every code of `b` (m).
 
-    The plain definition, for small batches and as the judge of every index; raises ValueError if the widths differ.
+    This is brute force, for small batches and for checking indexes. Raise ValueError if the widths differ.
     """
     check_codes(b, check_codes(a).shape[1] * 8)
     out = np.empty((len(a), len(b)), np.int32)

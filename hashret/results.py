@@ -1,4 +1,4 @@
-"""Public value types: what a collection gives, and what a client gives too."""
+"""The public value types that a collection and a client return."""
 
 import json
 import re
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from hashret.errors import HashretError, check_count
 
-TARGET_PRECISION = 0.95  # the precision that a radius is chosen for, if no other is asked for
+TARGET_PRECISION = 0.95  # the default precision for which a radius is chosen
 
-# What a service takes and gives in one request, which its clients keep to.
+# The limits of one request to a service, which clients respect.
 MAX_QUERIES = 256  # images or codes
-MAX_K = 1000  # hits of a query
-MAX_HITS = 25_600  # of all queries together
+MAX_K = 1000  # hits per query
+MAX_HITS = 25_600  # hits of all queries together
 
 _KEY = re.compile(r'[^"\\\x00-\x1f]{1,200}')
 
@@ -24,16 +24,16 @@ Counts = NDArray[np.float64]  # (bits + 1,), one for each distance or radius
 
 
 def is_key(text: str) -> bool:
-    """Whether a text can be a key of metadata: 1 to 200 characters, no quotation mark, backslash or control."""
+    """Whether a text can be a metadata key: 1 to 200 characters without quotation marks, backslashes or controls."""
     return _KEY.fullmatch(text) is not None
 
 
 class Root(str):
-    """What paths are recorded under: the text in front of each name, which together make the whole path.
+    """The root of paths: the text before each name, so that root + name is the whole path.
 
-    A folder's ends in "/", an archive's in "!/", that of the rows of a file or a data set in "#". It is text wherever
-    it is stored; that grammar is read here alone. `BLOBS` is the root of contents that came without a file, relative to
-    the collection's folder.
+    The root of a folder ends in "/", of an archive in "!/", of the rows of a file or a data set in "#". It is stored as
+    text, and only this class parses it. `BLOBS`, relative to the collection's folder, is the root of contents that were
+    added without a file.
     """
 
     __slots__ = ()
@@ -48,14 +48,14 @@ class Root(str):
 
     @classmethod
     def of_rows(cls, name: str) -> Self:
-        """That of an array file, by its path, or of a data set, by its name."""
+        """Return the root of the rows of an array file, given its path, or of a data set, given its name."""
         return cls(f"{name}#")
 
     @property
     def location(self) -> str:
-        """The folder, file or data set itself, as a user would write it: what `open_source` opens again.
+        """The path of the folder or file, or the name of the data set, as `open_source` takes it.
 
-        The root of a folder called "x!" reads like that of an archive "x": it is the folder's while there is one.
+        A root that ends in "x!/" can be of a folder "x!" or of an archive "x": it is the folder's while that exists.
         """
         if self.endswith("#"):
             return self[:-1]
@@ -65,13 +65,13 @@ class Root(str):
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is that of a folder that exists now."""
+        """Whether this is the root of an existing folder."""
         return self.endswith("/") and Path(self).is_dir()
 
     def within(self, path: str) -> bool:
-        """Whether this is the root of the folder, archive or file at `path`, or of one below it."""
+        """Whether this is the root of the folder, archive or file at `path`, or of one inside it."""
         folder = path.rstrip("/") + "/"
-        if self == folder and self.endswith("!/"):  # that of a folder called "x!", unless there is an archive "x"
+        if self == folder and self.endswith("!/"):  # of a folder "x!", unless only an archive "x" exists
             return self.is_folder or not Path(self.removesuffix("!/")).is_file()
         if self in (f"{path}!/", f"{path}#"):
             return not self.is_folder
@@ -82,8 +82,10 @@ BLOBS = Root("blobs/")
 
 
 class Hit(NamedTuple):
-    """A similar image: `distance` in bits, and where it lies; `path` is the first of `paths`. `score` is what it is
-    ordered by where that is not the distance."""
+    """A similar image: its `distance` in bits and its paths, of which `path` is the first.
+
+    `score` is the value that hits are ordered by if that is not the distance.
+    """
 
     distance: int
     id: int
@@ -99,8 +101,10 @@ RANKS = ("distance", "asymmetric")
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """What is asked of a query: the `k` nearest, all within `max_distance` bits (`k` None), or both; in the order of a
-    rank; and only among the items that the filter `where` holds for. Raises ValueError for impossible values."""
+    """The options of a query: the `k` nearest hits, all within `max_distance` bits (`k` None), or both.
+
+    Hits are ordered by `rank`. Only items that match the filter `where` qualify. Raise ValueError for bad values.
+    """
 
     k: int | None = 10
     max_distance: int | None = None
@@ -118,12 +122,12 @@ class QueryOptions:
             check_count(self.max_distance, 0, "max_distance")
 
     def with_k(self, k: int | None) -> Self:
-        """The same for another `k`."""
+        """Return the same options with another `k`."""
         return replace(self, k=k)
 
 
 class Item(NamedTuple):
-    """One content and where it lies."""
+    """One content and its paths."""
 
     id: int
     sha256: str
@@ -137,7 +141,7 @@ class Item(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A path that could not be read, why, and when that was found."""
+    """A path that could not be read, with the reason and the time."""
 
     path: str
     reason: str
@@ -145,9 +149,9 @@ class Failure(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Items that are copies of one image: first the one to keep, its best path first, then the others, nearest first.
+    """Near-duplicates: first the item to keep, its best path first, then the others, nearest first.
 
-    A group of one item has several paths, of equal contents.
+    A group of one item has several paths with equal contents.
     """
 
     items: list[Item]
@@ -155,7 +159,7 @@ class Group(NamedTuple):
 
 
 class Indexed(NamedTuple):
-    """What became of one path: "added", "updated", "unchanged", "removed" or "failed", with the reason for that."""
+    """The result for one path: "added", "updated", "unchanged", "removed", or "failed" with the reason."""
 
     path: str
     status: str
@@ -164,12 +168,11 @@ class Indexed(NamedTuple):
 
 
 class IndexReport(NamedTuple):
-    """How many paths were added, were there already, led to a new content, were forgotten, and could not be read.
+    """The numbers of paths added, unchanged, updated to a new content, removed, and failed in an index run.
 
-    `failures` are the paths, with reasons, that could not be read in this run; `failed` also counts the ones that an
-    earlier run found so and that have not changed. `decoded` counts the images that had to be decoded, and `ignored`
-    the files that were passed over because of their names. `described` counts the items whose metadata changed, and
-    `unmatched` the rows of metadata that name no image of this source.
+    `failures` lists the paths that could not be read in this run, with reasons. `failed` also counts paths that failed
+    in an earlier run and have not changed. `decoded` counts decoded images, `ignored` files skipped because of their
+    names, `described` items whose metadata changed, and `unmatched` rows of metadata without an image in the source.
     """
 
     added: int
@@ -185,12 +188,12 @@ class IndexReport(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How many copies of images, and how many other images, were found at each distance from 0 to bits."""
+    """The numbers of copies of images, and of other images, at each distance from 0 to bits."""
 
-    source: str  # what the copies were: "altered copies", "verdicts", or a file of pairs
-    copies: dict[str, list[int]]  # by kind
+    source: str  # of the copies: "altered copies" for augmented ones, "verdicts", or a file of labelled pairs
+    copies: dict[str, list[int]]  # by transform
     others: list[float]
-    items: int | None  # among which the others were; None for judged pairs, where it does not matter
+    items: int | None  # the size of the collection of the others; None for labelled pairs
 
     @property
     def recall(self) -> Counts:
@@ -199,23 +202,25 @@ class Calibration(NamedTuple):
 
     @property
     def recalls(self) -> dict[str, Counts]:
-        """The same for each kind of copies."""
-        return {kind: _share(np.array(found)) for kind, found in self.copies.items()}
+        """The share of copies within each radius for each transform."""
+        return {transform: _share(np.array(counts)) for transform, counts in self.copies.items()}
 
     def precision(self, items: int | None = None) -> Counts:
-        """The share of copies in what lies within each radius, (bits + 1,), among so many items, if not as many as
-        there were; 1 where nothing lies within it."""
-        right = np.sum(list(self.copies.values()), axis=0).cumsum()
-        wrong = np.cumsum(self.others)
+        """Return the share of copies among the images within each radius, (bits + 1,); 1 where there are none.
+
+        With `items`, scale the number of other images from the calibrated collection to one of so many items.
+        """
+        copies = np.sum(list(self.copies.values()), axis=0).cumsum()
+        others = np.cumsum(self.others)
         if items is not None and self.items is not None:
-            wrong = wrong * max(0, items - 1) / max(1, self.items - 1)
-        shown = right + wrong
-        return np.asarray(np.divide(right, shown, out=np.ones(len(shown)), where=shown > 0))
+            others = others * max(0, items - 1) / max(1, self.items - 1)
+        total = copies + others
+        return np.asarray(np.divide(copies, total, out=np.ones(len(total)), where=total > 0))
 
     def radius(self, target: float = TARGET_PRECISION, items: int | None = None) -> int:
-        """The radius that finds most copies at this precision or better, among so many items; of several the least.
+        """Return the least radius with the highest recall at a precision of at least `target`, among `items` items.
 
-        Raises HashretError if there is none, and ValueError for a target that is no share.
+        Raise HashretError if no radius has this precision, and ValueError for a target outside (0, 1].
         """
         if not 0 < target <= 1:
             raise ValueError(f"a target is a precision above 0 and at most 1, not {target!r}")
@@ -234,6 +239,6 @@ class Calibration(NamedTuple):
         return cls(**json.loads(text))
 
 
-def _share(found: NDArray[np.int64]) -> Counts:
-    """The share that is found within each radius."""
-    return np.asarray(found.cumsum() / max(1, found.sum()), np.float64)
+def _share(counts: NDArray[np.int64]) -> Counts:
+    """Return the share found within each radius."""
+    return np.asarray(counts.cumsum() / max(1, counts.sum()), np.float64)

@@ -16,7 +16,7 @@ def test_pack_and_unpack_are_inverse(bits: np.ndarray) -> None:
     assert (codes.unpack(packed) == bits).all()
 
 
-def test_the_format_is_what_it_always_was() -> None:
+def test_the_stored_format_has_not_changed() -> None:
     bits = np.zeros((3, 16), np.bool_)
     bits[0, 0] = bits[1, 15] = bits[2, 8:12] = True
     packed = codes.pack(bits)
@@ -40,7 +40,7 @@ def test_hamming_counts_differing_bits(pair: tuple[np.ndarray, np.ndarray]) -> N
 
 
 @pytest.mark.parametrize("bits", [0, 4, 7, 12, 1032, -8, 8.0, True, "64"])
-def test_impossible_widths_are_refused(bits: object) -> None:
+def test_impossible_widths_are_rejected(bits: object) -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         codes.check_bits(bits)  # type: ignore[arg-type]
 
@@ -58,12 +58,12 @@ def test_impossible_widths_are_refused(bits: object) -> None:
         [[0] * 8],
     ],
 )
-def test_another_dtype_width_or_order_is_refused(batch: object) -> None:
+def test_another_dtype_width_or_order_is_rejected(batch: object) -> None:
     with pytest.raises(ValueError, match="codes must|bits must"):
         codes.check_codes(batch)
 
 
-def test_a_batch_of_another_width_is_refused() -> None:
+def test_a_batch_of_another_width_is_rejected() -> None:
     with pytest.raises(ValueError, match="must have 64 bits, not 32"):
         codes.check_codes(np.zeros((1, 4), np.uint8), 64)
     with pytest.raises(ValueError, match="must have 32 bits, not 64"):
@@ -71,6 +71,6 @@ def test_a_batch_of_another_width_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["zz", "0", "00 00", "", ["00", "0000"]])
-def test_text_that_is_no_code_is_refused(text: str | list[str]) -> None:
+def test_text_that_is_no_code_is_rejected(text: str | list[str]) -> None:
     with pytest.raises(ValueError, match="code|bits must"):
         codes.from_hex(text)

@@ -1,4 +1,4 @@
-"""Index caches that decay: whatever becomes of them, answers are those of brute force over the database."""
+"""Damaged index caches: hits always equal those of brute force over the database."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from hashret.collection import Collection
 from hashret.hasher import Hasher
 
 SOAK = "HASHRET_SOAK" in os.environ
-KINDS = ["bitflip", "faiss:BFlat"]
+INDEXES = ["bitflip", "faiss:BFlat"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
 
 
@@ -33,8 +33,8 @@ def caches(folder: Path) -> list[Path]:
     return sorted((folder / "index").iterdir())
 
 
-def check_answers(folder: Path, kind: str) -> None:
-    """A process that opens the collection now finds what brute force does."""
+def check_answers(folder: Path, index: str) -> None:
+    """Check that the hits of a newly opened collection equal those of brute force."""
     with closing(sqlite3.connect(f"file:{folder / 'items.db'}?mode=ro", uri=True)) as conn:
         rows = conn.execute("SELECT item_id, code FROM codes ORDER BY item_id").fetchall()
     ids = [i for i, _ in rows]
@@ -43,9 +43,9 @@ def check_answers(folder: Path, kind: str) -> None:
     expected = [sorted(zip(row.tolist(), ids, strict=True))[:30] for row in hamming(queries, codes)]
     with Collection.open(folder, read_only=True) as fresh:
         found = [[(hit.distance, hit.id) for hit in hits] for hits in fresh.query_codes(queries, 30)]
-    if kind == "bitflip":
+    if index == "bitflip":
         assert found == expected
-    else:  # of several items at the last distance, FAISS may find others
+    else:  # of several items at the k-th distance, FAISS may find others
         assert [[d for d, _ in hits] for hits in found] == [[d for d, _ in hits] for hits in expected]
 
 
@@ -74,7 +74,7 @@ def lengthen(cache: Path, others: list[bytes], rng: random.Random) -> None:
 
 
 def swap(cache: Path, others: list[bytes], rng: random.Random) -> None:
-    """Another collection's, an older one of this, or one of another kind."""
+    """Replace the cache by one of another collection, an older one, or one of another index."""
     cache.write_bytes(rng.choice(others))
 
 
@@ -84,35 +84,35 @@ def change_version(cache: Path, others: list[bytes], rng: random.Random) -> None
     cache.write_bytes(data)
 
 
-HARMS = [flip, flip, flip, blank, blank, cut, cut, lengthen, swap, change_version]
+DAMAGES = [flip, flip, flip, blank, blank, cut, cut, lengthen, swap, change_version]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_damage_changes_an_answer(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("index", INDEXES)
+def test_no_damage_changes_the_hits(tmp_path: Path, index: str) -> None:
     folder = tmp_path / "c"
-    with Collection.create(folder, hasher(), kind) as collection:
+    with Collection.create(folder, hasher(), index) as collection:
         collection.add(PIXELS[:50])
         others = [caches(folder)[0].read_bytes()]
-        collection.use_index(KINDS[kind == KINDS[0]])
+        collection.use_index(INDEXES[index == INDEXES[0]])
         others += [caches(folder)[0].read_bytes()]
-        collection.use_index(kind)
+        collection.use_index(index)
         collection.add(PIXELS[50:300])
         collection.remove(range(1, 40))
-    with Collection.create(tmp_path / "other", hasher(), kind) as other:
+    with Collection.create(tmp_path / "other", hasher(), index) as other:
         other.add(PIXELS[250:])
         others += [caches(tmp_path / "other")[0].read_bytes()]
     (cache,) = caches(folder)
-    good, when = cache.read_bytes(), cache.stat().st_mtime_ns
+    intact, mtime = cache.read_bytes(), cache.stat().st_mtime_ns
     rng = random.Random(0)
     for _ in range(600 if SOAK else 40):
-        for harm in rng.sample(HARMS, rng.choice((1, 1, 2))):
+        for damage in rng.sample(DAMAGES, rng.choice((1, 1, 2))):
             if cache.stat().st_size > 1:
-                harm(cache, others, rng)
-        os.utime(cache, ns=(when + rng.choice((-1, 1, 10**9)),) * 2)
-        check_answers(folder, kind)
-        cache.write_bytes(good)
-    os.utime(cache, ns=(when,) * 2)
-    check_answers(folder, kind)
+                damage(cache, others, rng)
+        os.utime(cache, ns=(mtime + rng.choice((-1, 1, 10**9)),) * 2)
+        check_answers(folder, index)
+        cache.write_bytes(intact)
+    os.utime(cache, ns=(mtime,) * 2)
+    check_answers(folder, index)
 
 
 def put_folder(path: Path) -> None:
@@ -134,11 +134,11 @@ def put_loop(path: Path) -> None:
 
 def put_hole(path: Path) -> None:
     path.write_bytes(b"")
-    os.truncate(path, 2**42)  # it would be read for hours
+    os.truncate(path, 2**42)  # reading it would take hours
 
 
 @pytest.mark.parametrize("put", [put_folder, put_pipe, put_zeros, put_loop, put_hole])
-def test_what_is_no_file_is_replaced(tmp_path: Path, put: Callable[[Path], None]) -> None:
+def test_a_cache_that_is_no_regular_file_is_replaced(tmp_path: Path, put: Callable[[Path], None]) -> None:
     np.save(tmp_path / "rows.npy", PIXELS[:50])
     with Collection.create(tmp_path / "c", hasher()) as collection:
         collection.index(tmp_path / "rows.npy")
@@ -152,7 +152,7 @@ def test_what_is_no_file_is_replaced(tmp_path: Path, put: Callable[[Path], None]
     check_answers(tmp_path / "c", "bitflip")
 
 
-def test_a_link_in_place_of_the_folder_costs_nobody_their_files(tmp_path: Path) -> None:
+def test_no_file_is_deleted_through_a_link_in_place_of_the_folder(tmp_path: Path) -> None:
     with Collection.create(tmp_path / "c", hasher()) as collection:
         collection.add(PIXELS[:50])
         shutil.rmtree(tmp_path / "c/index")
@@ -172,14 +172,14 @@ RECORDS: list[Any] = [None, 5, [], {}, "x", {"name": "../items.db"}, {"name": No
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=str)
-def test_a_record_that_makes_no_sense_is_none(tmp_path: Path, record: object) -> None:
+def test_a_cache_record_that_makes_no_sense_is_ignored(tmp_path: Path, record: object) -> None:
     with Collection.create(tmp_path / "c", hasher()) as collection:
         collection.add(PIXELS[:50])
     with closing(sqlite3.connect(tmp_path / "c/items.db")) as conn, conn:
-        told = json.loads(conn.execute("SELECT value FROM settings WHERE key = 'cache'").fetchone()[0])
-        text = json.dumps(told | record if isinstance(record, dict) and record else record)
+        stored = json.loads(conn.execute("SELECT value FROM settings WHERE key = 'cache'").fetchone()[0])
+        text = json.dumps(stored | record if isinstance(record, dict) and record else record)
         conn.execute("UPDATE settings SET value = ? WHERE key = 'cache'", (text,))
-    watch = threading.Timer(60, os.abort)  # a collection that waited for a later generation would do so for ever
+    watch = threading.Timer(60, os.abort)  # waiting for a later generation would never end
     watch.start()
     check_answers(tmp_path / "c", "bitflip")
     with Collection.open(tmp_path / "c") as collection:
@@ -189,11 +189,11 @@ def test_a_record_that_makes_no_sense_is_none(tmp_path: Path, record: object) ->
     assert len(caches(tmp_path / "c")) == 1
 
 
-def test_changes_that_lead_nowhere_are_not_followed(tmp_path: Path) -> None:
+def test_changes_that_contradict_the_cache_are_not_applied(tmp_path: Path) -> None:
     with Collection.create(tmp_path / "c", hasher()) as collection:
         collection.add(PIXELS[:50])
         collection.add(PIXELS[50:60])
     with closing(sqlite3.connect(tmp_path / "c/items.db")) as conn, conn:
         generation = int(conn.execute("SELECT value FROM settings WHERE key = 'generation'").fetchone()[0])
-        conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'add', 7)", (generation,))  # which is in the cache
+        conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'add', 7)", (generation,))  # which the cache holds
     check_answers(tmp_path / "c", "bitflip")

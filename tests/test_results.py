@@ -1,4 +1,4 @@
-"""The values that are public: those of queries are checked, and those that go over HTTP are the same on both sides."""
+"""The public value types: checks of query options, and equality with the models of HTTP messages."""
 
 from types import GenericAlias
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -18,7 +18,7 @@ from hashret.results import RANKS, QueryOptions, is_key
         {"k": 3, "max_distance": 64, "rank": "asymmetric", "where": "label = 'cat'"},
     ],
 )
-def test_options_of_a_query_are_a_value(options: dict[str, Any]) -> None:
+def test_query_options_are_an_immutable_value(options: dict[str, Any]) -> None:
     made = QueryOptions(**options)
     assert made == QueryOptions(**options) and hash(made) == hash(QueryOptions(**options))
     assert {name: getattr(made, name) for name in options} == options
@@ -40,22 +40,22 @@ def test_options_of_a_query_are_a_value(options: dict[str, Any]) -> None:
         ({"rank": "colour"}, "there is no rank 'colour'; choose distance or asymmetric"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], reason: str) -> None:
+def test_impossible_options_are_rejected(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=f"^{reason}$"):
         QueryOptions(**options)
 
 
 @pytest.mark.parametrize("text", ["a", "a.b", "it's", "größe", " ", "x" * 200, "\x7f"])
-def test_a_key_may_be_nearly_any_short_text(text: str) -> None:
+def test_a_key_can_be_nearly_any_short_text(text: str) -> None:
     assert is_key(text)
 
 
 @pytest.mark.parametrize("text", ["", "x" * 201, 'a"b', "a\\b", "a\nb", "a\x00b", "a\x1fb", "a\n"])
-def test_a_key_that_json_would_have_to_escape_is_none(text: str) -> None:
+def test_a_text_that_json_would_escape_is_no_key(text: str) -> None:
     assert not is_key(text)
 
 
-# HTTP's models, each beside the value that it carries, with what only an answer has.
+# The HTTP models with the names of value types, and the fields that only a response has.
 TWINS: list[tuple[str, dict[str, Any]]] = [
     ("Hit", {"rank": int, "code": str | None}),
     ("Item", {}),
@@ -65,7 +65,7 @@ TWINS: list[tuple[str, dict[str, Any]]] = [
 
 
 def as_messages(annotation: Any) -> Any:
-    """The same type, with HTTP's models in place of the values."""
+    """Return the type with HTTP models in place of value types."""
     from hashret.service import messages
 
     if get_origin(annotation) is list:
@@ -87,7 +87,7 @@ def test_a_value_has_the_same_fields_over_http(name: str, more: dict[str, Any]) 
     assert optional == {*value._field_defaults} | ({"code"} & more.keys())
 
 
-def test_every_model_that_is_named_as_a_value_is_compared_with_it() -> None:
+def test_every_model_with_the_name_of_a_value_type_is_compared_with_it() -> None:
     pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
     from pydantic import BaseModel
 
