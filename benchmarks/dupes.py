@@ -1,12 +1,12 @@
-"""All near-duplicates among many codes: seconds through the index, beside comparing every code with every other.
+"""All near-duplicates among many codes: seconds with the index, compared with comparing all pairs of codes.
 
     python benchmarks/dupes.py --items 1000000 --bits 64 --radius 3 --threads 2
     python benchmarks/dupes.py --workload duplicates
 
-The workloads are those of `search.py`. "naive" is the time of comparing a sample of the codes with all of them, in one
-thread by 64-bit words, times what the sample is of the whole; halved, because each pair need be seen once. Before
-anything is timed, groups of a smaller workload are compared with those of brute force; afterwards the neighbours of the
-sample, found by brute force, must be in its groups.
+The workloads are those of `search.py`. "naive" is the time of comparing a sample of the codes with all codes, in one
+thread by 64-bit words, scaled to all codes and halved, because each pair is compared once. Before anything is timed,
+the groups of a smaller workload are compared with those of brute force. Afterwards the neighbours of the sample, found
+by brute force, must be in its groups.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SMALL = 3000  # codes whose groups are compared with brute force
 
 
 def check_small(codes: Array, radius: int) -> None:
-    """Raises SystemExit unless the groups of these codes are those of brute force."""
+    """Raise SystemExit unless the groups of these codes are those of brute force."""
     near = hamming(codes, codes) <= radius
     chains = connected_components(near, directed=False)[1]
     centres, free = np.full(len(codes), -1), np.ones(len(codes), np.bool_)
@@ -47,7 +47,7 @@ def check_small(codes: Array, radius: int) -> None:
 
 
 def naive(codes: Array, sample: Array, radius: int) -> tuple[float, list[Array]]:
-    """Seconds of comparing a sample of the codes with all of them, and the rows within the radius of each."""
+    """Return the seconds of comparing a sample of the codes with all codes, and the rows within the radius of each."""
     words = np.ascontiguousarray(codes).view(np.uint64 if codes.shape[1] % 8 == 0 else np.uint8)
     start = time.perf_counter()
     found = [np.flatnonzero(np.bitwise_count(words ^ word).sum(1, dtype=np.int32) <= radius) for word in words[sample]]
@@ -64,42 +64,45 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sample", type=int, default=200)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    set_threads(asked.threads)
+    options = parser.parse_args()
+    set_threads(options.threads)
     workload = runpy.run_path(str(Path(__file__).with_name("search.py")))["workload"]
-    check_small(workload(asked.workload, SMALL, 0, asked.bits, asked.noise)[0], asked.radius)
-    codes, _ = workload(asked.workload, asked.items, 0, asked.bits, asked.noise)
+    check_small(workload(options.workload, SMALL, 0, options.bits, options.noise)[0], options.radius)
+    codes, _ = workload(options.workload, options.items, 0, options.bits, options.noise)
 
-    single_linkage(codes[:20_000], asked.radius)  # kernels compiled or loaded before anything is timed
+    single_linkage(codes[:20_000], options.radius)  # compile or load the kernels before anything is timed
 
-    sample = np.random.default_rng(1).choice(asked.items, min(asked.sample, asked.items), replace=False)
-    seconds, neighbours = naive(codes, sample, asked.radius)
-    whole = seconds * asked.items / len(sample) / 2
-    pairs = sum(len(rows) - 1 for rows in neighbours) * asked.items / len(sample) / 2
-    rank = np.arange(asked.items)
+    sample = np.random.default_rng(1).choice(options.items, min(options.sample, options.items), replace=False)
+    seconds, neighbours = naive(codes, sample, options.radius)
+    whole = seconds * options.items / len(sample) / 2
+    pairs = sum(len(rows) - 1 for rows in neighbours) * options.items / len(sample) / 2
+    rank = np.arange(options.items)
     lines = []
     for name, find in (
-        ("connected", lambda: single_linkage(codes, asked.radius)),
-        ("star", lambda: star_clustering(codes, asked.radius, rank)),
+        ("connected", lambda: single_linkage(codes, options.radius)),
+        ("star", lambda: star_clustering(codes, options.radius, rank)),
     ):
         start = time.perf_counter()
         numbers = find()
         found = cluster_members(numbers, rank)
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         if name == "connected" and not all(
             (numbers[rows] == numbers[row]).all() for row, rows in zip(sample, neighbours, strict=True)
         ):
             raise SystemExit("neighbours are in different groups")
-        copies = sum(map(len, found))
-        lines.append({"by": name, "seconds": taken, "ratio": whole / taken, "groups": len(found), "items": copies})
+        grouped_items = sum(map(len, found))
+        lines.append(
+            {"by": name, "seconds": elapsed, "ratio": whole / elapsed, "groups": len(found), "items": grouped_items}
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if asked.json:
-        told = {"naive_seconds": whole, "pairs": pairs, "peak_MB": peak, "results": lines}
-        print(json.dumps(vars(asked) | told))
+    if options.json:
+        summary = {"naive_seconds": whole, "pairs": pairs, "peak_MB": peak, "results": lines}
+        print(json.dumps(vars(options) | summary))
         return
-    noise = f" {asked.noise}" if asked.workload == "clustered" else ""
+    noise = f" {options.noise}" if options.workload == "clustered" else ""
     print(
-        f"{asked.items:,} x {asked.bits} bits, {asked.workload}{noise}, radius {asked.radius}, threads: {asked.threads}"
+        f"{options.items:,} x {options.bits} bits, {options.workload}{noise}, radius {options.radius}, "
+        f"threads: {options.threads}"
     )
     print(f"about {pairs:,.0f} pairs; naive, from {len(sample)} codes: {whole:,.0f} s; peak memory {peak:,.0f} MB")
     print(f"{'by':12}{'seconds':>9}{'ratio':>9}{'groups':>10}{'in them':>12}")

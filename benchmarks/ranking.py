@@ -1,11 +1,11 @@
-"""What it brings, and costs, to order the nearest by how sure a query is of its bits (`rank="asymmetric"`).
+"""The precision and the cost of ranking hits by asymmetric distance (`rank="asymmetric"`).
 
     python benchmarks/ranking.py --train train-images-idx3-ubyte.gz
 
-Protocol: of the images of --train, --queries are drawn at random and held out; the model learns from all others, which
-a collection then holds. Each query asks for its 100 nearest in either order. Right are those of its label, which is
-used for nothing else; the average precision is that of the list of 100, over the right ones in it. Times are of whole
-queries of 10 through `Collection`, from pixels to paths, in processor time, which a busy machine changes little.
+Protocol: --queries random images of --train are held out. The model is trained on all others, which a collection then
+holds. Each query returns its 100 nearest by either rank. Hits with the label of the query are relevant; labels are used
+for nothing else. The average precision is that of the list of 100, over the relevant hits in it. Times are of queries
+with k = 10 through `Collection`, from pixels to paths, in CPU time, which other load on the machine changes little.
 """
 
 import argparse
@@ -29,49 +29,51 @@ def main() -> None:
     parser.add_argument("--models", default="contrastive,itq")
     parser.add_argument("--bits", default="32,64")
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=500, help="of each training")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of each model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    records = [(record.read(), record.label) for record in open_source(asked.train)]
-    order = np.random.default_rng(asked.seed).permutation(len(records))
+    options = parser.parse_args()
+    records = [(record.read(), record.label) for record in open_source(options.train)]
+    order = np.random.default_rng(options.seed).permutation(len(records))
     images, labels = np.stack([records[i][0] for i in order]), np.array([records[i][1] for i in order])
-    queries, images = images[: asked.queries], images[asked.queries :]
-    wanted, labels = labels[: asked.queries], labels[asked.queries :]
-    if not asked.json:
-        print(f"{len(images):,} images, {len(queries):,} queries, seed {asked.seed}, {asked.steps} steps")
+    queries, images = images[: options.queries], images[options.queries :]
+    query_labels, labels = labels[: options.queries], labels[options.queries :]
+    if not options.json:
+        print(f"{len(images):,} images, {len(queries):,} queries, seed {options.seed}, {options.steps} steps")
         head = f"{'precision@10':>14}{'precision@100':>15}{'mAP@100':>9}{'µs alone':>10}{'µs of 200':>11}"
         print(f"{'model':14}{'bits':>5}  {'rank':12}{head}")
     rows = []
-    for model in asked.models.split(","):
-        for bits in map(int, asked.bits.split(",")):
-            hasher = Hasher(model, bits).fit(images, steps=asked.steps, seed=asked.seed)
+    for model in options.models.split(","):
+        for bits in map(int, options.bits.split(",")):
+            hasher = Hasher(model, bits).fit(images, steps=options.steps, seed=options.seed)
             with tempfile.TemporaryDirectory() as folder, Collection.create(Path(folder) / "c", hasher) as collection:
                 collection.index(images)
                 for rank in RANKS:
-                    found = collection.query_batch(queries, 100, rank=rank)
-                    # An item's path ends in its row; equal images are one item, of one label as a rule.
-                    near = [[labels[int(hit.path.rpartition("#")[2])] for hit in hits] for hits in found]
-                    right = np.array(near) == wanted[:, None]
+                    results = collection.query_batch(queries, 100, rank=rank)
+                    # The path of an item ends in its row. Equal images are one item, nearly always of one label.
+                    hit_labels = [[labels[int(hit.path.rpartition("#")[2])] for hit in hits] for hits in results]
+                    relevant = np.array(hit_labels) == query_labels[:, None]
                     row: dict[str, Any] = {"model": model, "bits": bits, "rank": rank}
-                    row |= {f"precision@{k}": precision(right[:, :k]) for k in (10, 100)}
-                    some = right[right.any(1)]
+                    row |= {f"precision@{k}": precision(relevant[:, :k]) for k in (10, 100)}
+                    nonempty = relevant[relevant.any(1)]
                     row["map@100"] = (
-                        float(average_precision(np.ones_like(some, int), some).mean()) * len(some) / len(right)
+                        float(average_precision(np.ones_like(nonempty, int), nonempty).mean())
+                        * len(nonempty)
+                        / len(relevant)
                     )
                     row["us_alone"] = timed(collection, queries[:100], 1, rank)
                     row["us_together"] = timed(collection, queries, 200, rank)
                     rows.append(row)
-                    if not asked.json:
-                        told = f"{row['precision@10']:>14.4f}{row['precision@100']:>15.4f}{row['map@100']:>9.4f}"
-                        told += f"{row['us_alone']:>10,.0f}{row['us_together']:>11,.0f}"
-                        print(f"{model:14}{bits:>5}  {rank:12}{told}", flush=True)
-    if asked.json:
+                    if not options.json:
+                        line = f"{row['precision@10']:>14.4f}{row['precision@100']:>15.4f}{row['map@100']:>9.4f}"
+                        line += f"{row['us_alone']:>10,.0f}{row['us_together']:>11,.0f}"
+                        print(f"{model:14}{bits:>5}  {rank:12}{line}", flush=True)
+    if options.json:
         print(json.dumps(rows))
 
 
 def timed(collection: Collection, queries: np.ndarray, size: int, rank: str) -> float:
-    """Microseconds of all threads together for a query, in batches of that size."""
+    """Return the CPU microseconds of all threads per query, in batches of this size."""
     collection.query_batch(queries[:size], rank=rank)
     began = time.process_time()
     for start in range(0, len(queries), size):

@@ -1,23 +1,23 @@
-"""Exact search in Hamming space beside its peers: microseconds per query, build time, recall.
+"""Exact search in Hamming space compared with its peers: microseconds per query, build time, recall.
 
     python benchmarks/search.py --items 1000000 --bits 64 --noise 0.06 --threads 1
     python benchmarks/search.py --workload uniform --batch 1
     python benchmarks/search.py --radius 6
     python benchmarks/search.py --disk FOLDER --items 1000000000
 
-Our answers are compared with FAISS BinaryFlat by distance before anything is timed. Then all take turns, so that a
-machine's moods meet each of them. A line is the mean over five parts of the queries of the best pass over each, in
-batches of --batch; the ratio is BinaryFlat's time over ours or a peer's. The same queries come back in each pass, so
-caches hold more of what they need the fewer they are (--queries). Approximate peers come with several settings, each
-with its recall. "our scan" is `BitFlipIndex` kept from flipping bits; "reading the codes" is the least time in which
-one thread can have read them all. With --radius the search is for all items within it.
+Distances of our hits are compared with those of FAISS BinaryFlat before anything is timed. Then the engines are timed
+in turns, so that changes of the machine's speed affect all of them. Queries are split into five parts and searched in
+batches of --batch; a line is the mean over the parts of the best pass over each. The ratio is BinaryFlat's time over
+ours or a peer's. Passes repeat the same queries, so with fewer of them (--queries) caches hold more. Approximate peers
+have several settings, each with its recall. "our scan" is `BitFlipIndex` without tables; "reading the codes" is the
+least time in which one thread can read them all. With --radius the search is for all items within it.
 Workloads: "clustered" draws max(1000, items / 500) centres and flips each bit of a centre with probability --noise, for
-items and queries alike; "uniform" is random; "duplicates" has 5,000 distinct codes whose sizes follow Zipf's law.
+items and queries alike; "uniform" is random; "duplicates" has 5,000 distinct codes with Zipf-distributed frequencies.
 
-With --disk there are no peers: `BitFlipIndex.build` makes an index in a folder from chunks of a million codes, each of
-a workload of its own seed, so that more can be indexed than memory holds. Printed are the time and space that takes,
-and the time of queries to the mapped index; some are compared by distance and id with all codes, made once more. (That
-is why this file is long: both ways share workloads and options.)
+With --disk there are no peers. `BitFlipIndex.build` builds an index in a folder from chunks of a million codes, each
+with its own seed, so more can be indexed than memory holds. The output is the time and space of the build, and the time
+of queries to the mapped index. Some of their hits are compared with brute force over all codes, generated again. (This
+file is long because both modes share workloads and options.)
 """
 
 import argparse
@@ -42,8 +42,8 @@ from hashret.indexes import BitFlipIndex, set_threads, tables
 
 Array = np.ndarray[Any, Any]
 Search = Callable[[Array], Array]  # the distances found, (q, k), or all of them one after another
-PARTS, PATIENCE = 5, 0.2  # of the queries; seconds for each peer in a round
-CHUNK, CHECKED, LONGEST = 1 << 20, 10, 60.0  # codes made at once; queries checked; seconds of queries in one size
+PARTS, ROUND_SECONDS = 5, 0.2  # parts of the queries; seconds for each engine in a round
+CHUNK, CHECKED, MAX_SECONDS = 1 << 20, 10, 60.0  # codes generated at once; queries checked; seconds per batch size
 
 
 class Result(NamedTuple):
@@ -76,7 +76,7 @@ def flat(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Searc
     index.add(codes)
     if options.radius is None:
         yield "FAISS BinaryFlat", lambda q: index.search(q, options.k)[0]
-    else:  # FAISS leaves the radius itself out
+    else:  # FAISS excludes the radius itself
         yield "FAISS BinaryFlat", lambda q: index.range_search(q, options.radius + 1)[1]
 
 
@@ -109,7 +109,7 @@ def reading(codes: Array, options: argparse.Namespace) -> Iterator[tuple[str, Se
 
 
 def tuned(settings: Any, name: str, value: int, options: argparse.Namespace, index: Any = None) -> Search:
-    """A FAISS index searched with one of its settings; what it does not find is farther than anything."""
+    """Return the search of a FAISS index with one of its settings; missing hits get a distance above all others."""
     index = index or settings
 
     def search(queries: Array) -> Array:
@@ -197,14 +197,14 @@ PEERS = {
     "pynear": pynear,
 }
 RANGES = ("scan", "ivf")  # peers that search within a radius
-SELECTIVE = ("multihash", "hash", "pynear")  # elsewhere than on clusters their buckets are empty or hold everything
+SELECTIVE = ("multihash", "hash", "pynear")  # on other workloads their buckets are empty or hold everything
 
 
 def timed(searches: list[Search], queries: Array, batch: int) -> list[float]:
-    """Microseconds per query of each, the best for each part of the queries, on average."""
+    """Return the microseconds per query of each search: the mean over the parts of the best pass over each."""
     parts, best = np.array_split(queries, PARTS), np.full((len(searches), PARTS), np.inf)
     turns = [cycle(range(PARTS)) for _ in searches]
-    for _ in range(PARTS):  # rounds, so that even who is slow meets every part
+    for _ in range(PARTS):  # rounds, so that even a slow engine searches every part
         for number, search in enumerate(searches):
             begun = time.perf_counter()
             for turn in turns[number]:
@@ -213,7 +213,7 @@ def timed(searches: list[Search], queries: Array, batch: int) -> list[float]:
                     search(parts[turn][begin : begin + batch])
                 end = time.perf_counter()
                 best[number, turn] = min(best[number, turn], (end - start) / len(parts[turn]) * 1e6)
-                if end - begun > PATIENCE:
+                if end - begun > ROUND_SECONDS:
                     break
     return list(best.mean(axis=1))
 
@@ -225,7 +225,7 @@ def recall(found: Array, truth: Array, options: argparse.Namespace) -> float:
 
 
 def chunks(options: argparse.Namespace) -> Iterator[tuple[Array, Array, Array]]:
-    """The codes and ids of one chunk after another, and queries near its codes; the same each time."""
+    """Yield the codes and ids of each chunk, and queries near its codes; the same at each call."""
     for number, begin in enumerate(range(0, options.items, CHUNK)):
         size = min(CHUNK, options.items - begin)
         codes, queries = workload(options.workload, size, 200, options.bits, options.noise, number)
@@ -233,9 +233,9 @@ def chunks(options: argparse.Namespace) -> Iterator[tuple[Array, Array, Array]]:
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[list[int]]:
-    """How many bytes the files in a folder came to at each look."""
-    taken: list[int] = []
+def disk_usage(folder: Path) -> Iterator[list[int]]:
+    """Record the bytes that a folder takes on the disk, ten times a second."""
+    sizes: list[int] = []
     stop = threading.Event()
 
     def watch() -> None:
@@ -243,19 +243,19 @@ def watched(folder: Path) -> Iterator[list[int]]:
         while not stopped:
             stopped = stop.wait(0.1)
             with suppress(FileNotFoundError):  # deleted meanwhile
-                taken.append(sum(path.stat().st_blocks * 512 for path in folder.rglob("*")))
+                sizes.append(sum(path.stat().st_blocks * 512 for path in folder.rglob("*")))
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield taken
+        yield sizes
     finally:
         stop.set()
         thread.join()
 
 
 def brute_force(queries: Array, options: argparse.Namespace) -> Array:
-    """The k nearest of each query as distance << 40 | id, by comparing it with every code of every chunk."""
+    """Return the k nearest of each query as distance << 40 | id, by comparing it with every code of every chunk."""
     best: list[Array] = [np.empty(0, np.int64)] * len(queries)
     for codes, ids, _ in chunks(options):
         for q, query in enumerate(queries):
@@ -267,7 +267,7 @@ def brute_force(queries: Array, options: argparse.Namespace) -> Array:
 
 
 def latency(index: BitFlipIndex, queries: Array, batch: int, k: int) -> tuple[float, float]:
-    """Median and 99th percentile of the microseconds per query in batches."""
+    """Return the median and the 99th percentile of the microseconds per query in batches."""
     times: list[float] = []
     begun = time.perf_counter()
     for begin in range(0, len(queries), batch):
@@ -275,20 +275,20 @@ def latency(index: BitFlipIndex, queries: Array, batch: int, k: int) -> tuple[fl
         index.search(queries[begin : begin + batch], k)
         end = time.perf_counter()
         times.append((end - start) / len(queries[begin : begin + batch]) * 1e6)
-        if end - begun > LONGEST:
+        if end - begun > MAX_SECONDS:
             break
     return float(np.median(times)), float(np.percentile(times, 99))
 
 
 def on_disk(options: argparse.Namespace) -> dict[str, float]:
-    """Build an index in the folder, search it, check it and remove it: what that took, by name and unit."""
-    making, sample = 0.0, []
+    """Build an index in the folder, search it, check it and delete it; return the measurements by name and unit."""
+    generating, sample = 0.0, []
 
     def batches() -> Iterator[tuple[Array, Array]]:
-        nonlocal making
+        nonlocal generating
         start = time.perf_counter()
         for number, (codes, ids, queries) in enumerate(chunks(options)):
-            making += time.perf_counter() - start
+            generating += time.perf_counter() - start
             if number < 10:
                 sample.append(queries)
             yield codes, ids
@@ -297,17 +297,21 @@ def on_disk(options: argparse.Namespace) -> dict[str, float]:
     results: dict[str, float] = {}
     with TemporaryDirectory(dir=options.disk) as folder:
         path = Path(folder) / "index"
-        with watched(path.parent) as taken:
+        with disk_usage(path.parent) as sizes:
             start = time.perf_counter()
             index = BitFlipIndex.build(path, options.bits, batches())
-            took = time.perf_counter() - start
+            seconds = time.perf_counter() - start
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        results |= {"build s": took - making, "making the codes s": making, "file GB": path.stat().st_size / 1e9}
-        results |= {"most on the disk GB": max(taken) / 1e9, "most in memory GB": memory / 1e9}
+        results |= {
+            "build s": seconds - generating,
+            "making the codes s": generating,
+            "file GB": path.stat().st_size / 1e9,
+        }
+        results |= {"most on the disk GB": max(sizes) / 1e9, "most in memory GB": memory / 1e9}
         queries = np.random.default_rng(0).permutation(np.concatenate(sample))
         results["first query ms"] = latency(index, queries[:1], 1, options.k)[0] / 1e3
-        base = index._state.base
-        for array in (base.sifts if len(base.sifts) else base.postings, base.codes):
+        main = index._state.main
+        for array in (main.signatures if len(main.signatures) else main.postings, main.codes):
             array.max(initial=0)  # read from the disk before anything else is timed
         for batch in (1, options.batch):
             latency(index, queries, batch, options.k)
@@ -328,7 +332,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--radius", type=int, help="search for all items within it, not for the k nearest")
     parser.add_argument("--batch", type=int, default=200)
-    parser.add_argument("--queries", type=int, help="how many there are: five batches by default, and 200 at least")
+    parser.add_argument("--queries", type=int, help="number of queries: by default five batches, and 200 at least")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", default=",".join(PEERS), help="some of these, separated by commas")
     parser.add_argument("--disk", metavar="FOLDER", help="build an index in this folder and search it, without peers")
@@ -336,9 +340,9 @@ def main() -> None:
     options = parser.parse_args()
     peers = options.peers.split(",") if options.peers else []
     if unknown := set(peers) - set(PEERS):
-        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown peer: {', '.join(sorted(unknown))}")
     if options.queries is not None and options.queries < PARTS:
-        parser.error(f"--queries must be at least {PARTS}, as each part of them is timed")
+        parser.error(f"--queries must be at least {PARTS}, the number of parts that are timed")
     if options.disk is not None and options.radius is not None:
         parser.error("--disk searches for the k nearest, not within a radius")
     faiss.omp_set_num_threads(options.threads)
@@ -347,7 +351,7 @@ def main() -> None:
     items = options.items if options.disk is None else min(options.items, CHUNK)
     codes, queries = workload(options.workload, items, count, options.bits, options.noise)
     for _, search in bitflip(codes[:20_000], options):
-        search(queries[:2])  # kernels compiled or loaded before anything is timed
+        search(queries[:2])  # compile or load the kernels before anything is timed
     if options.disk is not None:
         figures = on_disk(options)
         lines = [f"{name:36}{value:12.2f}" for name, value in figures.items()]

@@ -1,4 +1,4 @@
-"""Codes in, nearest ids out."""
+"""Indexes of codes: exact search by flipping bits, and FAISS's binary indexes."""
 
 from hashret.indexes.binary_faiss import FaissIndex
 from hashret.indexes.bitflip import BitFlipIndex
@@ -23,9 +23,9 @@ __all__ = [
 
 
 def index_class(spec: str) -> type[CodeIndex]:
-    """The class of an index by its name in `INDEXES`, which options may follow after a colon: "faiss:BFlat".
+    """Return the class named in an index spec: a name in `INDEXES`, and options after a colon as in "faiss:BFlat".
 
-    Raises ValueError, listing the choices, if there is no such index.
+    Raise ValueError, listing the names, for another name.
     """
     name = spec.partition(":")[0]
     if name not in INDEXES:
@@ -35,8 +35,8 @@ def index_class(spec: str) -> type[CodeIndex]:
 
 
 def from_spec(bits: int, spec: str) -> CodeIndex:
-    """An empty index for codes of `bits` bits by its name in `INDEXES` and its options: "bitflip", "faiss:BHNSW16".
+    """Return an empty index for codes of `bits` bits from a spec such as "bitflip" or "faiss:BHNSW16".
 
-    Raises ValueError if there is no such index, or if it does not have these options.
+    Raise ValueError for an unknown name or unknown options.
     """
     return index_class(spec).from_options(bits, spec.partition(":")[2])

@@ -1,8 +1,8 @@
-"""The heart of hashret: exact search by flipping bits of the query and looking the results up.
+"""The heart of hashret: exact search by flipping bits of the query and probing the buckets of the results.
 
 Norouzi, Punjani, Fleet: Fast Exact Search in Hamming Space with Multi-Index Hashing (CVPR 2012, PAMI 2014). Ours can be
-updated, keeps each distinct code once, passes over whole balls of long codes, and scans where that and flipping would
-cost more (see `hashret.indexes.kernels` and `kernels_balls`).
+updated, stores each distinct code once, skips whole clusters of long codes, and scans where clusters and flipping cost
+more (see `hashret.indexes.kernels` and `kernels_clusters`).
 """
 
 from collections.abc import Callable, Iterable
@@ -17,9 +17,9 @@ from hashret.indexes.kernels import Segment
 from hashret.indexes.kernels_codes import Words
 from hashret.indexes.kernels_heap import Heaps, Ids
 from hashret.indexes.protocol import Path
-from hashret.indexes.segments import offer_nearest, within
+from hashret.indexes.segments import match_within, offer_nearest
 from hashret.indexes.states import State
-from hashret.indexes.tables import with_tables
+from hashret.indexes.tables import add_tables
 from hashret.indexes.updatable import UpdatableIndex
 
 
@@ -27,7 +27,7 @@ class BitFlipIndex(UpdatableIndex):
     """Exact k-nearest-neighbour and radius search over codes of `bits` bits: equal to brute force by (distance, id)."""
 
     kind: ClassVar[str] = "bitflip"
-    tail_share: ClassVar[int] = 256
+    delta_fraction: ClassVar[int] = 256
     exact: ClassVar[bool] = True
 
     @classmethod
@@ -39,25 +39,24 @@ class BitFlipIndex(UpdatableIndex):
         *,
         progress: Callable[[str, int], None] | None = None,
     ) -> Self:
-        """The index that `add` and `save` would leave at `path`, mapped, made of more items than memory holds.
+        """Build an index of more items than memory holds at `path`, as `add` and `save` would, and return it mapped.
 
-        `batches` gives codes, uint8 (n, bits // 8), with their ids, int64 (n,), not negative, and is read once. Items
-        are sorted in temporary files beside `path`, twice as large as codes and ids together; the index appears there
-        whole or, on any error, not at all. Memory holds one table at a time, 8 bytes for each distinct code (16 for
-        balls), or a part being sorted, some 4 GB at most. `progress` is told what is going on, and for how many items,
-        tables or balls it is done. The index can be updated like any other, but is built anew, in memory, once a 256th
-        has been added.
+        `batches` yields codes, uint8 (n, bits // 8), with their ids, int64 (n,), not negative, and is read once. Items
+        are sorted in temporary files beside `path`, twice as large as codes and ids together. On any error no index
+        appears there. Memory holds one table at a time, 8 bytes for each distinct code (16 for clusters), or a part
+        being sorted, at most some 4 GB. `progress` is called with the stage and the number of items, tables or clusters
+        done. The index can be updated like any other, but once a 256th has been added it is rebuilt in memory.
 
-        Raises ValueError for what `add` refuses, though for an id that comes twice only when all have been read.
+        Raise ValueError for items that `add` rejects; for a repeated id only when all items have been read.
         """
         streaming.build(path, cls.kind, bits, batches, progress or (lambda stage, done: None))
         return cls.load(path, verify=False)
 
-    def _engine(self, base: Segment) -> tuple[Segment, Any]:
-        return with_tables(base, self.bits), None
+    def _build_engine(self, main: Segment) -> tuple[Segment, Any]:
+        return add_tables(main, self.bits), None
 
-    def _nearest(self, state: State, queries: Codes, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
-        offer_nearest(state.base, words, allowed, heaps)
+    def _offer_main(self, state: State, queries: Codes, words: Words, allowed: Ids | None, heaps: Heaps) -> None:
+        offer_nearest(state.main, words, allowed, heaps)
 
-    def _matches(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
-        return within(state.base, words, radius)
+    def _match_main(self, state: State, queries: Codes, words: Words, radius: int) -> tuple[Ids, NDArray[np.uint32]]:
+        return match_within(state.main, words, radius)

@@ -1,10 +1,10 @@
-"""The file format of saved indexes: a checked header, then plain little-endian arrays that can be mapped.
+"""The file format of saved indexes: a header with a checksum, then little-endian arrays that can be mapped.
 
-8 bytes   magic, the last one the version
+8 bytes   magic, the last byte is the version
 4 bytes   length of the header (uint32)
 4 bytes   CRC-32 of the header
-header    JSON: kind, settings, and each array's name, dtype, shape and CRC-32; padded with spaces
-arrays    each from a multiple of 64 bytes on, with zeros up to the next; the CRC-32 covers both
+header    JSON: kind, settings, and the name, dtype, shape and CRC-32 of each array; padded with spaces
+arrays    each begins at a multiple of 64 bytes and is padded with zeros; the CRC-32 covers the padding
 """
 
 import json
@@ -24,16 +24,34 @@ from hashret.errors import HashretError
 MAGIC = b"hashret\x06"
 _ALIGN = 64
 _PRELUDE = len(MAGIC) + 8
-_HEADER = 8192  # bytes kept free for prelude and header, which are written last
+_HEADER = 8192  # bytes reserved for prelude and header, which are written last
+
+# The names in files of the fields of `Segment`, where they differ: they are part of the format.
+_STORED_NAMES = {
+    "shared_ranks": "shared",
+    "shared_offsets": "starts",
+    "tombstones": "dead",
+    "layout": "cuts",
+    "bucket_ranks": "marks",
+    "bucket_offsets": "bounds",
+    "signatures": "sifts",
+    "pivots": "centres",
+    "member_offsets": "begins",
+}
 
 Arrays = dict[str, NDArray[Any]]
 
 
-class Writer:
-    """Writes an index array by array, each at once or in blocks, so that none need ever be in memory.
+def array_name(segment: str, field: str) -> str:
+    """Return the name in files of a field of a `Segment` that files call "base" (the main one) or "tail"."""
+    return f"{segment}.{_STORED_NAMES.get(field, field)}"
 
-    `with Writer(path, kind) as writer:` leaves at `path` what was there before, or, once `finish` has returned, all
-    that was written, whatever happens meanwhile.
+
+class Writer:
+    """Writes an index array by array, whole or in blocks, so that no array has to fit in memory.
+
+    `with Writer(path, kind) as writer:` replaces the file at `path` when `finish` returns, and leaves it as it is if
+    that does not happen.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
@@ -41,7 +59,7 @@ class Writer:
         self._kind = kind
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
         self._entries: dict[str, dict[str, Any]] = {}
-        self._begins: dict[str, int] = {}  # where in the file each array is
+        self._begins: dict[str, int] = {}  # offset of each array in the file
 
     def __enter__(self) -> Self:
         self._file = self._temporary.open("xb")
@@ -55,14 +73,14 @@ class Writer:
             self._temporary.unlink(missing_ok=True)
 
     def write(self, name: str, blocks: Iterable[NDArray[Any]]) -> None:
-        """Write an array, in at least one block: they follow one another along the first axis."""
+        """Write an array from at least one block, which are consecutive along the first axis."""
         begin, rows, crc = self._file.tell(), 0, 0
         for block in blocks:
-            plain = np.ascontiguousarray(block)
-            plain = plain.astype(plain.dtype.newbyteorder("<"), copy=False)
-            content = plain.reshape(-1).view(np.uint8).data
+            array = np.ascontiguousarray(block)
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            content = array.reshape(-1).view(np.uint8).data
             self._file.write(content)
-            crc, rows, dtype, shape = zlib.crc32(content, crc), rows + len(plain), plain.dtype, plain.shape
+            crc, rows, dtype, shape = zlib.crc32(content, crc), rows + len(array), array.dtype, array.shape
         padding = bytes(-(self._file.tell() - begin) % _ALIGN)
         self._file.write(padding)
         self._entries[name] = {
@@ -74,27 +92,27 @@ class Writer:
         self._begins[name] = begin
 
     def read(self, name: str, begin: int, end: int) -> NDArray[Any]:
-        """Rows begin ... end - 1 of an array that has been written, read-only."""
+        """Return rows begin ... end - 1 of an array that has been written, read-only."""
         self._file.flush()
         entry = self._entries[name]
         dtype, columns = np.dtype(entry["dtype"]), entry["shape"][1:]
         row = int(np.prod(columns, dtype=np.int64))
-        place = self._begins[name] + begin * row * dtype.itemsize
-        flat: NDArray[Any] = np.fromfile(self._temporary, dtype, (end - begin) * row, offset=place)
+        offset = self._begins[name] + begin * row * dtype.itemsize
+        flat: NDArray[Any] = np.fromfile(self._temporary, dtype, (end - begin) * row, offset=offset)
         flat.flags.writeable = False
         return flat.reshape(end - begin, *columns)
 
     def mapped(self, name: str) -> NDArray[Any]:
-        """An array that has been written, mapped into memory, read-only."""
+        """Return an array that has been written, mapped into memory, read-only."""
         entry = self._entries[name]
         if not all(entry["shape"]):
             return self.read(name, 0, entry["shape"][0])
         self._file.flush()
-        whole = np.memmap(self._temporary, entry["dtype"], "r", self._begins[name], tuple(entry["shape"]))
-        return np.asarray(whole)
+        array = np.memmap(self._temporary, entry["dtype"], "r", self._begins[name], tuple(entry["shape"]))
+        return np.asarray(array)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
-        """Write the header, and give the file its name when all is on the disk."""
+        """Write the header, and rename the file to `path` when all is on the disk."""
         fields = {"kind": self._kind, "settings": settings, "arrays": list(self._entries.values())}
         header = json.dumps(fields).encode().ljust(_HEADER - _PRELUDE)
         if len(header) > _HEADER - _PRELUDE:
@@ -112,14 +130,14 @@ class Writer:
 
 
 def read(
-    path: str | os.PathLike[str], kind: str, verify: bool, scattered: Container[str] = ()
+    path: str | os.PathLike[str], kind: str, verify: bool, random_access: Container[str] = ()
 ) -> tuple[dict[str, Any], Arrays]:
-    """The settings and read-only arrays saved at `path`, mapped into memory; only the header is read unless `verify`.
+    """Return the settings and read-only arrays saved at `path`, mapped into memory; read all of it only with `verify`.
 
-    Of the arrays called `scattered`, rows here and there will be read: where the file is larger than memory, reading
-    what lies around each as well would push out what is wanted again.
+    Readahead is turned off for the arrays named in `random_access`: of a file larger than memory it would evict pages
+    that are needed again.
 
-    Raises HashretError, naming the file, if it is no index of this kind, is truncated, or (with `verify`) was altered.
+    Raise HashretError, naming the file, if it is no index of this kind, is truncated, or (with `verify`) was altered.
     """
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -133,21 +151,21 @@ def read(
         count = int(np.prod(shape, dtype=np.int64))
         end = offset + count * dtype.itemsize + -(count * dtype.itemsize) % _ALIGN
         if end > size:
-            raise damaged(path, "it is truncated")
+            raise damaged_file(path, "it is truncated")
         if verify and zlib.crc32(memoryview(content)[offset:end]) != entry["crc"]:
-            raise damaged(path, f"{entry['name']} does not match its checksum")
+            raise damaged_file(path, f"{entry['name']} does not match its checksum")
         arrays[entry["name"]] = np.frombuffer(content, dtype, count, offset).reshape(shape)
         begin, length = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, end - offset - mmap.PAGESIZE
-        if entry["name"] in scattered and length > 0 and hasattr(mmap, "MADV_RANDOM"):
+        if entry["name"] in random_access and length > 0 and hasattr(mmap, "MADV_RANDOM"):
             content.madvise(mmap.MADV_RANDOM, begin, length)
         offset = end
     if offset != size:
-        raise damaged(path, "it is longer than it was")
+        raise damaged_file(path, "it is longer than its header says")
     return fields["settings"], arrays
 
 
 def _read_header(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
-    """The header's fields, and where the arrays begin."""
+    """Return the fields of the header, and the offset of the arrays."""
     prelude = file.read(_PRELUDE)
     if prelude[:7] != MAGIC[:7]:
         raise HashretError(f"{path} is not a saved index; save one there with index.save")
@@ -155,10 +173,10 @@ def _read_header(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str
         raise HashretError(f"{path} was saved by another version of hashret; build the index again")
     header = file.read(int.from_bytes(prelude[8:12], "little"))
     if len(prelude) < _PRELUDE or zlib.crc32(header) != int.from_bytes(prelude[12:16], "little"):
-        raise damaged(path, "its header does not match its checksum")
+        raise damaged_file(path, "its header does not match its checksum")
     return json.loads(header), _PRELUDE + len(header)
 
 
-def damaged(path: str | os.PathLike[str], reason: str) -> HashretError:
-    """The error for a file that is not what was saved."""
+def damaged_file(path: str | os.PathLike[str], reason: str) -> HashretError:
+    """Return the error for a damaged index file."""
     return HashretError(f"{path} is damaged: {reason}; delete it and build the index again")

@@ -16,24 +16,24 @@ from numba.extending import intrinsic
 from hashret.indexes.kernel_cache import FOLDER, KernelLocator
 from hashret.process import numba_cache
 
-_tools: Any = cgutils
+_cgutils: Any = cgutils
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled by Numba at its first call: serial, without the interpreter lock, cached on disk.
+    """Compile a function with Numba at its first call: serial, without the interpreter lock, cached on disk.
 
-    It may not allocate: then Numba counts no references to arrays, which costs more than all else in a search.
+    The function must not allocate. Then Numba counts no references to arrays, which would dominate a search.
     """
     return _compiled(function, _nrt=False)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A part of kernels, compiled into each that calls it."""
+    """Compile a function into each kernel that calls it."""
     return _compiled(function, _nrt=False, forceinline=True)
 
 
 def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel that makes arrays, and leaves the inner loops to others."""
+    """Compile a kernel that allocates arrays and calls other kernels for its inner loops."""
     return _compiled(function)
 
 
@@ -61,22 +61,22 @@ def _trailing_zeros(typing_context: Any, x: Any) -> Any:
 
 def _prefetch(typing_context: Any, array: Any, row: Any) -> Any:
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
-        kind = signature.args[0]
-        view = context.make_array(kind)(context, builder, arguments[0])
-        place = [arguments[1], *[context.get_constant(types.intp, 0)] * (kind.ndim - 1)]
-        pointer = _tools.get_item_pointer(context, builder, kind, view, place)
+        array_type = signature.args[0]
+        view = context.make_array(array_type)(context, builder, arguments[0])
+        indices = [arguments[1], *[context.get_constant(types.intp, 0)] * (array_type.ndim - 1)]
+        pointer = _cgutils.get_item_pointer(context, builder, array_type, view, indices)
         pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        instruction = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-        hint = _tools.get_or_insert_function(builder.module, instruction, "llvm.prefetch.p0")
-        builder.call(hint, [pointer, number(0), number(3), number(1)])
+        int32 = ir.IntType(32)
+        intrinsic_type = ir.FunctionType(ir.VoidType(), [pointer.type, int32, int32, int32])
+        instruction = _cgutils.get_or_insert_function(builder.module, intrinsic_type, "llvm.prefetch.p0")
+        builder.call(instruction, [pointer, int32(0), int32(3), int32(1)])  # read, keep in all caches, data
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
 
 
-# The number of ones in a uint64, by LLVM's ctpop, which vectorises; the place of the lowest one in an int64 but 0.
+# The number of ones in a uint64, by LLVM's ctpop, which vectorises; the position of the lowest one in an int64 > 0.
 popcount: Any = intrinsic(_popcount)
 trailing_zeros: Any = intrinsic(_trailing_zeros)
-# Has a row of an array brought into the cache, so that many rows that are wanted soon are waited for together.
+# Prefetch a row of an array into the cache, so that the latencies of many reads overlap.
 prefetch: Any = intrinsic(_prefetch)

@@ -74,7 +74,7 @@ def _open_folder() -> Path | None:
     try:
         root = Path(_config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = root / "hashret" / "kernels" / digest(_SOURCES)
-        use_folder(folder)
+        use_folder(folder)  # its descriptor, and so the lock, stays open until the process ends
         delete_unused(folder.parent, time.time() - UNUSED_SECONDS)
     except (OSError, RuntimeError):  # RuntimeError: the user has no home; OSError also if there are no sources
         return None

@@ -1,16 +1,17 @@
-"""The kernels of balls: of codes that gather, all that lie around one centre are passed over at once.
+"""The kernels of clusters: where codes form clusters, a search skips all codes around one pivot at once.
 
-Fukunaga, Narendra: A Branch and Bound Algorithm for Computing k-Nearest Neighbors (1975). The longer codes are, the
-more bits the nearest ones differ in, and the more buckets flipping has to look up, however far the next group of codes
-is away. That is where balls are good.
+Fukunaga, Narendra: A Branch and Bound Algorithm for Computing k-Nearest Neighbors (1975); Chávez, Navarro: A compact
+space decomposition for effective metric indexing (list of clusters, 2005). The longer codes are, the more bits the
+nearest ones differ in, and the more buckets flipping has to probe, however far the next cluster is away. Clusters suit
+these codes.
 
-A **ball** is a centre c, any code, and some codes, its members, none more than its radius away from c. So many bits at
-least a member x is away from query q, by the triangle inequality: distance(q, c) - distance(c, x) >= distance(q, c) -
-radius. This is the ball's *gap*, or 0 if it is negative. Every code is a member of one ball; those that fit in none are
-together in one whose radius is FAR, and whose gap is 0.
+A **cluster** is a pivot c, which need not be a code of the index, and member codes, none farther than the cluster's
+radius from c. By the triangle inequality a member x is at least distance(q, c) - distance(c, x) >= distance(q, c) -
+radius bits away from query q. That, or 0 if it is negative, is the cluster's *lower bound*. Every code is a member of
+one cluster. The outliers, which fit in no other, form one whose radius is FAR and whose lower bound is 0.
 
-*Stop.* Once k items within r bits are known, balls with a gap of more than r hold none of the k nearest. How many codes
-the others hold is known before any of them is read: where these are too many, flipping is left to do it all.
+*Stop.* Once k items within r bits are known, clusters with a lower bound above r hold none of the k nearest. The number
+of codes in the other clusters is known before any of them is read: if it is too high, flipping does the whole search.
 """
 
 from typing import Any
@@ -19,100 +20,104 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.indexes.jit import inlined, popcount, prefetch
-from hashret.indexes.kernels import Segment, Workspace, plan_of
-from hashret.indexes.kernels_codes import FAR, ZERO, Query, Words, distance, longest
+from hashret.indexes.kernels import Segment, Workspace, unpack_plan
+from hashret.indexes.kernels_codes import FAR, ZERO, Query, Words, distance, max_distance
 from hashret.indexes.kernels_heap import Heap
-from hashret.indexes.kernels_items import Aside, offer_aside, put_aside
+from hashret.indexes.kernels_items import Shortlist, add_to_shortlist, offer_shortlist
 
-ONE: Any = np.int64(1 << 32)  # a bit, where the number of a ball stands in the lower half
-SHARE = 8  # of what a scan costs, one part is spent on balls before flipping is left to do it all
-COMPARED = 64  # gaps, or words of centres, that are compared while one code is
-AHEAD = 64  # so many members are asked for before they are compared
+UPPER: Any = np.int64(1 << 32)  # a lower bound times this, plus the number of a cluster, orders clusters by the bound
+SCAN_FRACTION = 8  # clusters may cost 1 / SCAN_FRACTION of a scan before flipping does the whole search
+BOUNDS_PER_CHECK = 64  # lower bounds compared, or words of pivots, in the time of one distance
+PREFETCH_AHEAD = 64  # members prefetched before they are compared
 
 
 @inlined
-def measure(centres: Words, queries: Words, q: int, out: NDArray[np.int32]) -> None:
-    """Write the distance of each centre, (words, b), from query q."""
-    words = len(centres)
+def compute_pivot_distances(pivots: Words, queries: Words, q: int, out: NDArray[np.int32]) -> None:
+    """Write the distance of each pivot, (words, c), from query q."""
+    words = len(pivots)
     query = queries.reshape(queries.size)[q * words : (q + 1) * words]
     out[:] = 0
     for w in range(words):
-        row, own = centres[w], query[w]
+        row, word = pivots[w], query[w]
         for i in range(len(row)):  # vectorises, as it runs over a whole array
-            out[i] += popcount(row[i] ^ own)
+            out[i] += popcount(row[i] ^ word)
 
 
 @inlined
-def measure_gaps(segment: Segment, query: Query, work: Workspace) -> None:
-    """Write the gap of each ball."""
-    radii, gaps = segment.radii, work.gaps[: len(segment.radii)]
-    measure(segment.centres, query.queries, query.q, gaps)
+def compute_lower_bounds(segment: Segment, query: Query, work: Workspace) -> None:
+    """Write the lower bound of each cluster."""
+    radii, bounds = segment.radii, work.lower_bounds[: len(segment.radii)]
+    compute_pivot_distances(segment.pivots, query.queries, query.q, bounds)
     for i in range(len(radii)):
-        gaps[i] = max(0, gaps[i] - radii[i])
+        bounds[i] = max(0, bounds[i] - radii[i])
 
 
 @inlined
-def within_reach(segment: Segment, bound: int, work: Workspace) -> tuple[int, int, int]:
-    """The least gap of those left, the ball that has it, and how many codes the balls with gaps within `bound` hold."""
-    gaps, begins, least, codes = work.gaps[: len(segment.radii)], segment.begins, FAR * ONE, 0 * ONE
-    for i in range(len(gaps)):  # vectorises, as the ball is a part of what the least is sought of
-        least = min(least, gaps[i] * ONE + i)
-        codes += np.int64(begins[i + 1]) - np.int64(begins[i]) if gaps[i] <= bound else 0
-    return least >> 32, least & (ONE - 1), codes
+def find_closest(segment: Segment, bound: int, work: Workspace) -> tuple[int, int, int]:
+    """Return the least lower bound, its cluster, and the number of codes in clusters with bounds up to `bound`."""
+    bounds, offsets = work.lower_bounds[: len(segment.radii)], segment.member_offsets
+    closest, codes = FAR * UPPER, 0 * UPPER
+    for i in range(len(bounds)):  # vectorises, as the minimum is taken over bound and cluster together
+        closest = min(closest, bounds[i] * UPPER + i)
+        codes += np.int64(offsets[i + 1]) - np.int64(offsets[i]) if bounds[i] <= bound else 0
+    return closest >> 32, closest & (UPPER - 1), codes
 
 
 @inlined
-def member(segment: Segment, ball: int, i: int) -> int:
-    """Ask for the i-th member of a ball, and return the one asked for `AHEAD` before that; -1 if there was none."""
-    begin, size = np.int64(segment.begins[ball]), np.int64(segment.begins[ball + 1]) - np.int64(segment.begins[ball])
+def read_member(segment: Segment, cluster: int, i: int) -> int:
+    """Prefetch member i of a cluster; return the member prefetched `PREFETCH_AHEAD` calls ago, -1 if there is none."""
+    begin = np.int64(segment.member_offsets[cluster])
+    size = np.int64(segment.member_offsets[cluster + 1]) - np.int64(segment.member_offsets[cluster])
     if i < size:
         prefetch(segment.codes, segment.members[begin + i])
-    return int(segment.members[begin + i - AHEAD]) if i >= AHEAD else -1
+    return int(segment.members[begin + i - PREFETCH_AHEAD]) if i >= PREFETCH_AHEAD else -1
 
 
 @inlined
-def balls_nearest(segment: Segment, query: Query, heap: Heap, n: int, work: Workspace) -> tuple[int, int]:
-    """Search a query by balls: the heap's new size, and the level to go on from: FAR (none), or 0 (all is to be done).
+def search_clusters(segment: Segment, query: Query, heap: Heap, n: int, work: Workspace) -> tuple[int, int]:
+    """Search clusters for a query; return the heap's new size and the next level: FAR if done, or 0 if given up.
 
-    See `kernels_nearest.flip_nearest` for how codes are put aside until it is known that balls will do.
+    As in `kernels_nearest.flip_nearest`, codes are shortlisted until it is certain that clusters suffice.
     """
-    room, gaps, aside = plan_of(segment).budget // SHARE, work.gaps, Aside(ZERO, ZERO, ZERO + longest(segment.codes))
-    work.tally[: aside.tight + 1] = 0
-    measure_gaps(segment, query, work)
+    room, bounds = unpack_plan(segment).candidate_budget // SCAN_FRACTION, work.lower_bounds
+    shortlist = Shortlist(ZERO, ZERO, ZERO + max_distance(segment.codes))
+    work.histogram[: shortlist.bound + 1] = 0
+    compute_lower_bounds(segment, query, work)
     while True:
-        least, ball, codes = within_reach(segment, aside.tight, work)
-        if least > aside.tight:
-            return offer_aside(segment, aside, heap, n, work), FAR
-        if aside.near >= len(heap.ids) and codes > room:
+        closest, cluster, codes = find_closest(segment, shortlist.bound, work)
+        if closest > shortlist.bound:
+            return offer_shortlist(segment, shortlist, heap, n, work), FAR
+        if shortlist.n_items >= len(heap.ids) and codes > room:
             return n, 0
-        gaps[ball] = FAR
-        size = np.int64(segment.begins[ball + 1]) - np.int64(segment.begins[ball])
-        room -= size + len(segment.radii) // COMPARED
+        bounds[cluster] = FAR
+        size = np.int64(segment.member_offsets[cluster + 1]) - np.int64(segment.member_offsets[cluster])
+        room -= size + len(segment.radii) // BOUNDS_PER_CHECK
         if room < 0:
             return n, 0
-        for i in range(size + AHEAD):
-            j = member(segment, ball, i)
+        for i in range(size + PREFETCH_AHEAD):
+            j = read_member(segment, cluster, i)
             if j >= 0:
                 d = distance(segment.codes, j, query.queries, query.q)
-                if d <= aside.tight:
-                    aside = put_aside(segment, j, d, heap, aside, work)
+                if d <= shortlist.bound:
+                    shortlist = add_to_shortlist(segment, j, d, heap, shortlist, work)
 
 
 @inlined
-def balls_within(
-    segment: Segment, query: Query, radius: int, found: NDArray[np.uint32], work: Workspace
+def match_clusters(
+    segment: Segment, query: Query, radius: int, matches: NDArray[np.uint32], work: Workspace
 ) -> tuple[int, int]:
-    """Find the codes within `radius` bits of a query by balls: how many, and the level to go on from: FAR, or 0."""
+    """Find the codes within `radius` bits of a query in clusters; return their number and the next level: FAR or 0."""
     n = 0
-    measure_gaps(segment, query, work)
-    _, _, codes = within_reach(segment, radius, work)
-    if codes > plan_of(segment).budget // SHARE:
+    compute_lower_bounds(segment, query, work)
+    _, _, codes = find_closest(segment, radius, work)
+    if codes > unpack_plan(segment).candidate_budget // SCAN_FRACTION:
         return 0, 0
-    for ball in range(len(segment.radii)):
-        if work.gaps[ball] <= radius:
-            for i in range(np.int64(segment.begins[ball + 1]) - np.int64(segment.begins[ball]) + AHEAD):
-                j = member(segment, ball, i)
+    for cluster in range(len(segment.radii)):
+        if work.lower_bounds[cluster] <= radius:
+            size = np.int64(segment.member_offsets[cluster + 1]) - np.int64(segment.member_offsets[cluster])
+            for i in range(size + PREFETCH_AHEAD):
+                j = read_member(segment, cluster, i)
                 if j >= 0 and distance(segment.codes, j, query.queries, query.q) <= radius:
-                    found[n] = j
+                    matches[n] = j
                     n += 1
     return n, FAR

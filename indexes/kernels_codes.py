@@ -1,7 +1,6 @@
 """Codes as the kernels read them: uint64 words, the first bit of a code highest.
 
-Shape (n,) if one word holds a code, else (n, words). Each function here is compiled in two ways, for one word and for
-several.
+The shape is (n,) if a code fits in one word, else (n, words). Each function is compiled for both.
 """
 
 from typing import Any, NamedTuple
@@ -15,9 +14,9 @@ from hashret.indexes.jit import inlined, popcount
 Words = NDArray[np.uint64]
 
 FAR = 1 << 12  # more than any distance
-BLOCK = 1024  # codes compared with every waiting query while they are in the fastest cache
-PART = 64  # codes of a block compared once more to find which are near
-ZERO: Any = np.int64(0)  # a mere 0 is of a type of its own to Numba, which compiles what it is given to once more
+BLOCK = 1024  # codes that a scan compares with every query while they are in the fastest cache
+SUBBLOCK = 64  # codes of a block that are compared again to find which are near
+ZERO: Any = np.int64(0)  # Numba gives the literal 0 a type of its own and compiles the functions called with it again
 
 
 class Query(NamedTuple):
@@ -28,28 +27,28 @@ class Query(NamedTuple):
 
 
 def distance(codes: Words, j: int | np.int64, queries: Words, q: int) -> int:
-    """Hamming distance of code j and query q (compiled below for one word or several)."""
+    """Return the Hamming distance of code j and query q (compiled below for one word or several)."""
     raise NotImplementedError
 
 
 def substring(codes: Words, j: int | np.int64, first: int, width: int) -> int:
-    """The bits first ... first + width - 1 of code j as a number (compiled below for one word or several)."""
+    """Return bits first ... first + width - 1 of code j as an integer (compiled below for one word or several)."""
     raise NotImplementedError
 
 
-def least_distance(codes: Words, queries: Words, q: int) -> int:
-    """The distance of the code nearest to query q (compiled below for one word or several)."""
+def min_distance(codes: Words, queries: Words, q: int) -> int:
+    """Return the distance of the code nearest to query q (compiled below for one word or several)."""
     raise NotImplementedError
 
 
-def least_distances(codes: Words, begin: int, queries: Words, q: int) -> tuple[int, int]:
-    """The distances of the nearest to query q of the BLOCK codes from `begin` on and of the BLOCK after; there must be
-    as many (compiled below for one word or several)."""
+def min_distances(codes: Words, begin: int, queries: Words, q: int) -> tuple[int, int]:
+    """Return the least distance to query q of the BLOCK codes from `begin` on, and of the BLOCK codes after them, which
+    must exist (compiled below for one word or several)."""
     raise NotImplementedError
 
 
-def longest(codes: Words) -> int:
-    """The greatest distance there can be (compiled below for one word or several)."""
+def max_distance(codes: Words) -> int:
+    """Return the greatest possible distance (compiled below for one word or several)."""
     raise NotImplementedError
 
 
@@ -83,39 +82,39 @@ def _substring(codes, j, first, width):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _least_of_words(codes: Words, queries: Words, q: int, words: int) -> int:
-    flat, query, least = codes.reshape(codes.size), queries[q], FAR
+def _min_of_words(codes: Words, queries: Words, q: int, words: int) -> int:
+    flat, query, minimum = codes.reshape(codes.size), queries[q], FAR
     for i in range(len(codes)):
         d = 0
         for w in range(words):
             d += popcount(flat[words * i + w] ^ query[w])
-        least = min(least, d)
-    return least
+        minimum = min(minimum, d)
+    return minimum
 
 
-@overload(least_distance)
-def _least_distance(codes, queries, q):  # type: ignore[no-untyped-def]
+@overload(min_distance)
+def _min_distance(codes, queries, q):  # type: ignore[no-untyped-def]
     def one_word(codes, queries, q):  # type: ignore[no-untyped-def]
-        query, least = queries[q], FAR
-        for i in range(len(codes)):  # vectorises only because it runs over a whole array
-            least = min(least, popcount(codes[i] ^ query))
-        return least
+        query, minimum = queries[q], FAR
+        for i in range(len(codes)):  # vectorises only as it runs over a whole array
+            minimum = min(minimum, popcount(codes[i] ^ query))
+        return minimum
 
     def words(codes, queries, q):  # type: ignore[no-untyped-def]
-        if codes.shape[1] == 2:  # vectorises only where the number of words is written down, over a flat array
-            return _least_of_words(codes, queries, q, 2)
+        if codes.shape[1] == 2:  # vectorises only for a literal number of words, over a flat array
+            return _min_of_words(codes, queries, q, 2)
         if codes.shape[1] == 4:
-            return _least_of_words(codes, queries, q, 4)
-        return _least_of_words(codes, queries, q, codes.shape[1])
+            return _min_of_words(codes, queries, q, 4)
+        return _min_of_words(codes, queries, q, codes.shape[1])
 
     return one_word if codes.ndim == 1 else words
 
 
-@overload(least_distances)
-def _least_distances(codes, begin, queries, q):  # type: ignore[no-untyped-def]
+@overload(min_distances)
+def _min_distances(codes, begin, queries, q):  # type: ignore[no-untyped-def]
     def one_word(codes, begin, queries, q):  # type: ignore[no-untyped-def]
         a, b, query, first, second = np.uint64(begin), np.uint64(begin + BLOCK), queries[q], FAR, FAR
-        for i in range(BLOCK):  # both at once: the wait for the last of a block is as long as for many codes
+        for i in range(BLOCK):  # both together: waiting for the last code of a block takes as long as many codes
             first = min(first, popcount(codes[a + np.uint64(i)] ^ query))
             second = min(second, popcount(codes[b + np.uint64(i)] ^ query))
         return first, second
@@ -123,13 +122,13 @@ def _least_distances(codes, begin, queries, q):  # type: ignore[no-untyped-def]
     def words(codes, begin, queries, q):  # type: ignore[no-untyped-def]
         middle = begin + BLOCK
         return (
-            least_distance(codes[begin:middle], queries, q),
-            least_distance(codes[middle : middle + BLOCK], queries, q),
+            min_distance(codes[begin:middle], queries, q),
+            min_distance(codes[middle : middle + BLOCK], queries, q),
         )
 
     return one_word if codes.ndim == 1 else words
 
 
-@overload(longest)
-def _longest(codes):  # type: ignore[no-untyped-def]
+@overload(max_distance)
+def _max_distance(codes):  # type: ignore[no-untyped-def]
     return (lambda codes: 64) if codes.ndim == 1 else (lambda codes: 64 * codes.shape[1])

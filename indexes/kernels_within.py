@@ -1,4 +1,7 @@
-"""The kernels of radius search: by balls, or by flipping bits, then scanning for what is left (see `kernels`)."""
+"""The kernels of radius search.
+
+They search clusters (see `kernels_clusters`), or flip bits and scan for the remaining codes (see `kernels`).
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,88 +10,89 @@ from hashret.indexes.jit import allocating, inlined, kernel, prefetch
 from hashret.indexes.kernels import (
     Segment,
     Workspace,
-    announce,
-    cut_query,
     is_new,
-    meet,
-    plan_of,
+    prefetch_next,
+    probe_level,
+    split_query,
+    unpack_plan,
 )
-from hashret.indexes.kernels_balls import balls_within
-from hashret.indexes.kernels_codes import BLOCK, PART, ZERO, Query, Words, distance, least_distance
+from hashret.indexes.kernels_clusters import match_clusters
+from hashret.indexes.kernels_codes import BLOCK, SUBBLOCK, ZERO, Query, Words, distance, min_distance
 from hashret.indexes.kernels_heap import Distances, Ids
 from hashret.indexes.kernels_items import other_slots, qualifies
 
-Numbers = NDArray[np.uint32]  # of codes
+Numbers = NDArray[np.uint32]  # numbers of codes
 
-RANKED = 256  # so many ids are compared with each other faster than they are sorted
+MAX_RANKED = 256  # ids that are sorted faster by comparing each with all others
 
 
 @kernel
 def flip_within(
-    segment: Segment, query: Query, radius: int, last: int, found: Numbers, work: Workspace
+    segment: Segment, query: Query, radius: int, last_level: int, matches: Numbers, work: Workspace
 ) -> tuple[int, int, int]:
-    """Find the codes within `radius` bits of a query by flipping bits: how many, the level a scan must start from, and
-    how many codes were met.
+    """Find the codes within `radius` bits of a query by flipping bits.
 
-    Level after level up to the radius, or up to `last` if that is less, unless there are too many codes (see `kernels`
-    for the levels, and why this finds each code, once).
+    Probe one level after another up to the radius or `last_level`, or until the budget of candidates is spent. Return
+    the number of matches, the level a scan must start from, and the number of candidates. Each code is found once (see
+    `kernels`).
     """
-    n, level, budget, high = 0, ZERO, plan_of(segment).budget, 0
+    n, level, budget, high = 0, ZERO, unpack_plan(segment).candidate_budget, 0
     room = budget
-    cut_query(segment, query, work)
-    if last >= 0:
-        announce(segment, query.queries, query.q)
-    while level <= min(radius, last):
-        low, high = meet(segment, query, level, radius, room, work)
+    split_query(segment, query, work)
+    if last_level >= 0:
+        prefetch_next(segment, query.queries, query.q)
+    while level <= min(radius, last_level):
+        low, high = probe_level(segment, query, level, radius, room, work)
         if high < 0:
             break
-        if level >= len(segment.cuts) - 1 or len(segment.sifts):
+        if level >= len(segment.layout) - 1 or len(segment.signatures):
             room -= high
         for i in range(low, high):
-            j = np.int64(work.met[i])
+            j = np.int64(work.candidates[i])
             if distance(segment.codes, j, query.queries, query.q) <= radius and is_new(segment, j, level, work):
-                found[n] = j
+                matches[n] = j
                 n += 1
         level += 1
-    work.probes[0] += work.looks[level + (high < 0)]
+    work.probes[0] += work.probes_before[level + (high < 0)]
     return n, level, budget - (room if high >= 0 else 0)
 
 
 @kernel
 def scan_within(
-    segment: Segment, query: Query, radius: int, level: int, found: Numbers, n: int, work: Workspace
+    segment: Segment, query: Query, radius: int, level: int, matches: Numbers, n: int, work: Workspace
 ) -> int:
-    """Find the codes within `radius` bits of a query first met at `level` or later; how many with the n before."""
+    """Append the codes within `radius` bits of a query first found at `level` or later to n matches; return their
+    number."""
     for begin in range(0, len(segment.codes), BLOCK):
         block = segment.codes[begin : begin + BLOCK]
-        if least_distance(block, query.queries, query.q) > radius:
+        if min_distance(block, query.queries, query.q) > radius:
             continue
-        for low in range(0, len(block), PART):
-            part = block[low : low + PART]
-            if least_distance(part, query.queries, query.q) > radius:
+        for low in range(0, len(block), SUBBLOCK):
+            part = block[low : low + SUBBLOCK]
+            if min_distance(part, query.queries, query.q) > radius:
                 continue
             for i in range(len(part)):
                 if distance(part, i, query.queries, query.q) <= radius and is_new(
                     segment, begin + low + i, level, work
                 ):
-                    found[n] = begin + low + i
+                    matches[n] = begin + low + i
                     n += 1
     return n
 
 
 @allocating
-def matches_within(segment: Segment, queries: Words, radius: int, work: Workspace) -> tuple[Ids, Numbers]:
-    """The codes within `radius` bits of each query: limits (q + 1) and numbers of codes, in no order."""
+def search_within(segment: Segment, queries: Words, radius: int, work: Workspace) -> tuple[Ids, Numbers]:
+    """Return the codes within `radius` bits of each query, in no order: limits (q + 1,) and their numbers."""
     limits = np.zeros(len(queries) + 1, np.int64)
     found = np.empty(len(segment.codes), np.uint32)  # each code is found once at most
     matches = np.empty(1024, np.uint32)
     for q in range(len(queries)):
         n, level, query = 0, 0, Query(queries, q)
-        if len(segment.radii) and radius >= len(segment.cuts):  # else no bit has to be flipped
-            n, level = balls_within(segment, query, radius, found, work)
+        if len(segment.radii) and radius >= len(segment.layout):  # below that no bit has to be flipped
+            n, level = match_clusters(segment, query, radius, found, work)
         if level == 0:
-            last = plan_of(segment).last  # unless flipping leads to the end, all is scanned
-            n, level, _ = flip_within(segment, query, radius, last if radius <= last else -1, found, work)
+            last_level = unpack_plan(segment).last_level  # flip only if that can find all codes, or else scan
+            n, level, _ = flip_within(segment, query, radius, last_level if radius <= last_level else -1, found, work)
         if level <= radius:
             n = scan_within(segment, query, radius, level, found, n, work)
         limits[q + 1] = limits[q] + n
@@ -102,7 +106,7 @@ def matches_within(segment: Segment, queries: Words, radius: int, work: Workspac
 
 @inlined
 def copy(numbers: Numbers, out: Numbers) -> None:
-    """Write the numbers to the beginning of `out`: slices that are assigned take Numba seconds more to compile."""
+    """Copy the numbers to the beginning of `out`: assigning to a slice takes Numba seconds longer to compile."""
     for i in range(len(numbers)):
         out[i] = numbers[i]
 
@@ -118,7 +122,7 @@ def write_items(
     ids: Ids,
     n: int,
 ) -> int:
-    """Write the items behind the codes matching a query after the n written; how many in all."""
+    """Append the items of the codes that match a query to the n items written; return their number."""
     for match in matches:
         prefetch(segment.ids, match)
     for match in matches:
@@ -126,11 +130,11 @@ def write_items(
         d = distance(segment.codes, j, query.queries, query.q)
         low, high = other_slots(segment, j)
         slot = int(j)
-        for following in range(low, high + 1):
+        for next_slot in range(low, high + 1):
             if qualifies(segment, slot, allowed, filtered):
                 distances[n], ids[n] = d, segment.ids[slot]
                 n += 1
-            slot = following
+            slot = next_slot
     return n
 
 
@@ -138,28 +142,28 @@ def write_items(
 def expand_within(
     segment: Segment, queries: Words, limits: Ids, matches: Numbers, allowed: Ids, filtered: bool
 ) -> tuple[Ids, Distances, Ids]:
-    """The items behind matching codes: limits (q + 1), distances and ids, in no order."""
+    """Return the items of matching codes, in no order: limits (q + 1,), distances and ids."""
     total = 0
     for match in matches:
         low, high = other_slots(segment, np.int64(match))
         total += int(1 + high - low)
     distances, ids = np.empty(total, np.int32), np.empty(total, np.int64)
-    bounds = np.zeros(len(limits), np.int64)
+    item_limits = np.zeros(len(limits), np.int64)
     for q in range(len(queries)):
-        query, own = Query(queries, q), matches[limits[q] : limits[q + 1]]
-        bounds[q + 1] = write_items(segment, query, own, allowed, filtered, distances, ids, bounds[q])
-    return bounds, distances[: bounds[-1]], ids[: bounds[-1]]
+        query, codes = Query(queries, q), matches[limits[q] : limits[q + 1]]
+        item_limits[q + 1] = write_items(segment, query, codes, allowed, filtered, distances, ids, item_limits[q])
+    return item_limits, distances[: item_limits[-1]], ids[: item_limits[-1]]
 
 
 @inlined
 def sort_ids(ids: Ids, spare: Ids) -> None:
-    """Sort distinct ids in place: a few by counting how many are less than each, more by Shell's method."""
-    if len(ids) <= RANKED:
+    """Sort distinct ids in place: few by their ranks, more by Shell's method; `spare` is working memory."""
+    if len(ids) <= MAX_RANKED:
         for i in range(len(ids)):
-            own, rank = ids[i], ZERO
+            value, rank = ids[i], ZERO
             for j in range(len(ids)):  # vectorises, as it runs over a whole array
-                rank += ids[j] < own
-            spare[rank] = own
+                rank += ids[j] < value
+            spare[rank] = value
         for i in range(len(ids)):
             ids[i] = spare[i]
         return
@@ -167,20 +171,20 @@ def sort_ids(ids: Ids, spare: Ids) -> None:
     while gap > 1:
         gap = max(1, gap * 5 // 11)
         for i in range(gap, len(ids)):
-            moving, place = ids[i], i
-            while place >= gap and ids[place - gap] > moving:
-                ids[place] = ids[place - gap]
-                place -= gap
-            ids[place] = moving
+            value, position = ids[i], i
+            while position >= gap and ids[position - gap] > value:
+                ids[position] = ids[position - gap]
+                position -= gap
+            ids[position] = value
 
 
 @kernel
 def sort_rows(
     limits: Ids, distances: Distances, ids: Ids, ends: Ids, sorted_distances: Distances, sorted_ids: Ids
 ) -> None:
-    """Sort each row limits[q] ... limits[q + 1] - 1 by (distance, id): by distance counting, then ids among equals.
+    """Sort each row limits[q] ... limits[q + 1] - 1 by (distance, id): counting sort by distance, then each run by id.
 
-    Distances are less than len(ends), which is working space, as `ids` is once they are counted.
+    Distances are less than len(ends). `ends` is working memory, and so is `ids` after the counting sort.
     """
     for q in range(len(limits) - 1):
         ends[:] = 0
@@ -188,10 +192,10 @@ def sort_rows(
             ends[distances[i]] += 1
         end = limits[q]
         for d in range(len(ends)):
-            ends[d], end = end, end + ends[d]  # so far where the run of d begins
+            ends[d], end = end, end + ends[d]  # until the run of d is written, its begin
         for i in range(limits[q], limits[q + 1]):
-            place = ends[distances[i]]
-            sorted_distances[place], sorted_ids[place] = distances[i], ids[i]
+            position = ends[distances[i]]
+            sorted_distances[position], sorted_ids[position] = distances[i], ids[i]
             ends[distances[i]] += 1
         begin = limits[q]
         for d in range(len(ends)):

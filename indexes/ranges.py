@@ -1,4 +1,4 @@
-"""The hits of a radius search, from codes to items, and from parts of a batch or of an index to the whole."""
+"""The hits of a radius search: from codes to items, and from parts of a batch or of an index to the whole."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,12 @@ from hashret.indexes.segments import as_filter
 
 
 def expand(segment: Segment, words: Words, matches: tuple[Ids, NDArray[np.uint32]], allowed: Ids | None) -> RangeHits:
-    """The items of matching codes, as `segments.within` gives them, for each query, in no order."""
+    """Return the items of the codes that `segments.match_within` found for each query, in no order."""
     return RangeHits(*expand_within(segment, words, *matches, *as_filter(allowed)))
 
 
-def one_after_another(parts: list[RangeHits]) -> RangeHits:
-    """The hits of a batch, whose queries these parts have one after another."""
+def concatenate(parts: list[RangeHits]) -> RangeHits:
+    """Return the hits of a batch from those of its consecutive parts."""
     if len(parts) == 1:
         return parts[0]
     limits = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.limits) for part in parts]))])
@@ -25,8 +25,8 @@ def one_after_another(parts: list[RangeHits]) -> RangeHits:
     return RangeHits(limits, distances, ids)
 
 
-def side_by_side(a: RangeHits, b: RangeHits) -> RangeHits:
-    """The hits of both for each query, in no order."""
+def merge(a: RangeHits, b: RangeHits) -> RangeHits:
+    """Return the hits of the same queries in two segments, in no order."""
     rows = np.concatenate([np.repeat(np.arange(len(hits.limits) - 1), np.diff(hits.limits)) for hits in (a, b)])
     order = np.argsort(rows, kind="stable")
     return RangeHits(

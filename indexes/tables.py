@@ -1,4 +1,4 @@
-"""Tables and balls over the codes of a segment, and what the planner believes that searching with them costs."""
+"""Tables and clusters over the codes of a segment, and the planner's estimates of what a search with them costs."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -9,117 +9,122 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashret.indexes.kernels import Plan, Segment
-from hashret.indexes.kernels_build import count_buckets, gather_balls, list_members, open_buckets, place_codes
+from hashret.indexes.kernels_build import build_buckets, build_clusters, count_buckets, fill_buckets, list_members
 from hashret.indexes.kernels_codes import Words
-from hashret.indexes.segments import NO_PLAN, frozen, take_probes, workspace
+from hashret.indexes.segments import NO_PLAN, freeze, get_workspace, take_probes
 from hashret.indexes.threads import get_threads
 
 MAX_WIDTH = 24  # a table of 2**24 buckets takes 64 MiB
-SIFT_BITS = 128  # the sifts of longer codes tell too little of them
-WIDER = 5  # bits by which the substrings are shorter than log2(count) where codes are sifted
+MAX_PREFILTER_BITS = 128  # signatures of longer codes reject too few of them
+WIDTH_REDUCTION = 5  # with signatures, substrings are so many bits shorter than log2(count)
 
-# What the planner believes, in nanoseconds: looking one bucket up, checking one code found there; the same where codes
-# are sifted; scanning one word.
-LOOK_UP, CHECK, OPEN, SIFT, SCAN = 4.0, 16.0, 150.0, 1.5, 0.2  # a scan shared by many queries costs each a fourth
-# Shares of a scan that levels cost at most, for the planner; the first codes of large buckets tell little of the next.
-SHARES, SIFTED_SHARES = (1 / 400, 1 / 25, 1 / 4, 1, 1 / 4), (1 / 400, 1 / 8, 1 / 4, 1, 4)
-SIFT_CODES = 1 << 22  # fewer are found faster in small buckets, without sifting
-MIN_CODES = 8192  # fewer are scanned faster than flipping starts
-BALL_BITS = 64  # longer codes are gathered in balls
-BALL_CODES = 1 << 26  # more are not: there are too many centres
+# The planner's estimates in nanoseconds: probing a bucket and checking one of its codes, without and with signatures;
+# scanning one word. A scan shared by many queries costs each a quarter.
+PROBE_NS, CHECK_NS, PREFILTER_PROBE_NS, PREFILTER_NS, SCAN_NS = 4.0, 16.0, 150.0, 1.5, 0.2
+# The cost of flipping up to each level of a `Plan` in its order, as a share of a scan, without and with signatures. The
+# distances of the first codes in large buckets predict little, so `promising_distance` is larger with signatures.
+LEVEL_SHARES, PREFILTER_LEVEL_SHARES = (1 / 400, 1 / 25, 1 / 4, 1, 1 / 4), (1 / 400, 1 / 8, 1 / 4, 1, 4)
+MIN_PREFILTER_CODES = 1 << 22  # fewer codes are found faster in small buckets, without signatures
+MIN_CODES = 8192  # fewer codes are scanned before flipping starts
+MAX_UNCLUSTERED_BITS = 64  # longer codes are clustered
+MAX_CLUSTERED_CODES = 1 << 26  # more codes need too many pivots
 
 
-def with_tables(segment: Segment, bits: int) -> Segment:
-    """The same segment with tables, if it is worth having them."""
-    cuts, plan = cut(len(segment.codes), bits)
-    if not len(cuts):
+def add_tables(segment: Segment, bits: int) -> Segment:
+    """Return the segment with tables, and with clusters, where they make searches faster."""
+    layout, plan = make_layout(len(segment.codes), bits)
+    if not len(layout):
         return segment
-    shape = len(cuts) - 1, len(segment.codes)
+    shape = len(layout) - 1, len(segment.codes)
     postings = np.empty(shape, np.uint32)
-    sifts = np.empty(shape if cuts[-1, 4] else (0, 0), np.uint32)
-    rows = chain([None], zip(postings, sifts if len(sifts) else repeat(np.empty(0, np.uint32)), strict=False))
+    signatures = np.empty(shape if layout[-1, 4] else (0, 0), np.uint32)
+    rows = chain([None], zip(postings, signatures if len(signatures) else repeat(np.empty(0, np.uint32)), strict=False))
     with ThreadPoolExecutor(get_threads()) as pool:
-        tables = list(pool.map(lambda cut, row: fill_table(lambda: [segment.codes], cut, row), cuts, rows))
-    marks, bounds = (np.concatenate(parts) for parts in zip(*numbered(tables), strict=True))
-    segment = segment._replace(cuts=cuts, marks=marks, bounds=bounds, postings=postings, sifts=sifts, plan=plan)
-    return with_balls(frozen(segment), bits)
+        tables = list(pool.map(lambda entry, row: build_table(lambda: [segment.codes], entry, row), layout, rows))
+    ranks, offsets = (np.concatenate(parts) for parts in zip(*renumber(tables), strict=True))
+    segment = segment._replace(layout=layout, bucket_ranks=ranks, bucket_offsets=offsets, plan=plan)
+    return add_clusters(freeze(segment._replace(postings=postings, signatures=signatures)), bits)
 
 
-def with_balls(segment: Segment, bits: int) -> Segment:
-    """The same segment with balls, if it has tables and it is worth having them."""
-    if bits <= BALL_BITS or len(segment.codes) > BALL_CODES or not len(segment.cuts):
+def add_clusters(segment: Segment, bits: int) -> Segment:
+    """Return the segment with clusters, if it has tables and clusters make searches faster."""
+    if bits <= MAX_UNCLUSTERED_BITS or len(segment.codes) > MAX_CLUSTERED_CODES or not len(segment.layout):
         return segment
-    centres, radii, ball = gather_balls(segment, bits // 4, workspace(segment, 0))
-    take_probes()  # no query has been searched for
+    pivots, radii, assignment = build_clusters(segment, bits // 4, get_workspace(segment, 0))
+    take_probes()  # these were not for a query
     if not len(radii):
         return segment
-    begins, members = list_members(ball, len(radii))
-    centres = np.ascontiguousarray(centres)
-    return frozen(segment._replace(centres=centres, radii=radii, begins=begins, members=members))
+    offsets, members = list_members(assignment, len(radii))
+    pivots = np.ascontiguousarray(pivots)
+    return freeze(segment._replace(pivots=pivots, radii=radii, member_offsets=offsets, members=members))
 
 
-def cut(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The `cuts` and `plan` of tables over so many codes, none if there are too few.
+def make_layout(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the `layout` and `plan` of a segment of `count` codes; an empty layout if they are too few for tables.
 
-    Without sifts m ≈ bits / log2(count) is best, with them one table more, of buckets that hold about a hundred codes.
+    Without signatures m ≈ bits / log2(count) is best. With them one more table, of buckets with about a hundred codes,
+    is best.
     """
     if count < MIN_CODES:
         return np.empty((0, 5), np.int64), NO_PLAN
-    sifted = bits <= SIFT_BITS and count >= SIFT_CODES
-    width = max(1.0, math.log2(count) - WIDER) if sifted else math.log2(count)
+    prefiltered = bits <= MAX_PREFILTER_BITS and count >= MIN_PREFILTER_CODES
+    width = max(1.0, math.log2(count) - WIDTH_REDUCTION) if prefiltered else math.log2(count)
     m = max(round(bits / width), -(-bits // MAX_WIDTH))
     widths = [bits // m + (t < bits % m) for t in range(m)]
-    cuts = np.zeros((m, 5), np.int64)
-    cuts[:, 0] = np.cumsum([0, *widths[:-1]])
-    cuts[:, 1] = widths
-    cuts[:, 2] = np.cumsum([0, *(((1 << width) + 63) >> 6 for width in widths[:-1])])
-    if sifted and m > 1:  # the bits after the substring, or the first ones, if these are more
-        before, after = cuts[:, 0], bits - cuts[:, 0] - cuts[:, 1]
-        cuts[:, 3] = np.where(after >= before, cuts[:, 0] + cuts[:, 1], 0)
-        cuts[:, 4] = np.minimum(32, np.maximum(before, after))
-    return cuts, np.array(_plan(count, bits, widths, bool(cuts[-1, 4])), np.int64)
+    layout = np.zeros((m, 5), np.int64)
+    layout[:, 0] = np.cumsum([0, *widths[:-1]])
+    layout[:, 1] = widths
+    layout[:, 2] = np.cumsum([0, *(((1 << width) + 63) >> 6 for width in widths[:-1])])
+    if prefiltered and m > 1:  # a signature is the bits after the substring, or the first ones, if these are more
+        before, after = layout[:, 0], bits - layout[:, 0] - layout[:, 1]
+        layout[:, 3] = np.where(after >= before, layout[:, 0] + layout[:, 1], 0)
+        layout[:, 4] = np.minimum(32, np.maximum(before, after))
+    return layout, np.array(_make_plan(count, bits, widths, bool(layout[-1, 4])), np.int64)
 
 
-def fill_table(
+def build_table(
     blocks: Callable[[], Iterable[Words]],
-    cut: NDArray[np.int64],
+    layout: NDArray[np.int64],
     row: tuple[NDArray[np.uint32], NDArray[np.uint32]] | None,
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """The marks and bounds of a table; each but the first fills rows of postings and sifts.
+    """Return the rank bitmap and the bucket offsets of the table of a substring, given its row of the layout.
 
-    `blocks` gives all codes, a read-only block after the other, each time it is called.
+    Fill a row of postings and signatures, which every table but the first has. `blocks` yields all codes in read-only
+    blocks each time it is called.
     """
-    ends = np.zeros(1 << cut[1], np.uint32)
+    ends = np.zeros(1 << layout[1], np.uint32)
     for codes in blocks():
-        count_buckets(codes, cut[0], cut[1], ends)
-    marks, bounds = open_buckets(ends)
+        count_buckets(codes, layout[0], layout[1], ends)
+    ranks, offsets = build_buckets(ends)
     if row is not None:
         number = 0
         for codes in blocks():
-            place_codes(codes, number, cut, ends, *row)
+            fill_buckets(codes, number, layout, ends, *row)
             number += len(codes)
-    return marks, bounds
+    return ranks, offsets
 
 
-def numbered(
+def renumber(
     tables: Iterable[tuple[NDArray[np.uint64], NDArray[np.uint32]]],
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
-    """The same tables, their marks as if the bounds of all were one array."""
+    """Yield the tables with rank bitmaps that number the buckets of all tables, whose offsets become one array."""
     filled = 0
-    for marks, bounds in tables:
-        marks[:, 1] += np.uint64(filled)
-        filled += len(bounds)
-        yield marks, bounds
+    for ranks, offsets in tables:
+        ranks[:, 1] += np.uint64(filled)
+        filled += len(offsets)
+        yield ranks, offsets
 
 
-def _plan(count: int, bits: int, widths: list[int], sifted: bool) -> Plan:
-    """The plan, from what flips cost if buckets are filled evenly."""
-    scan = SCAN * count * -(-bits // 64)
-    look_up, check, shares = (OPEN, SIFT, SIFTED_SHARES) if sifted else (LOOK_UP, CHECK, SHARES)
-    m, spent, levels = len(widths), 0.0, [0] * len(shares)
+def _make_plan(count: int, bits: int, widths: list[int], prefiltered: bool) -> Plan:
+    """Return the plan from the estimated costs of flips in evenly filled buckets."""
+    scan = SCAN_NS * count * -(-bits // 64)
+    probe, check, shares = PROBE_NS, CHECK_NS, LEVEL_SHARES
+    if prefiltered:
+        probe, check, shares = PREFILTER_PROBE_NS, PREFILTER_NS, PREFILTER_LEVEL_SHARES
+    m, cost, levels = len(widths), 0.0, [0] * len(shares)
     for level in range(bits):
         s, width = level // m, widths[level % m]
-        spent += math.comb(width, s) * (look_up + check * count / 2**width)
-        levels = [level if spent <= share * scan else last for share, last in zip(shares, levels, strict=True)]
-    free, cheap, quarter, last, promising = levels
-    return Plan(max(free, min(m - 1, last)), cheap, quarter, last, promising, budget=int(scan / CHECK))
+        cost += math.comb(width, s) * (probe + check * count / 2**width)
+        levels = [level if cost <= share * scan else last for share, last in zip(shares, levels, strict=True)]
+    free, cheap, shared, last, promising = levels
+    return Plan(max(free, min(m - 1, last)), cheap, shared, last, promising, candidate_budget=int(scan / CHECK_NS))

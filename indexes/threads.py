@@ -1,4 +1,4 @@
-"""How many threads search a batch, and how the batch is split among them."""
+"""The number of threads that search a batch, and the split of the batch among them."""
 
 import os
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 _threads = os.cpu_count() or 1
-_SHARE = 8  # fewer queries are not worth waking a thread
-_MOST = 1024  # more at once take more memory, and are no faster
+_MIN_PART = 8  # queries: waking a thread for fewer takes longer
+_MAX_PART = 1024  # queries: more take more memory and are no faster
 
 
 def set_threads(count: int) -> None:
-    """Search every batch with `count` threads from now on (as many as the machine has cores, unless set)."""
+    """Set the number of threads that search a batch, by default the number of cores; raise ValueError below 1."""
     global _threads
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"the number of threads must be at least 1, not {count!r}")
@@ -23,13 +23,13 @@ def set_threads(count: int) -> None:
 
 
 def get_threads() -> int:
-    """The number of threads that search a batch."""
+    """Return the number of threads that search a batch."""
     return _threads
 
 
 def split(count: int, work: Callable[[int, int], Result]) -> list[Result]:
-    """The results of work(low, high) over consecutive parts of range(count), in as many threads as are set."""
-    parts = max(min(_threads, count // _SHARE), -(-count // _MOST))
+    """Return the results of work(low, high) for consecutive parts of range(count), run on the threads that are set."""
+    parts = max(min(_threads, count // _MIN_PART), -(-count // _MAX_PART))
     if parts <= 1:
         return [work(0, count)]
     bounds = [count * part // parts for part in range(parts + 1)]
@@ -37,14 +37,16 @@ def split(count: int, work: Callable[[int, int], Result]) -> list[Result]:
         return list(map(work, bounds[:-1], bounds[1:]))
     pool = _pool(_threads - 1, os.getpid())
     others = [pool.submit(work, low, high) for low, high in pairwise(bounds[1:])]
-    own = [work(bounds[0], bounds[1])]  # here, for to wake a thread and to wait for it takes as long as some queries
+    own = [work(bounds[0], bounds[1])]  # in this thread, as waking one and waiting for it takes as long as some queries
     left = len(others)
-    while left and others[left - 1].cancel():  # nobody has begun with it
+    while left and others[left - 1].cancel():  # no thread has begun it
         left -= 1
         own.append(work(bounds[left + 1], bounds[left + 2]))
     return [own[0], *(other.result() for other in others[:left]), *reversed(own[1:])]
 
 
 @cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # a forked process has the pool but not its threads
+def _pool(
+    threads: int, process: int
+) -> ThreadPoolExecutor:  # by process, as a forked one inherits the pool without its threads
     return ThreadPoolExecutor(threads, thread_name_prefix="hashret-search")

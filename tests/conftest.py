@@ -26,12 +26,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def flip_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have tables, and use them, at sizes that brute force can judge."""
+    """Build and use tables at sizes that brute force can check."""
     from hashret.indexes import tables
 
     monkeypatch.setattr(tables, "MIN_CODES", 2)
-    monkeypatch.setattr(tables, "SIFT_CODES", 64)
-    monkeypatch.setattr(tables, "SCAN", 100.0)
+    monkeypatch.setattr(tables, "MIN_PREFILTER_CODES", 64)
+    monkeypatch.setattr(tables, "SCAN_NS", 100.0)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def set_open_files(value: Any) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, value)
 
 
-# Each function with how its setting is read and set, a value that a program may have chosen, and the value meanwhile.
+# Each context manager, the functions that read and set its setting, a value of the program, and the value inside.
 HARD = open_files()[1]
 SETTINGS: dict[
     str, tuple[Callable[[], AbstractContextManager[Any]], Callable[[], Any], Callable[[Any], None], Any, Any]
@@ -105,39 +105,39 @@ def program_setting(name: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_first_in_sets_and_the_last_out_restores(name: str) -> None:
-    setting, get, _, value, meanwhile = SETTINGS[name]
+    setting, get, _, value, inside = SETTINGS[name]
     with program_setting(name):
         first, second = ExitStack(), ExitStack()
         for stack in (first, second):
             stack.enter_context(setting())
-            assert get() == meanwhile
+            assert get() == inside
         with setting():
-            assert get() == meanwhile
+            assert get() == inside
         first.close()  # the first to enter may leave first
-        assert get() == meanwhile
+        assert get() == inside
         second.close()
         assert get() == value
         with setting():
-            assert get() == meanwhile
+            assert get() == inside
         assert get() == value
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_are_restored_after_an_exception(name: str) -> None:
-    setting, get, _, value, meanwhile = SETTINGS[name]
+    setting, get, _, value, inside = SETTINGS[name]
     with program_setting(name):
         with pytest.raises(ZeroDivisionError), setting(), setting():
             raise ZeroDivisionError
         assert get() == value
         with setting():
-            assert get() == meanwhile
+            assert get() == inside
         assert get() == value
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_threads_share_one_setting(name: str) -> None:
     """Thirty-two threads enter and leave; each sees the setting while it is inside, and the end restores it."""
-    setting, get, _, value, meanwhile = SETTINGS[name]
+    setting, get, _, value, inside = SETTINGS[name]
     seen = set()
 
     def use(number: int) -> None:
@@ -148,7 +148,7 @@ def test_threads_share_one_setting(name: str) -> None:
     with program_setting(name):
         with ThreadPoolExecutor(32) as pool:
             list(pool.map(use, range(32)))
-        assert seen == {meanwhile} and get() == value
+        assert seen == {inside} and get() == value
 
 
 def test_all_users_get_the_value_yielded_and_a_failed_entry_does_not_count() -> None:

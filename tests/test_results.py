@@ -80,8 +80,8 @@ def test_a_value_has_the_same_fields_over_http(name: str, more: dict[str, Any]) 
     from hashret.service import messages
 
     value, model = getattr(results, name), getattr(messages, name)
-    expected = {field: as_messages(kind) for field, kind in get_type_hints(value).items()}
-    found = {field: kind for field, kind in get_type_hints(model).items() if field in model.model_fields}
+    expected = {field: as_messages(hint) for field, hint in get_type_hints(value).items()}
+    found = {field: hint for field, hint in get_type_hints(model).items() if field in model.model_fields}
     assert found == expected | more
     optional = {field for field, info in model.model_fields.items() if not info.is_required()}
     assert optional == {*value._field_defaults} | ({"code"} & more.keys())
@@ -113,7 +113,7 @@ def test_the_options_of_a_query_are_the_same_over_http() -> None:
 
     expected = get_type_hints(QueryOptions) | {"rank": Literal["distance", "asymmetric"], "codes": bool}
     fields = messages.ImageOptions.model_fields
-    found = {name: kind for name, kind in get_type_hints(messages.ImageOptions).items() if name in fields}
+    found = {name: hint for name, hint in get_type_hints(messages.ImageOptions).items() if name in fields}
     assert found == expected and get_args(expected["rank"]) == RANKS
     assert {*messages.Options.model_fields} == {*fields} - {"rank"}
     for params in (

@@ -661,7 +661,7 @@ def test_probes_of_the_index_are_counted(
     collection: Collection, tmp_path: Path, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "MIN_CODES", 2)  # so that the index has tables
-    monkeypatch.setattr(tables, "SCAN", 100.0)
+    monkeypatch.setattr(tables, "SCAN_NS", 100.0)
     rng = np.random.default_rng(0)
     with Collection.create(tmp_path / "c", collection.hasher) as own:
         np.save(tmp_path / "rows.npy", rng.integers(0, 256, (1500, 8, 8), np.uint8))

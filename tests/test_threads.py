@@ -8,7 +8,7 @@ from hashret.indexes.threads import split
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("count", [0, 1, 16, 100, 7171])
-def test_parts_of_a_batch_come_in_order_whoever_searches_them(threads: int, count: int) -> None:
+def test_parts_of_a_batch_come_in_order_from_any_number_of_threads(threads: int, count: int) -> None:
     before = get_threads()
     set_threads(threads)
     try:

@@ -1,4 +1,4 @@
-"""How an `UpdatableIndex` merges what was added into its base, and keeps its memory and its file."""
+"""`UpdatableIndex`: compaction, workspaces and mapped files."""
 
 import itertools
 import sys
@@ -10,12 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brute_force import Life, as_items, assert_same, check_get, check_search, check_within, gathered, make
+from brute_force import (
+    IndexMachine,
+    as_items,
+    assert_same,
+    check_get,
+    check_search,
+    check_within,
+    make_clusters,
+    make_codes,
+)
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from hashret.errors import HashretError
-from hashret.indexes import BitFlipIndex, FaissIndex, tables, updatable
+from hashret.indexes import BitFlipIndex, FaissIndex, files, tables, updatable
 from hashret.indexes.updatable import UpdatableIndex
 
 CLASSES: dict[str, type[BitFlipIndex] | type[FaissIndex]] = {"bitflip": BitFlipIndex, "faiss": FaissIndex}
@@ -24,29 +33,31 @@ pytestmark = pytest.mark.usefixtures("flip_early")
 
 
 @pytest.mark.parametrize("engine", sorted(CLASSES))
-def test_any_life_while_threads_merge(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(updatable, "_LARGE", 0)  # however few items there are
-    machine = type("Machine", (Life,), {"spec": engine, "folder": tmp_path})
+def test_any_sequence_of_writes_during_background_compaction(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updatable, "_MIN_BACKGROUND", 0)  # however few items there are
+    machine = type("Machine", (IndexMachine,), {"spec": engine, "folder": tmp_path})
     run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
 
 
 @pytest.mark.parametrize("engine", sorted(CLASSES))
 @pytest.mark.parametrize("bits", [16, 64, 256])
-def test_items_that_share_a_code_have_one_in_the_base(engine: str, bits: int) -> None:
-    few = make(bits, 40, 3, 40, 0.5)
+def test_the_main_segment_stores_a_shared_code_once(engine: str, bits: int) -> None:
+    few = make_codes(bits, 40, 3, 40, 0.5)
     index = CLASSES[engine](bits)
     index.add(few[np.arange(4000) % 40], np.arange(4000))
-    assert len(index._state.base.ids) == 4000 and len(index._state.base.codes) == len(np.unique(few, axis=0))
+    assert len(index._state.main.ids) == 4000 and len(index._state.main.codes) == len(np.unique(few, axis=0))
 
 
 @pytest.mark.parametrize("engine", sorted(CLASSES))
 @pytest.mark.parametrize("read", ["get", "in", "search", "within", "few", "save"])
-def test_a_merge_between_any_two_lines_of_a_read_is_not_seen_by_it(engine: str, read: str, tmp_path: Path) -> None:
-    codes, ids, recent = make(64, 3200, 1, 400, 0.3), np.arange(3200), np.arange(2000, 2050)
+def test_a_read_does_not_see_a_compaction_between_any_two_of_its_lines(engine: str, read: str, tmp_path: Path) -> None:
+    codes, ids, recent = make_codes(64, 3200, 1, 400, 0.3), np.arange(3200), np.arange(2000, 2050)
     items = as_items(codes[:2050], ids[:2050])
 
     def interrupted(line: int) -> bool:
-        """Have what is in the tail merged when so many lines of a read have run; whether it has as many."""
+        """Compact the index when a read has run so many lines; return whether it has so many."""
         index, lines = CLASSES[engine](64), 0
         index.add(codes[:2000], ids[:2000])
         index.add(codes[recent], recent)
@@ -64,31 +75,31 @@ def test_a_merge_between_any_two_lines_of_a_read_is_not_seen_by_it(engine: str, 
         sys.settrace(trace)
         try:
             if read == "get":
-                found: Any = index.get(recent)
+                result: Any = index.get(recent)
             elif read == "in":
-                found = recent[0] in index
+                result = recent[0] in index
             elif read == "search":
-                found = index.search(codes[recent], 1, allowed=ids[:2050])
+                result = index.search(codes[recent], 1, allowed=ids[:2050])
             elif read == "within":
-                found = index.within(codes[recent], 0, allowed=ids[:2050])
+                result = index.within(codes[recent], 0, allowed=ids[:2050])
             elif read == "few":
-                found = index.search(codes[recent], 1, allowed=recent)
+                result = index.search(codes[recent], 1, allowed=recent)
             else:
                 index.save(tmp_path / "index")
         finally:
             sys.settrace(before)
         if read == "get":
-            assert (found == codes[recent]).all()
+            assert (result == codes[recent]).all()
         elif read == "in":
-            assert found
+            assert result
         elif read in ("search", "few"):
-            assert (found.distances == 0).all() and found.ids.shape == (50, 1)
+            assert (result.distances == 0).all() and result.ids.shape == (50, 1)
         elif read == "within":
-            assert set(recent.tolist()) <= set(found.ids.tolist())
+            assert set(recent.tolist()) <= set(result.ids.tolist())
         else:
-            same = CLASSES[engine].load(tmp_path / "index")
-            assert len(same) in (2050, 3200)
-            check_get(same, items if len(same) == 2050 else as_items(codes, ids))
+            loaded = CLASSES[engine].load(tmp_path / "index")
+            assert len(loaded) in (2050, 3200)
+            check_get(loaded, items if len(loaded) == 2050 else as_items(codes, ids))
         return lines >= line
 
     line = 1
@@ -98,46 +109,54 @@ def test_a_merge_between_any_two_lines_of_a_read_is_not_seen_by_it(engine: str, 
 
 
 @pytest.mark.parametrize("engine", sorted(CLASSES))
-def test_a_file_of_another_kind_says_which_it_is(engine: str, tmp_path: Path) -> None:
+def test_a_file_of_another_class_names_its_class(engine: str, tmp_path: Path) -> None:
     CLASSES[engine](64).save(tmp_path / "index")
     for other in set(CLASSES) - {engine}:
         with pytest.raises(HashretError, match=engine):
             CLASSES[other].load(tmp_path / "index")
 
 
-@pytest.mark.parametrize("engine", sorted(CLASSES))
-def test_nobody_waits_for_a_merge(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(updatable, "_LARGE", 0)
-    index, codes = CLASSES[engine](64), make(64, 9000, 1)
-    begun, may_end, merged = threading.Event(), threading.Event(), UpdatableIndex._merged
+def test_the_names_in_index_files_have_not_changed(tmp_path: Path) -> None:
+    BitFlipIndex(64).save(tmp_path / "index")
+    settings, arrays = files.read(tmp_path / "index", "bitflip", verify=True)
+    fields = "codes ids shared starts by_id dead cuts marks bounds postings sifts plan centres radii begins members"
+    assert list(arrays) == [f"{segment}.{field}" for segment in ("base", "tail") for field in fields.split()]
+    assert settings == {"bits": 64, "live": 0}
 
-    def slowly(self: UpdatableIndex, state: Any, *more: Any) -> Any:
+
+@pytest.mark.parametrize("engine", sorted(CLASSES))
+def test_no_write_waits_for_a_compaction(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updatable, "_MIN_BACKGROUND", 0)
+    index, codes = CLASSES[engine](64), make_codes(64, 9000, 1)
+    begun, may_end, compact = threading.Event(), threading.Event(), UpdatableIndex._compact
+
+    def wait_and_compact(self: UpdatableIndex, state: Any, *new_items: Any) -> Any:
         begun.set()
         assert may_end.wait(60)
-        return merged(self, state, *more)
+        return compact(self, state, *new_items)
 
     items = as_items(codes[:3000], np.arange(3000))
-    index.add(codes[:3000], np.arange(3000))  # which is many times what a tail should hold
-    while index._since is not None:
+    index.add(codes[:3000], np.arange(3000))  # many times the maximum of the delta segment
+    while index._write_log is not None:
         time.sleep(0.001)
-    base = index._state.base
-    monkeypatch.setattr(UpdatableIndex, "_merged", slowly)
+    main = index._state.main
+    monkeypatch.setattr(UpdatableIndex, "_compact", wait_and_compact)
     for low in range(3000, 5000, 200):
         index.add(codes[low : low + 200], np.arange(low, low + 200))
         items |= as_items(codes[low : low + 200], np.arange(low, low + 200))
         check_search(index, items, codes[:20], 7)
-    assert begun.wait(60) and index._state.base.codes is base.codes
-    gone = np.arange(0, 5000, 3)  # of what is being merged, and of what came since
-    assert index.remove(gone) == len(gone) and index.remove(gone) == 0
+    assert begun.wait(60) and index._state.main.codes is main.codes
+    removed = np.arange(0, 5000, 3)  # items that are being compacted, and items added since
+    assert index.remove(removed) == len(removed) and index.remove(removed) == 0
     items = {i: code for i, code in items.items() if i % 3}
-    index.add(codes[5000:5010], gone[:10])  # ids that are free again
-    items |= as_items(codes[5000:5010], gone[:10])
+    index.add(codes[5000:5010], removed[:10])  # ids that are free again
+    items |= as_items(codes[5000:5010], removed[:10])
     check_search(index, items, codes[:20], 7)
-    assert index._state.base.codes is base.codes
+    assert index._state.main.codes is main.codes
     may_end.set()
-    while index._since is not None:
+    while index._write_log is not None:
         time.sleep(0.001)
-    assert len(index._state.base.ids) > len(base.ids)
+    assert len(index._state.main.ids) > len(main.ids)
     check_search(index, items, codes[:20], 7)
     check_within(index, items, codes[:20], 9)
     may_end.clear()
@@ -145,60 +164,60 @@ def test_nobody_waits_for_a_merge(engine: str, monkeypatch: pytest.MonkeyPatch) 
     assert index.remove(np.array([*items][: len(items) // 2])) == len(items) // 2 and begun.wait(60)
     items = dict([*items.items()][len(items) // 2 :])
     monkeypatch.undo()
-    index.add(codes[5010:], np.arange(5010, 9000))  # so many that nobody waits for the other
+    index.add(codes[5010:], np.arange(5010, 9000))  # so many that the writer compacts the index itself
     items |= as_items(codes[5010:], np.arange(5010, 9000))
     may_end.set()
     for thread in threading.enumerate():
-        if thread.name == "hashret-merge":
+        if thread.name == "hashret-compaction":
             thread.join()
     check_search(index, items, codes[:20], 7)
     assert len(index) == len(items)
 
 
 @pytest.mark.parametrize("engine", sorted(CLASSES))
-def test_what_came_beside_a_merge_is_merged_too_if_it_is_much(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(updatable, "_LARGE", 0)
-    index, codes = CLASSES[engine](64), make(64, 4000, 1)
-    may_end, merged, merges = threading.Event(), UpdatableIndex._merged, []
+def test_many_items_added_during_a_compaction_are_compacted_too(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updatable, "_MIN_BACKGROUND", 0)
+    index, codes = CLASSES[engine](64), make_codes(64, 4000, 1)
+    may_end, compact, sizes = threading.Event(), UpdatableIndex._compact, []
 
-    def slowly(self: UpdatableIndex, state: Any, *more: Any) -> Any:
-        merges.append(len(state.tail.ids))
+    def wait_and_compact(self: UpdatableIndex, state: Any, *new_items: Any) -> Any:
+        sizes.append(len(state.delta.ids))
         assert may_end.wait(60)
-        return merged(self, state, *more)
+        return compact(self, state, *new_items)
 
-    monkeypatch.setattr(UpdatableIndex, "_merged", slowly)
-    for low in range(0, 4000, 500):  # the first merge begins with more than 1,024 items, and ends after the last
+    monkeypatch.setattr(UpdatableIndex, "_compact", wait_and_compact)
+    for low in range(0, 4000, 500):  # the first compaction begins with more than 1,024 items and ends after the last
         index.add(codes[low : low + 500], np.arange(low, low + 500))
     may_end.set()
-    while index._since is not None:
+    while index._write_log is not None:
         time.sleep(0.001)
-    assert merges[0] < len(index._state.base.ids) and len(merges) > 1
-    assert len(index._state.tail.ids) <= index._longest_tail(index._state)
+    assert sizes[0] < len(index._state.main.ids) and len(sizes) > 1
+    assert len(index._state.delta.ids) <= index._max_delta(index._state)
     check_search(index, as_items(codes[:4000], np.arange(4000)), codes[:20], 7)
 
 
-def test_one_thread_searches_indexes_of_all_kinds_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a search scribbles on is kept for the next, and has to be large enough for all that comes after."""
-    kinds = []
-    for bits, count, least in ((64, 500, 10**6), (64, 3000, 2), (256, 3000, 2), (128, 6000, 2), (24, 2000, 2)):
-        monkeypatch.setattr(tables, "MIN_CODES", least)
-        codes, queries = gathered(bits, count, 0.05, 0)
+def test_one_thread_searches_different_indexes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread keeps its workspace, which must be large enough for every later search."""
+    indexes = []
+    for bits, count, min_codes in ((64, 500, 10**6), (64, 3000, 2), (256, 3000, 2), (128, 6000, 2), (24, 2000, 2)):
+        monkeypatch.setattr(tables, "MIN_CODES", min_codes)
+        codes, queries = make_clusters(bits, count, 0.05, 0)
         index = BitFlipIndex(bits)
         index.add(codes, np.arange(count))
-        kinds.append((index, as_items(codes, np.arange(count)), queries))
-    for asked in (1, 30):
-        for index, items, queries in [*kinds, *kinds[::-1]]:
-            check_search(index, items, queries[:asked], 5)
-            check_within(index, items, queries[:asked], index.bits // 8)
+        indexes.append((index, as_items(codes, np.arange(count)), queries))
+    for count in (1, 30):
+        for index, items, queries in [*indexes, *indexes[::-1]]:
+            check_search(index, items, queries[:count], 5)
+            check_within(index, items, queries[:count], index.bits // 8)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="tells how files are mapped on Linux alone")
-def test_no_more_of_a_mapped_index_is_read_than_is_wanted(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux reports how files are mapped")
+def test_readahead_is_off_for_arrays_with_random_access(tmp_path: Path) -> None:
     index = BitFlipIndex(64)
-    index.add(make(64, 20_000, 1, 400, 0.3), np.arange(20_000))
+    index.add(make_codes(64, 20_000, 1, 400, 0.3), np.arange(20_000))
     index.save(tmp_path / "index")
     loaded = BitFlipIndex.load(tmp_path / "index", verify=False)
     parts = Path("/proc/self/smaps").read_text().split("VmFlags:")
     flags = [after.splitlines()[0].split() for part, after in itertools.pairwise(parts) if str(tmp_path) in part]
     assert ["rr" in flag for flag in flags].count(True) >= 2 and not all("rr" in flag for flag in flags)
-    assert_same(loaded.search(make(64, 9, 2), 5), index.search(make(64, 9, 2), 5))
+    assert_same(loaded.search(make_codes(64, 9, 2), 5), index.search(make_codes(64, 9, 2), 5))
