@@ -136,7 +136,7 @@ def test_the_radius_is_that_of_the_collection(
         with pytest.raises(ValueError, match="a target is a precision"):
             source.radius(2)
     served, local = answers()
-    assert served == local and served[0] == 0 and f"within {collection.radius(0.1)} bits" in served[2]
+    assert served == local and served[0] == 0 and f"-r auto is {collection.radius(0.1)} bits" in served[2]
 
 
 def test_images_are_added_and_removed(client: Client, collection: Collection) -> None:
