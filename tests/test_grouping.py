@@ -1,3 +1,4 @@
+import os
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hashret.collection import grouping
 from hashret.collection.grouping import cluster_members, single_linkage, star_clustering
 
 Pairs = NDArray[np.int64]
+SOAK = "HASHRET_SOAK" in os.environ
 
 
 @st.composite
@@ -74,7 +76,7 @@ def batches(request: pytest.FixtureRequest) -> Any:
 
 
 @given(cases())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=100 if SOAK else 30)
 def test_single_linkage_equals_brute_force(case: dict[str, Any]) -> None:
     verdicts = {verdict: case[verdict] for verdict in ("same", "different")}
     found = single_linkage(case["codes"], case["radius"], **verdicts)
@@ -82,7 +84,7 @@ def test_single_linkage_equals_brute_force(case: dict[str, Any]) -> None:
 
 
 @given(cases())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=100 if SOAK else 30)
 def test_star_clustering_equals_brute_force(case: dict[str, Any]) -> None:
     verdicts = {verdict: case[verdict] for verdict in ("same", "different")}
     found = star_clustering(case["codes"], case["radius"], case["rank"], **verdicts)
@@ -90,7 +92,7 @@ def test_star_clustering_equals_brute_force(case: dict[str, Any]) -> None:
 
 
 @given(cases())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=100 if SOAK else 30)
 def test_cluster_members_are_ordered_by_rank(case: dict[str, Any]) -> None:
     numbers = star_clustering(case["codes"], case["radius"], case["rank"])
     found = cluster_members(numbers, case["rank"])
