@@ -85,7 +85,7 @@ def test_a_model_is_evaluated_by_a_protocol_as_json(folder: Path, hashret: Comma
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["photos/1"], 1, "labels of 0 kinds, and two are the least to score by: put the images into a folder"),
+        (["photos/1"], 1, "0 different labels, and scoring needs at least two: put the images"),
         (["nowhere"], 1, "there is no 'nowhere'"),
         (["nowhere", "photos"], 1, "nowhere is no model folder"),
         (["-c", "empty", "photos"], 1, "no collection"),

@@ -32,7 +32,7 @@ def test_tasks_of_models_other_than_codes(folder: Path, hashret: Command) -> Non
             image.load()
     for arguments, text in (
         (["sample", "-m", "cvae", "--label", "cat"], "there is no label 'cat'; the model knows"),
-        (["sample", "-m", "cvae", "--manifold"], "a manifold has two latent numbers and a normal prior"),
+        (["sample", "-m", "cvae", "--manifold"], "a manifold needs two latent dimensions and a normal prior"),
         (["denoise", "broken.png", "-m", "clean"], "broken.png: no image"),
         (["denoise", first, "-m", "cvae"], "this takes a model that was trained for it"),
         (["reconstruct", "photos"], "model 'lsh' has no network to decode with"),

@@ -103,7 +103,7 @@ def test_a_list_that_ends_among_thousands_of_ties_is_their_mean() -> None:
 @pytest.mark.parametrize("bits", [8, 24, 64, 72, 256])
 @pytest.mark.parametrize("own", [False, True])
 def test_counts_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch, bits: int, own: bool) -> None:
-    monkeypatch.setattr(evaluation, "TOGETHER", 7)
+    monkeypatch.setattr(evaluation, "QUERY_BLOCK", 7)
     rng = np.random.default_rng(bits)
     codes = rng.integers(0, 256, (60, bits // 8), dtype=np.uint8)
     codes[:, 1:] &= 3
@@ -171,7 +171,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
 
 @pytest.mark.parametrize("own", [False, True])
 def test_the_nearest_vectors_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    monkeypatch.setattr(evaluation, "BLOCK", 8)
+    monkeypatch.setattr(evaluation, "CODE_BLOCK", 8)
     vectors = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
     vectors[20:] = vectors[:10]  # so that each has a double
     rows = np.arange(12)
@@ -197,7 +197,7 @@ def correlated(n: int) -> Codes:
 
 
 def test_health_is_what_a_plain_count_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "BLOCK", 300)
+    monkeypatch.setattr(evaluation, "CODE_BLOCK", 300)
     codes = correlated(2000)
     told = health(codes)
     buckets = np.array(list(Counter(code.tobytes() for code in codes).values()))

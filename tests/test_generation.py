@@ -106,7 +106,7 @@ def test_a_traversal_changes_one_number_at_a_time(vae: Hasher) -> None:
     changing = (decoded[-1] != decoded[-1][:1]).any(0).nonzero()[:, 0].tolist()
     assert changing == [3, 5]
     assert decoded[-1][:4, 3].tolist() == pytest.approx([-3, -1, 1, 3])
-    with pytest.raises(HashretError, match="no latent number 32: choose from 0 to 31"):
+    with pytest.raises(HashretError, match="no latent dimension 32: choose from 0 to 31"):
         generation.traverse(vae, PIXELS[:1], [32])
 
 
@@ -114,13 +114,13 @@ def test_a_manifold_has_two_dimensions(vae: Hasher) -> None:
     flat = fit("vae", steps=20, latent=2, head="lsh")
     images = generation.manifold(flat, 5)
     assert images.shape == (25, 8, 8, 1)
-    with pytest.raises(HashretError, match="a manifold has two latent numbers"):
+    with pytest.raises(HashretError, match="a manifold needs two latent dimensions"):
         generation.manifold(vae)
 
 
 def test_what_a_model_cannot_do_is_refused() -> None:
     ae, pca = fit("ae", steps=2), Hasher("pca", 16).fit(DIGITS)
-    with pytest.raises(HashretError, match="model 'ae' has no prior to draw from: train vae"):
+    with pytest.raises(HashretError, match="model 'ae' has no prior to sample from: train vae"):
         generation.sample(ae, 1)
     with pytest.raises(HashretError, match="model 'pca' has no network"):
         generation.reconstruct(pca, PIXELS[:1])
@@ -129,7 +129,7 @@ def test_what_a_model_cannot_do_is_refused() -> None:
             restoration.denoise(wrong, PIXELS[0])
     with pytest.raises(HashretError, match="set corruption=downscaling"):
         restoration.upscale(fit("denoising", steps=2), PIXELS[0])
-    with pytest.raises(HashretError, match="model 'vae' knows no labels"):
+    with pytest.raises(HashretError, match="model 'vae' is not conditional on labels"):
         generation.sample(fit("vae", steps=2), 1, label="0")
 
 

@@ -111,7 +111,7 @@ def test_what_is_no_query_is_counted(tmp_path: Path, hasher: Hasher) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("{i}.png", "labels of 0 kinds"), ("one/{i}.png", "labels of 1 kind"), ("{i}/0.png", "no label of a query")],
+    [("{i}.png", "0 different labels"), ("one/{i}.png", "1 different label"), ("{i}/0.png", "no label of a query")],
 )
 def test_labels_that_say_nothing_are_refused(tmp_path: Path, hasher: Hasher, name: str, reason: str) -> None:
     write(tmp_path, range(5), name)

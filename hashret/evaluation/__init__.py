@@ -1,1 +1,1 @@
-"""How good codes are: measures, and named protocols."""
+"""The evaluation of codes: measures and named protocols."""

@@ -1,8 +1,8 @@
 """Measures of retrieval, of codes and of images.
 
-Retrieval is measured on `Counts`: how many items, and how many relevant ones, there are at each Hamming distance from
-each query. Items at one distance have no order, so every measure is the mean over all the orders that they could have,
-in closed form: it does not depend on how the database is sorted.
+Retrieval is measured on `DistanceCounts`: the numbers of items and of relevant items at each Hamming distance from each
+query. Items at equal distance have no order, so every measure is its mean over all orders of ties, in closed form. It
+does not depend on the order of the database.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,146 +13,152 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_codes, unpack
 
-TOGETHER = 1024  # queries whose counts are in memory at once
-BLOCK = 8192  # codes or vectors that are unpacked at once
-RARE = 0.01  # a bit is dead when a smaller share of the codes has one of its two values
+QUERY_BLOCK = 1024  # queries whose counts are in memory at once
+CODE_BLOCK = 8192  # codes or vectors that are unpacked at once
+DEAD_SHARE = 0.01  # a bit is dead if the share of its rarer value is less
 
 RowIndices = NDArray[np.int64]
 Measures = dict[str, float]
 
 
 class DistanceCounts(NamedTuple):
-    """How many items are at each distance from each query, and how many of them are relevant: (queries, bits + 1)."""
+    """The numbers of items and of relevant items at each distance from each query, (queries, bits + 1)."""
 
     items: NDArray[np.int64]
     relevant: NDArray[np.int64]
 
 
 class Health(NamedTuple):
-    """What can be wrong with codes, whatever they mean."""
+    """The statistics of codes that show degenerate codes."""
 
     codes: int
     distinct_codes: int
-    largest_bucket: int  # codes that are one and the same
-    entropy: float  # of a code drawn from these, in bits; at most log2 of how many there are
-    constant_bits: int  # the same in every code
-    dead_bits: int  # the same in more than 99 % of the codes, or in every one
-    balance: float  # the share of a bit's rarer value, the mean over bits; ½ at best
-    correlation: float  # between two bits that are not constant, its size, the mean over pairs; 0 at best
-    largest_correlation: float  # the greatest of them; 1 if one bit says what another does
+    largest_bucket: int  # the most codes that are equal
+    entropy: float  # of the empirical distribution of codes, in bits; at most log2 of their number
+    constant_bits: int  # equal in all codes
+    dead_bits: int  # equal in more than 99 % of the codes
+    balance: float  # the mean over bits of the share of the rarer value; ½ at best
+    correlation: float  # the mean absolute correlation of pairs of bits that are not constant; 0 at best
+    largest_correlation: float  # the largest of these; 1 if one bit determines another
 
 
 def count_labels(
-    queries: Codes, wanted: Any, codes: Codes, labels: Any, left_out: RowIndices | None = None
+    queries: Codes, query_labels: Any, codes: Codes, labels: Any, excluded: RowIndices | None = None
 ) -> Iterator[DistanceCounts]:
-    """Counts of `codes` (n) around each of `queries` (m), for `TOGETHER` queries at a time.
+    """Yield the counts of `codes` (n) by distance from `queries` (m), for `QUERY_BLOCK` queries at a time.
 
-    A code is relevant whose label, of `labels` (n,), is the query's of `wanted` (m,). With `left_out` (m,) the code of
-    that row is no item to the query: usually its own. Raises ValueError for codes of another width, or too few labels.
+    A code is relevant to a query if its label, of `labels` (n,), equals the query's, of `query_labels` (m,). `excluded`
+    (m,) is the row of a code that is not counted for each query, usually its own. Raise ValueError for codes of another
+    width, or for other numbers of labels than of codes.
     """
-    labels, wanted = np.asarray(labels), np.asarray(wanted)
-    if (len(labels), len(wanted)) != (len(codes), len(queries)):
-        raise ValueError(f"{len(codes)} codes, {len(queries)} queries, but {len(labels)} and {len(wanted)} labels")
-    order = labels.argsort(kind="stable")  # then the relevant ones are a range
-    first, last = (labels[order].searchsorted(wanted, side) for side in ("left", "right"))
-    if left_out is not None:
-        left_out = order.argsort()[left_out]
-    return _count(queries, codes[order], lambda q: slice(first[q], last[q]), left_out)
+    labels, query_labels = np.asarray(labels), np.asarray(query_labels)
+    if (len(labels), len(query_labels)) != (len(codes), len(queries)):
+        raise ValueError(
+            f"{len(codes)} codes, {len(queries)} queries, but {len(labels)} and {len(query_labels)} labels"
+        )
+    order = labels.argsort(kind="stable")  # so that relevant codes are consecutive
+    first, last = (labels[order].searchsorted(query_labels, side) for side in ("left", "right"))
+    if excluded is not None:
+        excluded = order.argsort()[excluded]
+    return _count(queries, codes[order], lambda q: slice(first[q], last[q]), excluded)
 
 
 def count_neighbours(
-    queries: Codes, neighbours: RowIndices, codes: Codes, left_out: RowIndices | None = None
+    queries: Codes, neighbours: RowIndices, codes: Codes, excluded: RowIndices | None = None
 ) -> Iterator[DistanceCounts]:
-    """Counts as of `count_labels`, where the codes of the rows `neighbours` (m, k) are relevant to each query."""
-    return _count(queries, codes, lambda q: neighbours[q], left_out)
+    """Yield counts as `count_labels` does; relevant to each query are the codes of the rows `neighbours` (m, k)."""
+    return _count(queries, codes, lambda q: neighbours[q], excluded)
 
 
 def _count(
-    queries: Codes, codes: Codes, relevant: Callable[[int], Any], left_out: RowIndices | None
+    queries: Codes, codes: Codes, relevant: Callable[[int], Any], excluded: RowIndices | None
 ) -> Iterator[DistanceCounts]:
     bits = check_codes(codes).shape[1] * 8
     check_codes(queries, bits)
-    words, asked = np.ascontiguousarray(_words(codes).T), _words(queries)
-    for start in range(0, len(queries), TOGETHER):
-        numbers = range(start, min(start + TOGETHER, len(queries)))
-        items, found = np.zeros((2, len(numbers), bits + 2), np.int64)
-        for row, q in enumerate(numbers):
-            distances = np.bitwise_count(words ^ asked[q][:, None]).sum(0, dtype=np.uint16)
-            if left_out is not None:
-                distances[left_out[q]] = bits + 1  # farther than any
+    words, query_words = np.ascontiguousarray(_words(codes).T), _words(queries)
+    for start in range(0, len(queries), QUERY_BLOCK):
+        block = range(start, min(start + QUERY_BLOCK, len(queries)))
+        items, hits = np.zeros((2, len(block), bits + 2), np.int64)
+        for row, q in enumerate(block):
+            distances = np.bitwise_count(words ^ query_words[q][:, None]).sum(0, dtype=np.uint16)
+            if excluded is not None:
+                distances[excluded[q]] = bits + 1  # beyond all distances
             items[row] = np.bincount(distances, minlength=bits + 2)
-            found[row] = np.bincount(distances[relevant(q)], minlength=bits + 2)
-        yield DistanceCounts(items[:, :-1], found[:, :-1])
+            hits[row] = np.bincount(distances[relevant(q)], minlength=bits + 2)
+        yield DistanceCounts(items[:, :-1], hits[:, :-1])
 
 
 def _words(codes: Codes) -> NDArray[np.uint64]:
-    """Codes as numbers of 64 bits, (n, words), filled up with zeros."""
+    """Return codes as 64-bit words, (n, words), padded with zeros."""
     padded = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.uint8)
     padded[:, : codes.shape[1]] = codes
     return padded.view(np.uint64)
 
 
 def retrieval(counts: Iterator[DistanceCounts]) -> Measures:
-    """Means over queries, from counts by labels: mAP@all, mAP@1000, precision@10 and @1000, and within 2 bits."""
+    """Return by name the means over queries of mAP@all, mAP@1000, precision@10, precision@1000, and precision and
+    recall within 2 bits."""
     parts = [
         {
-            "mAP@all": average_precision(*counted),
-            "mAP@1000": average_precision(*counted, 1000),
-            "precision@10": precision_at(*counted, 10),
-            "precision@1000": precision_at(*counted, 1000),
-            "precision within 2": precision_within(*counted, 2),
-            "recall within 2": recall_within(*counted, 2),
+            "mAP@all": average_precision(*block),
+            "mAP@1000": average_precision(*block, 1000),
+            "precision@10": precision_at(*block, 10),
+            "precision@1000": precision_at(*block, 1000),
+            "precision within 2": precision_within(*block, 2),
+            "recall within 2": recall_within(*block, 2),
         }
-        for counted in counts
+        for block in counts
     ]
     return {name: float(np.concatenate([part[name] for part in parts]).mean()) for name in parts[0]}
 
 
-def average_precision(items: Any, relevant: Any, first: int | None = None) -> NDArray[np.float64]:
-    """Average precision of rankings with ties, (queries,), from how many items there are at each distance, and how many
-    of them are relevant, both (queries, distances) from the nearest on.
+def average_precision(items: Any, relevant: Any, cutoff: int | None = None) -> NDArray[np.float64]:
+    """Return the average precision of rankings with ties, (queries,).
 
-    It is the mean of the precisions at the places of the relevant items; with `first`, of those among so many first
-    items alone (mAP@R divides by the relevant items *in the list*, and is 0 if there are none). Of tied items it is the
-    mean over all their orders, in closed form: McSherry and Najork, "Computing Information Retrieval Performance
-    Measures Efficiently in the Presence of Tied Scores", ECIR 2008, which ours extends to lists that end among ties.
-    Raises ValueError for a query without relevant items.
+    `items` and `relevant`, both (queries, distances), are the numbers of items and of relevant items at each distance,
+    nearest first. Average precision is the mean of the precisions at the ranks of the relevant items; with `cutoff`,
+    of those among the first `cutoff` items only: it is then divided by the number of relevant items *in the list*, and
+    is 0 if there are none. For ties it is the mean over all orders, in closed form: McSherry and Najork, "Computing
+    Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008. Ours extends it
+    to lists that end among ties. Raise ValueError for a query without relevant items.
     """
     items, relevant = np.asarray(items, np.float64), np.asarray(relevant, np.float64)
     lacking = int((relevant.sum(1) == 0).sum())
     if lacking:
-        raise ValueError(f"{lacking} queries have no relevant item: their precision is of nothing")
+        raise ValueError(f"{lacking} queries have no relevant item, so that their average precision is undefined")
     reached = items.cumsum(1)
     before, found = reached - items, relevant.cumsum(1) - relevant
-    most = int(reached.max())
-    harmonic = np.append(0, 1 / np.arange(1, most + 1)).cumsum()
-    whole = reached <= (most if first is None else first)
+    max_rank = int(reached.max())
+    harmonic = np.append(0, 1 / np.arange(1, max_rank + 1)).cumsum()
+    whole = reached <= (max_rank if cutoff is None else cutoff)
     sums = np.where(whole, _precisions(harmonic, before, items, found, relevant), 0).sum(1)
     precisions = sums / np.maximum(np.where(whole, relevant, 0).sum(1), 1)
-    log_factorial = np.append(0, np.log(np.arange(1, most + 1))).cumsum()
+    log_factorial = np.append(0, np.log(np.arange(1, max_rank + 1))).cumsum()
 
     def log_choices(n: Any, k: Any) -> Any:
         return log_factorial[n] - log_factorial[k] - log_factorial[n - k]
 
     for q in np.flatnonzero(~whole.all(1)):
-        # The list ends among the n items of a distance, of which it takes m: how many of the r relevant ones is a
-        # hypergeometric chance, and wherever h of them are, they are in any order.
+        # The list ends among the n items of one distance, of which it takes m. The number h of relevant ones among
+        # these, of r, has a hypergeometric distribution, and they are in any order.
         end = whole[q].argmin()
         n, r, ahead = (int(part[q, end]) for part in (items, relevant, before))
-        m = (first or 0) - ahead
+        m = (cutoff or 0) - ahead
         h = np.arange(max(0, m - (n - r)), min(m, r) + 1)
-        chance = np.exp(log_choices(r, h) + log_choices(n - r, m - h) - log_choices(n, m))
+        probability = np.exp(log_choices(r, h) + log_choices(n - r, m - h) - log_choices(n, m))
         total = sums[q] + _precisions(harmonic, np.float64(ahead), np.float64(m), found[q, end], h)
-        precisions[q] = np.average(total / np.maximum(found[q, end] + h, 1), weights=chance)
+        precisions[q] = np.average(total / np.maximum(found[q, end] + h, 1), weights=probability)
     return np.asarray(precisions)
 
 
 def _precisions(harmonic: NDArray[np.float64], before: Any, items: Any, found: Any, relevant: Any) -> Any:
-    """The mean sum of the precisions at the relevant ones of tied items, after `before` items with `found` relevant.
+    """Return the expected sum of the precisions at the relevant ones of tied items, after `before` items of which
+    `found` are relevant.
 
-    Place i of n tied items has a relevant one with probability r/n, and then (i − 1)(r − 1)/(n − 1) of the i − 1 in
-    front of it are relevant too, so that its precision is (found + 1 + (i − 1)(r − 1)/(n − 1)) / (before + i). The sums
-    over i of 1/(before + i) and (i − 1)/(before + i) are `inverse` and n − (before + 1) · `inverse`.
+    Rank i of n ties holds one of the r relevant items with probability r/n. Then (i − 1)(r − 1)/(n − 1) of the i − 1
+    ties before it are expected to be relevant, so that its precision is (found + 1 + (i − 1)(r − 1)/(n − 1)) /
+    (before + i). The sums over i of 1/(before + i) and (i − 1)/(before + i) are `inverse` and
+    n − (before + 1) · `inverse`.
     """
     inverse = harmonic[(before + items).astype(np.int64)] - harmonic[before.astype(np.int64)]
     others = (relevant - 1) / np.maximum(items - 1, 1)
@@ -160,33 +166,36 @@ def _precisions(harmonic: NDArray[np.float64], before: Any, items: Any, found: A
     return relevant / np.maximum(items, 1) * precisions
 
 
-def mean_average_precision(queries: Codes, wanted: Any, codes: Codes, labels: Any, first: int | None = None) -> float:
-    """Mean average precision of `codes` (n) ranked by their Hamming distance from each of `queries` (m), of all of
-    them or of the `first` ones (see `average_precision`); relevant are those with its label (see `count_labels`).
+def mean_average_precision(
+    queries: Codes, query_labels: Any, codes: Codes, labels: Any, cutoff: int | None = None
+) -> float:
+    """Return the mean average precision of `codes` (n) ranked by Hamming distance from each of `queries` (m), of all
+    codes or of the first `cutoff` (see `average_precision`). Codes with the query's label are relevant (see
+    `count_labels`).
 
-    Raises ValueError for codes of another width or a query whose label no code has.
+    Raise ValueError for codes of another width, or a query whose label no code has.
     """
-    counts = count_labels(queries, wanted, codes, labels)
-    return float(np.concatenate([average_precision(*counted, first) for counted in counts]).mean())
+    counts = count_labels(queries, query_labels, codes, labels)
+    return float(np.concatenate([average_precision(*block, cutoff) for block in counts]).mean())
 
 
 def precision(relevant: Any) -> float:
-    """Precision of k neighbours: the mean share of relevant ones, from a Boolean array-like (queries, k)."""
+    """Return the precision of k neighbours: the share of relevant ones in a Boolean array-like (queries, k)."""
     return float(np.asarray(relevant, np.bool_).mean())
 
 
 def precision_at(items: Any, relevant: Any, k: int) -> NDArray[np.float64]:
-    """The share of relevant items among the k first, (queries,), or among all where there are fewer."""
+    """Return the share of relevant items among the first k, (queries,), or among all if there are fewer."""
     return np.asarray(_hits(items, relevant, k) / np.minimum(np.asarray(items).sum(1), k))
 
 
 def recall_at(items: Any, relevant: Any, k: int) -> NDArray[np.float64]:
-    """The share of the relevant items that is among the k first, (queries,)."""
+    """Return the share of the relevant items that are among the first k, (queries,)."""
     return np.asarray(_hits(items, relevant, k) / np.asarray(relevant).sum(1))
 
 
 def _hits(items: Any, relevant: Any, k: int) -> NDArray[np.float64]:
-    """How many relevant items are among the k first, the mean over all orders of tied ones."""
+    """Return the number of relevant items among the first k, the mean over all orders of ties."""
     items = np.asarray(items)
     reached = items.cumsum(1)
     taken = np.minimum(reached, k) - np.minimum(reached - items, k)
@@ -194,21 +203,21 @@ def _hits(items: Any, relevant: Any, k: int) -> NDArray[np.float64]:
 
 
 def precision_within(items: Any, relevant: Any, radius: int) -> NDArray[np.float64]:
-    """The share of relevant items among those within so many bits, (queries,); 0 where nothing is."""
+    """Return the share of relevant items among those within `radius` bits, (queries,), or 0 if there are none."""
     near = np.asarray(items)[:, : radius + 1].sum(1)
     return np.asarray(np.asarray(relevant)[:, : radius + 1].sum(1) / np.maximum(near, 1))
 
 
 def recall_within(items: Any, relevant: Any, radius: int) -> NDArray[np.float64]:
-    """The share of the relevant items that is within so many bits, (queries,)."""
+    """Return the share of the relevant items that are within `radius` bits, (queries,)."""
     relevant = np.asarray(relevant)
     return np.asarray(relevant[:, : radius + 1].sum(1) / relevant.sum(1))
 
 
-def nearest(queries: Any, vectors: Any, k: int, left_out: RowIndices | None = None) -> RowIndices:
-    """The rows of the k of `vectors` (n, …) nearest to each of `queries` (m, …) in Euclidean distance, (m, k).
+def nearest(queries: Any, vectors: Any, k: int, excluded: RowIndices | None = None) -> RowIndices:
+    """Return the rows (m, k) of the k of `vectors` (n, …) nearest to each of `queries` (m, …) in Euclidean distance.
 
-    With `left_out` (m,) that row is no neighbour of the query. A block of vectors at a time is made float32.
+    `excluded` (m,) is a row that is not a neighbour of each query. Vectors are converted to float32 in blocks.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -217,44 +226,44 @@ def nearest(queries: Any, vectors: Any, k: int, left_out: RowIndices | None = No
 
     distances: NDArray[np.float64] = np.empty((len(queries), 0))
     rows: RowIndices = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(vectors), BLOCK):
-        block = flat(vectors[start : start + BLOCK])
+    for start in range(0, len(vectors), CODE_BLOCK):
+        block = flat(vectors[start : start + CODE_BLOCK])
         search = NearestNeighbors(n_neighbors=min(k + 1, len(block)), algorithm="brute").fit(block)
         farther, others = search.kneighbors(flat(queries))
         distances, rows = np.hstack([distances, farther]), np.hstack([rows, others + start])
-        if left_out is not None:
-            distances[rows == left_out[:, None]] = np.inf
+        if excluded is not None:
+            distances[rows == excluded[:, None]] = np.inf
         best = distances.argsort(1, kind="stable")[:, : k + 1]
         distances, rows = np.take_along_axis(distances, best, 1), np.take_along_axis(rows, best, 1)
-    return rows[:, : min(k, len(vectors) - (left_out is not None))]
+    return rows[:, : min(k, len(vectors) - (excluded is not None))]
 
 
 def health(codes: Codes) -> Health:
-    """Whether codes, (n), are as many and their bits as different as they could be; all is 0 of none."""
+    """Return the health of codes, (n); all fields are 0 if there are none."""
     bits, n = check_codes(codes).shape[1] * 8, len(codes)
     if not n:
         return Health(0, 0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0)
     words = _words(codes)
     words = words[np.lexsort(words.T)]
-    begins = np.flatnonzero(np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1), [True]]))
-    buckets = np.diff(begins)
-    both = np.zeros((bits, bits))
-    for start in range(0, n, BLOCK):
-        block = unpack(codes[start : start + BLOCK]).astype(np.float32)
-        both += block.T @ block  # whole numbers that float32 holds
-    ones = both.diagonal() / n
+    starts = np.flatnonzero(np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1), [True]]))
+    buckets = np.diff(starts)
+    counts_of_both = np.zeros((bits, bits))
+    for start in range(0, n, CODE_BLOCK):
+        block = unpack(codes[start : start + CODE_BLOCK]).astype(np.float32)
+        counts_of_both += block.T @ block  # integers that float32 represents exactly
+    ones = counts_of_both.diagonal() / n
     rarer = np.minimum(ones, 1 - ones)
-    living = rarer > 0
-    deviation = np.sqrt(ones * (1 - ones))[living]
-    covariance = (both / n - np.outer(ones, ones))[np.ix_(living, living)]
+    varying = rarer > 0
+    deviation = np.sqrt(ones * (1 - ones))[varying]
+    covariance = (counts_of_both / n - np.outer(ones, ones))[np.ix_(varying, varying)]
     pairs = np.abs(covariance / np.outer(deviation, deviation))[np.triu_indices(len(deviation), 1)]
     return Health(
         codes=n,
         distinct_codes=len(buckets),
         largest_bucket=int(buckets.max()),
         entropy=float(-(buckets / n * np.log2(buckets / n)).sum()),
-        constant_bits=int((~living).sum()),
-        dead_bits=int((rarer < RARE).sum()),
+        constant_bits=int((~varying).sum()),
+        dead_bits=int((rarer < DEAD_SHARE).sum()),
         balance=float(rarer.mean()),
         correlation=float(pairs.mean()) if len(pairs) else 0.0,
         largest_correlation=float(pairs.max()) if len(pairs) else 0.0,
@@ -262,12 +271,13 @@ def health(codes: Codes) -> Health:
 
 
 def squared_error(images: Any, restored: Any) -> float:
-    """The squared error summed over an image's values in [0, 1], the mean over images (n, …)."""
+    """Return the squared error, summed over an image's values in [0, 1], the mean over images (n, …)."""
     return float(_squares(images, restored).sum(1).mean())
 
 
 def psnr(images: Any, restored: Any) -> float:
-    """Peak signal-to-noise ratio in decibels, the mean over images (n, …) in [0, 1]; infinite where one is exact."""
+    """Return the peak signal-to-noise ratio in decibels, the mean over images (n, …) in [0, 1]; infinite if one is
+    exact."""
     with np.errstate(divide="ignore"):
         return float(np.mean(-10 * np.log10(_squares(images, restored).mean(1))))
 

@@ -1,6 +1,6 @@
-"""Named protocols: which images are learned from, searched and asked for, and what of the answers is measured.
+"""Named retrieval protocols: the training set, the database, the queries, and the measures.
 
-Figures can be compared only where all of this is the same, so every choice is written out here, and nowhere else.
+Figures are comparable only if all of these agree, so every choice is stated here, and nowhere else.
 """
 
 import os
@@ -34,8 +34,8 @@ from hashret.parallel import Progress, batches, ordered_map
 if TYPE_CHECKING:
     from hashret.hasher import Hasher
 
-ASKED = 1000  # queries whose nearest images by pixels are found
-NEAREST = 10  # of those
+RECALL_QUERIES = 1000  # queries for which the nearest neighbours in pixels are computed
+RECALL_NEIGHBOURS = 10
 
 CHOICES = {
     "relevant": "an image with the label of the query; labels are used for scoring only",
@@ -44,18 +44,19 @@ CHOICES = {
     "mAP@1000": "average precision over the first 1,000, normalised by the relevant images among them (0 if none)",
     "@k": "over the whole database if it has fewer than k images",
     "within 2": "a query with an empty result within 2 bits has precision 0",
-    "recall@10": f"share of the {NEAREST} nearest neighbours in the pixels that the model sees (Euclidean distance), "
-    f"for at most {ASKED:,} queries drawn with seed 0; also among the images with the query's label only",
+    "recall@10": f"share of the {RECALL_NEIGHBOURS} nearest neighbours in the pixels that the model sees (Euclidean "
+    f"distance), for at most {RECALL_QUERIES:,} queries drawn with seed 0; also among the images with the query's "
+    "label only",
     "codes": "health of the codes of the database",
 }
 
 
 class Protocol(NamedTuple):
-    """Which images of which sources are learned from, searched and asked for.
+    """The split of the images of one or two sources into training set, database and queries.
 
-    Of two sources, the first is learned from and searched, and the second asked for. Where `drawn` is given, so many
-    queries are drawn from all images of the sources instead, and `learned` of the others, which are all searched. Of
-    one source, each image is asked for among all others.
+    Of two sources, the first is the training set and the database, and the second the queries. With `n_queries`, that
+    many queries are drawn from the images of all sources instead; the others are the database, of which `n_training`
+    are drawn as the training set. Of one source, each image is a query against all others.
     """
 
     description: str
@@ -64,15 +65,16 @@ class Protocol(NamedTuple):
     n_training: int = 0
 
     def rows(self, lengths: list[int]) -> tuple[RowIndices, RowIndices, RowIndices]:
-        """The images that are learned from, searched and asked for, of all images of the sources in a row."""
-        every = np.arange(sum(lengths))
+        """Return the rows of the training set, the database and the queries among the concatenated images of the
+        sources, which have these lengths."""
+        rows = np.arange(sum(lengths))
         if self.n_queries:
-            every = np.random.default_rng(0).permutation(every)
-            learned = every[self.n_queries :][: self.n_training]
-            return np.sort(learned), np.sort(every[self.n_queries :]), np.sort(every[: self.n_queries])
+            rows = np.random.default_rng(0).permutation(rows)
+            training = rows[self.n_queries :][: self.n_training]
+            return np.sort(training), np.sort(rows[self.n_queries :]), np.sort(rows[: self.n_queries])
         if len(lengths) == 1:
-            return every, every, every
-        return every[: lengths[0]], every[: lengths[0]], every[lengths[0] :]
+            return rows, rows, rows
+        return rows[: lengths[0]], rows[: lengths[0]], rows[lengths[0] :]
 
 
 _SPLIT = "the queries are the test split; the training split is the database and the training set"
@@ -97,25 +99,29 @@ PROTOCOLS = {
     "digits": Protocol(
         f"the first 1,437 images for training and the other 360 for testing: {_SPLIT}", ("digits:train", "digits:test")
     ),
-    "split": Protocol(_SPLIT, ()),  # of the sources that are given
+    "split": Protocol(_SPLIT, ()),  # needs --train and --test
 }
 
 
 def choose_protocol(name: str, train: str | None = None, test: str | None = None) -> Protocol:
-    """The protocol of that name, or leave-one-out over the source that it is; `train` and `test` are sources in place
-    of its own. Raises ValueError for one of them without the other, or without a protocol that has two."""
-    given = tuple(source for source in (train, test) if source)
-    if len(given) == 1 or (given and name not in PROTOCOLS) or (not given and name == "split"):
+    """Return the protocol called `name`, or leave-one-out over the source `name`.
+
+    `train` and `test` replace the sources of a protocol. Raise ValueError for only one of them, or if `name` is a
+    source.
+    """
+    sources = tuple(source for source in (train, test) if source)
+    if len(sources) == 1 or (sources and name not in PROTOCOLS) or (not sources and name == "split"):
         raise ValueError(f"--train SOURCE and --test SOURCE go together, with one of {', '.join(PROTOCOLS)}")
     if name not in PROTOCOLS:
         return Protocol("leave-one-out: each image is a query against all others; all are in the training set", (name,))
-    return PROTOCOLS[name]._replace(sources=given or PROTOCOLS[name].sources)
+    return PROTOCOLS[name]._replace(sources=sources or PROTOCOLS[name].sources)
 
 
 class ProtocolImages(NamedTuple):
-    """The images of a protocol's sources that can be read, as a model sees them, in a row.
+    """The preprocessed images of a protocol's sources, concatenated.
 
-    `lengths` are their numbers in each source, `roots` the sources' full names, `unreadable` counts those left out.
+    `lengths` are the numbers of images per source, `roots` the full names of the sources, and `unreadable` is the
+    number of images that could not be read.
     """
 
     pixels: NDArray[np.uint8]
@@ -126,13 +132,13 @@ class ProtocolImages(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What was measured: retrieval by name, and the health of the codes; and from which and how many images."""
+    """The retrieval measures by name and the health of the codes, with the sources and the numbers of images."""
 
     measures: Measures
     health: Health
     roots: list[str]
     queries: int
-    left_out: int  # images that are no queries, because they have no label, or nothing else has theirs
+    left_out: int  # queries that were excluded: they have no label, or no other image has it
     unreadable: int
 
 
@@ -143,7 +149,7 @@ def read_images(
     data_root: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ProtocolImages:
-    """The images of a protocol as the model sees them; raises HashretError for a source without any."""
+    """Return the preprocessed images of a protocol. Raise HashretError for a source without readable images."""
     blocks: list[NDArray[np.uint8]] = []
     labels: list[str | None] = []
     lengths, unreadable = [], 0
@@ -151,23 +157,25 @@ def read_images(
     total = None if any(source.length is None for source in opened) else sum(source.length or 0 for source in opened)
     for source in opened:
         preprocessing.check_source(source, "give a SOURCE of those")
-        begin = len(labels)
-        for batch in batches(_prepared(source, preprocessing), 1024):
-            fine = [(label, pixels) for label, pixels in batch if pixels is not None]
-            blocks += [np.stack([pixels for _, pixels in fine])] if fine else []
-            labels += [label for label, _ in fine]
-            unreadable += len(batch) - len(fine)
+        start = len(labels)
+        for batch in batches(_preprocessed(source, preprocessing), 1024):
+            readable = [(label, pixels) for label, pixels in batch if pixels is not None]
+            blocks += [np.stack([pixels for _, pixels in readable])] if readable else []
+            labels += [label for label, _ in readable]
+            unreadable += len(batch) - len(readable)
             if progress is not None:
                 progress(Progress("reading", len(labels), total, {}))
-        lengths.append(len(labels) - begin)
+        lengths.append(len(labels) - start)
         if not lengths[-1]:
             raise HashretError(f"{source.root.location} has no images that can be read")
     return ProtocolImages(np.concatenate(blocks), labels, [source.root for source in opened], lengths, unreadable)
 
 
-def _prepared(source: Source, preprocessing: Preprocessing) -> Iterator[tuple[str | None, Inputs | None]]:
-    def prepare(found: tuple[str | None, Content | HashretError]) -> tuple[str | None, Inputs | None]:
-        label, content = found
+def _preprocessed(source: Source, preprocessing: Preprocessing) -> Iterator[tuple[str | None, Inputs | None]]:
+    """Yield the label and the preprocessed image of each record, or None for one that cannot be read."""
+
+    def preprocess(item: tuple[str | None, Content | HashretError]) -> tuple[str | None, Inputs | None]:
+        label, content = item
         if isinstance(content, HashretError):
             return label, None
         try:
@@ -175,11 +183,11 @@ def _prepared(source: Source, preprocessing: Preprocessing) -> Iterator[tuple[st
         except HashretError:
             return label, None
 
-    return ordered_map(prepare, ((record.label, read(record)) for record in source))
+    return ordered_map(preprocess, ((record.label, read(record)) for record in source))
 
 
 def training_images(protocol: Protocol, data_root: str | os.PathLike[str] | None = None) -> NDArray[np.uint8]:
-    """The images that a protocol learns from, uint8 (n, h, w, c), for `Hasher.fit`: for sources of one size."""
+    """Return the training set of a protocol whose images have one size, uint8 (n, h, w, c), for `Hasher.fit`."""
     parts = [
         [decode(record.read()).pixels for record in open_source(source, data_root=data_root)]
         for source in protocol.sources
@@ -189,48 +197,49 @@ def training_images(protocol: Protocol, data_root: str | os.PathLike[str] | None
 
 
 def score(protocol: Protocol, images: ProtocolImages, codes: Codes) -> Evaluation:
-    """What the codes, (n), of a protocol's images are worth; raises HashretError where labels say nothing."""
-    known = {label: number for number, label in enumerate(sorted({label for label in images.labels if label}))}
-    if len(known) < 2:
+    """Measure the codes, (n), of a protocol's images. Raise HashretError if their labels do not allow it."""
+    classes = {label: i for i, label in enumerate(sorted({label for label in images.labels if label}))}
+    if len(classes) < 2:
         raise HashretError(
-            f"{', '.join(protocol.sources)} has labels of {format_count(len(known), 'kind')}, and two are the least to "
-            "score by: put the images into a folder for each kind"
+            f"{', '.join(protocol.sources)} has {format_count(len(classes), 'different label')}, and scoring needs at "
+            "least two: put the images of each class into a folder of its own"
         )
-    labels = np.array([known.get(label or "", -1) for label in images.labels])
-    _, searched, asked = protocol.rows(images.lengths)
-    own = np.array_equal(searched, asked)  # then row i is searched for row i
-    others = np.bincount(labels[searched] + 1, minlength=len(known) + 1)[labels[asked] + 1] - own
-    scored = (labels[asked] >= 0) & (others > 0)
-    if not scored.any():
+    labels = np.array([classes.get(label or "", -1) for label in images.labels])
+    _, database, queries = protocol.rows(images.lengths)
+    leave_one_out = np.array_equal(database, queries)
+    relevant = np.bincount(labels[database] + 1, minlength=len(classes) + 1)[labels[queries] + 1] - leave_one_out
+    is_scored = (labels[queries] >= 0) & (relevant > 0)
+    if not is_scored.any():
         raise HashretError(f"{', '.join(protocol.sources)}: no label of a query is that of another image")
-    left_out = np.flatnonzero(scored) if own else None
-    queries = asked[scored]
-    measures = retrieval(count_labels(codes[queries], labels[queries], codes[searched], labels[searched], left_out))
-    drawn = np.sort(np.random.default_rng(0).permutation(queries)[:ASKED])
+    excluded = np.flatnonzero(is_scored) if leave_one_out else None
+    scored = queries[is_scored]
+    measures = retrieval(count_labels(codes[scored], labels[scored], codes[database], labels[database], excluded))
+    drawn = np.sort(np.random.default_rng(0).permutation(scored)[:RECALL_QUERIES])
     measures |= {
-        "recall@10 of neighbours": _recall(images.pixels, codes, drawn, searched, own),
-        "recall@10 within labels": _recall(images.pixels, codes, drawn, searched, own, labels),
+        "recall@10 of neighbours": _recall(images.pixels, codes, drawn, database, leave_one_out),
+        "recall@10 within labels": _recall(images.pixels, codes, drawn, database, leave_one_out, labels),
     }
-    left = len(asked) - len(queries)
-    return Evaluation(measures, health(codes[searched]), images.roots, len(queries), left, images.unreadable)
+    left_out = len(queries) - len(scored)
+    return Evaluation(measures, health(codes[database]), images.roots, len(scored), left_out, images.unreadable)
 
 
 def _recall(
     pixels: NDArray[np.uint8],
     codes: Codes,
-    asked: RowIndices,
-    searched: RowIndices,
-    own: bool,
+    queries: RowIndices,
+    database: RowIndices,
+    leave_one_out: bool,
     labels: RowIndices | None = None,
 ) -> float:
-    """The share of the images nearest in pixels that are nearest in codes; with labels, among those of one label."""
+    """Return the share of a query's nearest neighbours in pixels that are nearest in codes, the mean over queries; with
+    labels, among the images of the query's label."""
     parts = []
-    for label in [None] if labels is None else np.unique(labels[asked]):
-        some, among = (rows if labels is None else rows[labels[rows] == label] for rows in (asked, searched))
-        left_out = among.searchsorted(some) if own else None
-        neighbours = nearest(pixels[some], pixels[among], NEAREST, left_out)
-        counts = count_neighbours(codes[some], neighbours, codes[among], left_out)
-        parts += [recall_at(*counted, neighbours.shape[1]) for counted in counts]
+    for label in [None] if labels is None else np.unique(labels[queries]):
+        own, others = (rows if labels is None else rows[labels[rows] == label] for rows in (queries, database))
+        excluded = others.searchsorted(own) if leave_one_out else None
+        neighbours = nearest(pixels[own], pixels[others], RECALL_NEIGHBOURS, excluded)
+        counts = count_neighbours(codes[own], neighbours, codes[others], excluded)
+        parts += [recall_at(*block, neighbours.shape[1]) for block in counts]
     return float(np.concatenate(parts).mean())
 
 
@@ -241,6 +250,6 @@ def evaluate(
     data_root: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Read the images of a protocol, code them, and measure; raises HashretError for sources that cannot be scored."""
+    """Read and encode the images of a protocol, and measure. Raise HashretError for sources that cannot be scored."""
     images = read_images(protocol, hasher.preprocessing, data_root=data_root, progress=progress)
     return score(protocol, images, hasher.encode_pixels(images.pixels))

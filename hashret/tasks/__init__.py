@@ -1,1 +1,1 @@
-"""What models do besides codes: reconstruct, denoise, upscale, sample."""
+"""The tasks of models besides encoding: reconstruct, denoise, upscale, sample."""

@@ -1,7 +1,7 @@
-"""What members of the family can do besides codes: remember images, draw new ones, and go from one to another.
+"""Reconstruct images, sample new ones, and interpolate between two, with members of the family.
 
-Every function takes a fitted `Hasher` and gives images as uint8 (n, height, width, channels), of the size that the
-model sees. Raises HashretError where the model has no network, or no such ability, and names one that has.
+Every function takes a fitted `Hasher` and returns images as uint8 (n, height, width, channels), of the model's input
+size. It raises HashretError for a model without a network or without the ability, and names one that has it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,8 @@ Pixels = NDArray[np.uint8]
 
 
 def reconstruct(hasher: Hasher, pixels: Inputs) -> Pixels:
-    """The images that the model remembers these by: uint8 (n, height, width, channels), as `preprocessing` gives."""
+    """Return the reconstructions of images, both uint8 (n, height, width, channels), as `Hasher.preprocessing` gives
+    them."""
     member = _network(hasher)
     with torch.inference_mode():
         parts = [_to_pixels(member.reconstruct(x)) for x in _batches(pixels)]
@@ -32,50 +33,51 @@ def reconstruct(hasher: Hasher, pixels: Inputs) -> Pixels:
 
 
 def latents(hasher: Hasher, pixels: Inputs) -> NDArray[np.float32]:
-    """The real numbers, (n, latent), that the head turns into bits."""
+    """Return the outputs, float32 (n, latent), that the head turns into bits."""
     with torch.inference_mode():
         parts = [hasher.member.outputs(x) for x in _batches(pixels)]
     return np.asarray(torch.cat(parts).cpu().numpy(), np.float32)
 
 
 def sample(hasher: Hasher, n: int, *, label: str | None = None, seed: int = 0) -> Pixels:
-    """New images, decoded from draws from the model's prior; of the class `label`, for a model that knows classes."""
+    """Return n new images, decoded from samples of the model's prior; of the class `label` for a conditional model."""
     member = _network(hasher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         z = member.sample_prior(n)
     if z is None:
-        raise HashretError(f"model {hasher.model!r} has no prior to draw from: train vae, cvae or bernoulli-vae")
+        raise HashretError(f"model {hasher.model!r} has no prior to sample from: train vae, cvae or bernoulli-vae")
     return _decode(hasher, z, label)
 
 
 def interpolate(hasher: Hasher, pair: Inputs, steps: int = 10, *, label: str | None = None) -> Pixels:
-    """The images on the straight line from the code of one of two images, uint8 (2, h, w, c), to that of the other."""
-    ends = _remembered(hasher, pair)
+    """Return `steps` images decoded from the straight line between the latents of two images, uint8 (2, h, w, c)."""
+    ends = _latents(hasher, pair)
     return _decode(hasher, torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, steps)[:, None]), label)
 
 
 def traverse(
     hasher: Hasher, image: Inputs, dimensions: Sequence[int], steps: int = 9, *, label: str | None = None
 ) -> Pixels:
-    """What each of some latent numbers means: (len(dimensions) × steps) images, in which one number of what is
-    remembered of an image, uint8 (1, h, w, c), goes from −3 to 3."""
+    """Return (len(dimensions) × steps) images, decoded from the latents of an image, uint8 (1, h, w, c), of which one
+    dimension at a time goes from −3 to 3."""
     member = _network(hasher)
     for dimension in dimensions:
         if not 0 <= dimension < member.latent:
-            raise HashretError(f"there is no latent number {dimension}: choose from 0 to {member.latent - 1}")
-    z = _remembered(hasher, image).repeat(len(dimensions) * steps, 1)
+            raise HashretError(f"there is no latent dimension {dimension}: choose from 0 to {member.latent - 1}")
+    z = _latents(hasher, image).repeat(len(dimensions) * steps, 1)
     for i, dimension in enumerate(dimensions):
         z[i * steps : (i + 1) * steps, dimension] = torch.linspace(-3, 3, steps)
     return _decode(hasher, z, label)
 
 
 def manifold(hasher: Hasher, steps: int = 20, *, label: str | None = None) -> Pixels:
-    """(steps × steps) images over the quantiles of the prior, for a model with two latent numbers, row by row."""
+    """Return (steps × steps) images, row by row, over the quantiles of the prior of a model with two latent
+    dimensions."""
     member = _network(hasher)
     if member.latent != 2 or not isinstance(member, VariationalAutoencoder):
         raise HashretError(
-            "a manifold has two latent numbers and a normal prior: train vae with --set latent=2 --head lsh"
+            "a manifold needs two latent dimensions and a normal prior: train vae with --set latent=2 --head lsh"
         )
     quantiles = torch.special.ndtri(torch.linspace(0.02, 0.98, steps))
     return _decode(hasher, torch.cartesian_prod(-quantiles, quantiles).flip(1), label)
@@ -93,8 +95,8 @@ def _batches(pixels: Inputs) -> Iterator[Tensor]:
     return (to_input(pixels[rows], default_device()) for rows in batch_slices(pixels))
 
 
-def _remembered(hasher: Hasher, pixels: Inputs) -> Tensor:
-    """What the decoder gets of these images, (n, latent)."""
+def _latents(hasher: Hasher, pixels: Inputs) -> Tensor:
+    """Return the decoder's inputs for images, (n, latent)."""
     member = _network(hasher)
     with torch.inference_mode():
         return torch.cat([member.bottleneck(member.features(x))[0] for x in _batches(pixels)]).cpu()
@@ -108,7 +110,9 @@ def _decode(hasher: Hasher, z: Tensor, label: str | None) -> Pixels:
         else:
             classes = hasher.training.get("classes", [])
             if not isinstance(member, ConditionalVariationalAutoencoder):
-                raise HashretError(f"model {hasher.model!r} knows no labels: train cvae --labels, or leave --label out")
+                raise HashretError(
+                    f"model {hasher.model!r} is not conditional on labels: train cvae --labels, or leave --label out"
+                )
             if label not in classes:
                 raise HashretError(f"there is no label {label!r}; the model knows {', '.join(classes)}")
             labels = torch.full((len(z),), classes.index(label), device=default_device())

@@ -1,7 +1,7 @@
-"""Better images from worse ones: noise taken away, twice the resolution, by a `denoising` model over tiles of any size.
+"""Denoise and upscale images of any size with a `denoising` model.
 
-A model sees images of one size. A larger image is cut into overlapping tiles of that size, which are blended where they
-overlap with weights that fall to their edges, so that no seam shows.
+The model's inputs have one size. A larger image is cut into overlapping tiles of that size. Overlaps are blended with
+weights that decrease towards the edges of a tile, so that no seams are visible.
 """
 
 import numpy as np
@@ -17,28 +17,34 @@ from hashret.runtime.inputs import default_device, to_input
 
 Pixels = NDArray[np.uint8]
 
-TILES = 256  # that go through the network together
+TILES_PER_BATCH = 256
 
 
 def denoise(hasher: Hasher, image: Pixels) -> Pixels:
-    """A noisy image, uint8 (height, width, channels) of any size, without what the model takes for noise."""
-    return _restore(hasher, _checked(hasher, image, upscaling=False))
+    """Return a denoised image, uint8 like `image` (height, width, channels) of any size.
+
+    Raises HashretError for a model that was not trained for it.
+    """
+    return _restore(hasher, _to_batch(hasher, image, upscaling=False))
 
 
 def upscale(hasher: Hasher, image: Pixels) -> Pixels:
-    """An image at twice its width and height, by a model that was trained with `corruption="downscaling"`."""
-    x = _checked(hasher, image, upscaling=True)
+    """Return an image, uint8 (height, width, channels), at twice its width and height.
+
+    Raises HashretError for a model that was not trained with `corruption="downscaling"`.
+    """
+    x = _to_batch(hasher, image, upscaling=True)
     return _restore(hasher, F.interpolate(x, scale_factor=2, mode="bicubic").clamp(0, 1))
 
 
-def _checked(hasher: Hasher, image: Pixels, upscaling: bool) -> Tensor:
-    """The image as a batch of one, in the channels of the model, which must be of the right kind."""
+def _to_batch(hasher: Hasher, image: Pixels, upscaling: bool) -> Tensor:
+    """Return the image as a batch of one with the model's channels. Raise HashretError for an unsuitable model."""
     hasher.preprocessing.require_images("restore")
     corruption = hasher.settings.get("corruption")
     if not isinstance(hasher.member, DenoisingAutoencoder) or (corruption == "downscaling") != upscaling:
-        what = "corruption=downscaling" if upscaling else "corruption=gaussian"
+        setting = "corruption=downscaling" if upscaling else "corruption=gaussian"
         raise HashretError(
-            f"this takes a model that was trained for it: hashret train SOURCE --model denoising --set {what} "
+            f"this takes a model that was trained for it: hashret train SOURCE --model denoising --set {setting} "
             f"--set network=unet --set likelihood=gaussian -o MODEL_DIR"
         )
     channels = hasher.preprocessing.channels
@@ -53,13 +59,13 @@ def _restore(hasher: Hasher, x: Tensor) -> Pixels:
     padded = F.pad(x, (0, max(0, width - x.shape[3]), 0, max(0, height - x.shape[2])), mode="replicate")
     window = torch.outer(_window(height), _window(width)).to(x)
     total, weight = torch.zeros_like(padded), torch.zeros_like(padded[:, :1])
-    places = [(top, left) for top in rows for left in columns]
-    for start in range(0, len(places), TILES):
-        some = places[start : start + TILES]
-        tiles = torch.cat([padded[..., top : top + height, left : left + width] for top, left in some])
+    corners = [(top, left) for top in rows for left in columns]
+    for start in range(0, len(corners), TILES_PER_BATCH):
+        batch = corners[start : start + TILES_PER_BATCH]
+        tiles = torch.cat([padded[..., top : top + height, left : left + width] for top, left in batch])
         with torch.inference_mode():
-            better = hasher.member.reconstruct(tiles)
-        for tile, (top, left) in zip(better, some, strict=True):
+            restored = hasher.member.reconstruct(tiles)
+        for tile, (top, left) in zip(restored, batch, strict=True):
             total[0, :, top : top + height, left : left + width] += window * tile
             weight[0, :, top : top + height, left : left + width] += window
     image = (total / weight)[0, :, : x.shape[2], : x.shape[3]]
@@ -67,12 +73,12 @@ def _restore(hasher: Hasher, x: Tensor) -> Pixels:
 
 
 def _starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin that overlap by half and cover a length."""
+    """Return the starts of tiles that overlap by half and cover a length."""
     last = max(0, length - tile)
     return sorted({*range(0, last, max(1, tile // 2)), last})
 
 
 def _window(length: int) -> Tensor:
-    """A triangle that is nowhere 0."""
+    """Return triangular weights above 0."""
     ramp = torch.arange(1, length + 1, dtype=torch.float32)
     return torch.minimum(ramp, ramp.flip(0))
