@@ -1,10 +1,11 @@
-"""Images per second of Collection.index, beside the bare decode loop and the bare forward pass of the same model.
+"""Images per second of Collection.index, beside bare decoding and the bare forward pass of the same model.
 
     python benchmarks/encode.py --arrays train-images-idx3-ubyte.gz --photos photos.tar.gz
 
-All on all cores, in one run, each measured `--repeats` times in turn; medians. Decoding and the model share the cores
-when images are indexed, so photos can reach 1 / (1/decode + 1/forward) at most; of that, and for arrays of the forward
-pass alone, the share is printed. Codes in the collection are compared with those of the bare passes.
+All use all cores in one run; each is measured `--repeats` times in turn, and medians are printed. When images are
+indexed, decoding and the model share the cores, so that photos can reach at most 1 / (1/decode + 1/forward); arrays can
+reach the forward pass. The share of this bound is printed. Codes in the collection are compared with those of the
+forward pass.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def forward(hasher: Hasher, pixels: np.ndarray) -> None:
-    """What encoding cannot do without: pixels to network input to outputs, a batch at a time."""
+    """Compute the outputs of all images, a batch at a time: the least work of encoding."""
     member = hasher.member
     with torch.inference_mode():
         for rows in batch_slices(pixels):
@@ -66,13 +67,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="training steps of the default model: any will do")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     rows = {}
-    arrays = np.stack([record.read() for record in open_source(asked.arrays)])
-    rows["arrays"] = measure(arrays, asked.steps, asked.repeats, decoded=False)
-    if asked.photos:
-        rows["photos"] = measure(asked.photos, asked.steps, asked.repeats, decoded=True)
-    if asked.json:
+    arrays = np.stack([record.read() for record in open_source(args.arrays)])
+    rows["arrays"] = measure(arrays, args.steps, args.repeats, decoded=False)
+    if args.photos:
+        rows["photos"] = measure(args.photos, args.steps, args.repeats, decoded=True)
+    if args.json:
         print(json.dumps(rows))
         return
     print(f"images per second, {torch.get_num_threads()} threads")

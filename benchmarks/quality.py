@@ -1,4 +1,4 @@
-"""How well codes find images of the query's label: the rows of docs/quality.md, which it fills over days.
+"""Retrieval quality of codes under the named protocols: the rows of docs/quality.md, which it fills over days.
 
     python benchmarks/quality.py --list                                  # which rows are done, and which are not
     python benchmarks/quality.py --data DIR --rows 'mnist/*/32/*'        # measure those that are not
@@ -83,7 +83,7 @@ class Row(NamedTuple):
 
 
 def plan(budget: str | None) -> list[Row]:
-    """Every row there should be; with `budget`, each of that instead of its own, for trials."""
+    """Return all planned rows; for trials, with `budget` in place of their own."""
     own, rows = MODELS[DEFAULT_MODEL].head, []
     learned = {name: member for name, member in MODELS.items() if member.trainable}
     for data, (long, widths) in DATA.items():
@@ -109,22 +109,22 @@ def plan(budget: str | None) -> list[Row]:
             rows += [Row(data, DEFAULT_MODEL, own, 64, f"25m{GPU}", seed) for seed in SEEDS]
     if budget:
         rows = [row if row.budget == "none" else row._replace(budget=budget + on(row)) for row in rows]
-    # What has one network comes together:
+    # Rows of one network are consecutive:
     return sorted(dict.fromkeys(rows), key=lambda row: (list(DATA).index(row.data), row.model, row.seed, row.budget))
 
 
 def on(row: Row) -> str:
-    """The end of a budget that says what kind of machine it is of."""
+    """Return the suffix of the budget that names the type of machine."""
     return GPU if row.budget.endswith(GPU) else ""
 
 
-class Place:
-    """Where the images of each data set are: files in `folder`, or what torchvision gets; `scratch` is for our own."""
+class DataSets:
+    """The images of all data sets: files in `folder`, or torchvision's downloads; `scratch` is for our files."""
 
     def __init__(self, folder: Path | None, root: Path | None, scratch: Path) -> None:
         self.folder, self.root, self._scratch = folder, root, scratch
         self._images: dict[tuple[str, ImagePreprocessing], ProtocolImages] = {}
-        self.learned: dict[Row, Hasher] = {}  # the last network of the default, by the row that it was learned for
+        self.learned: dict[Row, Hasher] = {}  # the last network of the default model, by its row
 
     def protocol(self, data: str) -> Protocol:
         if data == "digits" or (self.folder is None and data != "photos"):
@@ -140,7 +140,7 @@ class Place:
 
     @cached_property
     def _unpacked(self) -> list[str]:
-        """The two parts of CIFAR-10, which lie in one archive, as files of arrays."""
+        """The two parts of CIFAR-10, which are in one archive, as files of arrays."""
         parts: dict[str, list[Any]] = {"train": [], "test": []}
         for record in open_source(f"{self.folder}/cifar10/cifar10-jpeg.tar.gz"):
             pixels = np.broadcast_to(decode(record.read()).pixels, (32, 32, 3))
@@ -157,57 +157,57 @@ class Place:
         return self._images[key]
 
     def training(self, data: str) -> Any:
-        """What a model of a data set learns from, for `Hasher.fit`."""
+        """Return the training set of a data set, for `Hasher.fit`."""
         protocol = self.protocol(data)
         return training_images(protocol, self.root) if protocol.n_queries else protocol.sources[0]
 
 
-def measure(row: Row, place: Place) -> dict[str, Any]:
-    """All that is known of a row."""
+def measure(row: Row, data_sets: DataSets) -> dict[str, Any]:
+    """Measure a row."""
     began = time.monotonic()
-    told: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     encode: Callable[[Iterable[Any]], Codes]
     if row.model in PERCEPTUAL:
-        encode, images = perceptual(row.model), place.images(row.data, ImagePreprocessing(32, 32, 3))
-        codes = encode(photos(place))
+        encode, images = perceptual(row.model), data_sets.images(row.data, ImagePreprocessing(32, 32, 3))
+        codes = encode(photos(data_sets))
     else:
-        hasher, learned = fit(row, place)
-        encode, images = hasher.encode, place.images(row.data, hasher.preprocessing)
+        hasher, learned = fit(row, data_sets)
+        encode, images = hasher.encode, data_sets.images(row.data, hasher.preprocessing)
         codes = hasher.encode_pixels(images.pixels)
-        told |= {name: learned.training.get(name) for name in ("images", "steps", "seconds")}
-    done = score(place.protocol(row.data), images, codes)
-    told |= {"measures": done.measures, "health": done.health._asdict(), "queries": done.queries}
-    told |= {"left_out": done.left_out, "unreadable": done.unreadable}
-    if row.data.startswith("cifar10") and place.folder:
-        told["copy"] = " (JPEG copy)"
+        record |= {name: learned.training.get(name) for name in ("images", "steps", "seconds")}
+    done = score(data_sets.protocol(row.data), images, codes)
+    record |= {"measures": done.measures, "health": done.health._asdict(), "queries": done.queries}
+    record |= {"left_out": done.left_out, "unreadable": done.unreadable}
+    if row.data.startswith("cifar10") and data_sets.folder:
+        record["copy"] = " (JPEG copy)"
     if row.data == "photos":
-        told["near_duplicates"] = find_copies(encode, codes, place)
-    told |= {"hashret": hashret.__version__, "device": default_device().type, "threads": torch.get_num_threads()}
-    return row._asdict() | told | {"seconds_in_all": round(time.monotonic() - began, 1)}
+        record["near_duplicates"] = find_copies(encode, codes, data_sets)
+    record |= {"hashret": hashret.__version__, "device": default_device().type, "threads": torch.get_num_threads()}
+    return row._asdict() | record | {"seconds_in_all": round(time.monotonic() - began, 1)}
 
 
-def fit(row: Row, place: Place) -> tuple[Hasher, Hasher]:
-    """The model of a row, and the one that its network was learned for: the default's is the same for several widths
-    and all heads, and is learned once."""
+def fit(row: Row, data_sets: DataSets) -> tuple[Hasher, Hasher]:
+    """Return the model of a row, and the one that its network was trained for: the network of the default model is the
+    same for several widths and all heads, and is trained once."""
     model = row.model.removesuffix("-labels")
     labels = model != row.model
     settings = {"fine_tune": True} if row.model == "stacked-labels" else {}
-    how: dict[str, Any] = {"seed": row.seed, "labels": labels, "data_root": place.root}
-    source = place.training(row.data)
+    how: dict[str, Any] = {"seed": row.seed, "labels": labels, "data_root": data_sets.root}
+    source = data_sets.training(row.data)
     if row.model != DEFAULT_MODEL or row.bits > MIN_LATENT:
         hasher = Hasher(model, row.bits, row.head, **settings).fit(source, **how, **length(row))
         return hasher, hasher
     network = row._replace(head=MODELS[DEFAULT_MODEL].head, bits=MIN_LATENT)
-    if network not in place.learned:
-        place.learned = {network: Hasher(model, network.bits, network.head).fit(source, **how, **length(row))}
-    learned = place.learned[network]
+    if network not in data_sets.learned:
+        data_sets.learned = {network: Hasher(model, network.bits, network.head).fit(source, **how, **length(row))}
+    learned = data_sets.learned[network]
     if row == network:
         return learned, learned
     return Hasher(model, row.bits, row.head).fit(source, **how, init=learned, steps=0), learned
 
 
 def length(row: Row) -> dict[str, Any]:
-    """How long a row is learned, for `Hasher.fit`."""
+    """Return the length of a row's training, for `Hasher.fit`."""
     budget = row.budget.removesuffix(GPU)
     if budget.endswith("steps"):
         return {"steps": int(budget.removesuffix("steps"))}
@@ -222,8 +222,8 @@ def perceptual(name: str) -> Callable[[Iterable[Image.Image]], Codes]:
     return lambda images: pack(np.stack([function(image).hash.ravel() for image in images]))
 
 
-def photos(place: Place) -> Iterator[Image.Image]:
-    for record in open_source(place.protocol("photos").sources[0]):
+def photos(data_sets: DataSets) -> Iterator[Image.Image]:
+    for record in open_source(data_sets.protocol("photos").sources[0]):
         pixels = decode(record.read()).pixels
         yield Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
@@ -249,12 +249,12 @@ COPIES: dict[str, tuple[Callable[[Image.Image, np.random.Generator], Image.Image
 }
 
 
-def find_copies(encode: Callable[[Iterable[Any]], Codes], codes: Codes, place: Place) -> dict[str, float]:
-    """The share of the copies of photos whose original is the first of all photos, ties counted in part."""
+def find_copies(encode: Callable[[Iterable[Any]], Codes], codes: Codes, data_sets: DataSets) -> dict[str, float]:
+    """Return, by transform, the share of augmented copies whose original ranks first; n ties for it count 1/n each."""
     originals, found = np.arange(len(codes))[:, None], {}
     for name, (copy, _) in COPIES.items():
         rng = np.random.default_rng(0)
-        counts = count_neighbours(encode(copy(photo, rng) for photo in photos(place)), originals, codes)
+        counts = count_neighbours(encode(copy(photo, rng) for photo in photos(data_sets)), originals, codes)
         found[name] = float(np.concatenate([recall_at(*counted, 1) for counted in counts]).mean())
     return found | {"all": statistics.fmean(found.values())}
 
@@ -318,7 +318,7 @@ def retrieved(row: dict[str, Any]) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]], figures: Callable[[dict[str, Any]], dict[str, float]]) -> str:
-    """A line for each model, the mean over its seeds, by bits and then the best first."""
+    """Return a table with a line per model, the mean over its seeds, sorted by bits and then by the first figure."""
 
     def recipe(row: dict[str, Any]) -> tuple[Any, ...]:
         return row["bits"], row["model"] + row.get("copy", ""), row["head"], row["budget"]
@@ -335,14 +335,14 @@ def table(rows: list[dict[str, Any]], figures: Callable[[dict[str, Any]], dict[s
 
 
 def spread(values: list[float]) -> str:
-    """The mean, and half the range where there is one."""
+    """Return the mean, and half the range unless it is 0."""
     mean, half = statistics.fmean(values), (max(values) - min(values)) / 2
     digits = 0 if all(isinstance(value, int) for value in values) else 1 if mean >= 10 else 3
     return f"{mean:,.{digits}f}" + (f" ± {half:.{digits}f}" if half else "")
 
 
 def regret(done: list[dict[str, Any]]) -> str:
-    """How far each head of the default model is behind the best one, at worst."""
+    """Return the largest shortfall of each head of the default model behind the best head."""
     behind: dict[tuple[str, str], list[float]] = {}
     own = [row for row in done if row["model"] == DEFAULT_MODEL and row["seed"] == 0 and row["head"] in HEADS]
     own = sorted(
@@ -359,15 +359,15 @@ def regret(done: list[dict[str, Any]]) -> str:
 
 
 def unmeasured(missing: list[Row]) -> Iterator[str]:
-    """A line for each model of a data set."""
+    """Yield a line per model and data set."""
     for (data, model), group in groupby(sorted(missing), itemgetter(0, 1)):
         names = {"/".join(map(str, row[2:5])): [r.seed for r in missing if r[:5] == row[:5]] for row in group}
-        told = (f"{name} ({', '.join(f'seed {seed}' for seed in seeds)})" for name, seeds in names.items())
-        yield f"- {data}, `{model}`: {'; '.join(told)}"
+        items = (f"{name} ({', '.join(f'seed {seed}' for seed in seeds)})" for name, seeds in names.items())
+        yield f"- {data}, `{model}`: {'; '.join(items)}"
 
 
 def load(file: Path) -> dict[str, dict[str, Any]]:
-    """The rows done, by name."""
+    """Return the finished rows, by name."""
     return json.loads(file.read_text()) if file.exists() else {}
 
 
@@ -398,29 +398,29 @@ def main() -> None:
     trial.add_argument("--budget", help="for a trial, instead of each row's own")
     trial.add_argument("--steps", type=int, help="the same in steps")
     parser.add_argument("--json", action="store_true", help="the rows as they are in the file")
-    asked = parser.parse_args()
-    done = load(asked.file)
-    rows = plan(f"{asked.steps}steps" if asked.steps else asked.budget)
-    if asked.write:
-        asked.page.write_text(page(list(done.values()), [row for row in rows if str(row) not in done]))
+    args = parser.parse_args()
+    done = load(args.file)
+    rows = plan(f"{args.steps}steps" if args.steps else args.budget)
+    if args.write:
+        args.page.write_text(page(list(done.values()), [row for row in rows if str(row) not in done]))
         return
-    rows = [row for row in rows if any(fnmatchcase(str(row), pattern) for pattern in asked.rows or ["*"])]
-    if asked.list:
+    rows = [row for row in rows if any(fnmatchcase(str(row), pattern) for pattern in args.rows or ["*"])]
+    if args.list:
         print(*(f"{'done' if str(row) in done else 'not done':10}{row}" for row in rows), sep="\n")
         return
     here = GPU if default_device().type == "cuda" else ""
     rows = [row for row in rows if str(row) in done or row.budget == "none" or on(row) == here]
     with tempfile.TemporaryDirectory() as scratch:
-        place = Place(asked.data, asked.root, Path(scratch))
+        data_sets = DataSets(args.data, args.root, Path(scratch))
         for i, row in enumerate(rows):
             if str(row) not in done:
-                measured = measure(row, place)
-                done = load(asked.file) | {str(row): measured}  # another process may have measured other rows
-                asked.file.parent.mkdir(parents=True, exist_ok=True)
-                write_durably(asked.file, (json.dumps(done, indent=1) + "\n").encode())
-            if not asked.json:
+                measured = measure(row, data_sets)
+                done = load(args.file) | {str(row): measured}  # another process may have measured other rows
+                args.file.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(args.file, (json.dumps(done, indent=1) + "\n").encode())
+            if not args.json:
                 show(done[str(row)], first=i == 0)
-    if asked.json:
+    if args.json:
         print(json.dumps([done[str(row)] for row in rows]))
 
 

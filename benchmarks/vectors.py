@@ -1,15 +1,15 @@
-"""How many of a vector's nearest ones its code of a few bytes still finds, beside FAISS at equal bytes.
+"""Recall of the nearest vectors by codes of a few bytes, beside FAISS at equal size.
 
     python benchmarks/vectors.py --vectors embeddings.npy
     python benchmarks/vectors.py --images train-images-idx3-ubyte.gz
 
-Protocol: of the vectors, --queries are drawn at random and held out; every method learns from all others, and codes
-them. Right are the 10 others that are nearest by Euclidean distance (after --normalise, by the cosine). `recall` is the
-share of these among the 10 nearest by Hamming distance, ties by position; `by query` is the share where the query is
-not coded but compared as it is: for hashret the order of `rank="asymmetric"`, for product quantisation its only order.
-Without --vectors they are made here, of the --images: their leading principal components, half-whitened, that is each
-over the square root of its standard deviation, so that their spectrum falls about as slowly as those of embeddings do.
-They are no embeddings of CLIP or DINO, and figures for those will differ.
+Protocol: --queries vectors are drawn at random and held out; every method is fitted to all others and encodes them. The
+ground truth are the 10 nearest vectors by Euclidean distance (with --normalise, by cosine). `recall` is the share of
+these among the 10 nearest by Hamming distance, ties by position; `by query` is the share if the query is not encoded
+(asymmetric distance): for hashret the order of `rank="asymmetric"`, for product quantisation its only order.
+Without --vectors they are made from --images: the leading principal components, each divided by the square root of its
+standard deviation (half-whitened), so that their spectrum decays about as slowly as that of embeddings. They are no
+embeddings of CLIP or DINO, for which figures will differ.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from hashret.indexes import BitFlipIndex
 
 K = 10
 Vectors = NDArray[np.float32]
-Answer = tuple[NDArray[Any] | None, NDArray[Any] | None]  # ids of the nearest K by codes, and by the query as it is
+Answer = tuple[NDArray[Any] | None, NDArray[Any] | None]  # ids of the K nearest by codes, and by asymmetric distance
 
 
-def make(asked: argparse.Namespace) -> tuple[Vectors, str]:
-    """The leading principal components of the images, each over the square root of its standard deviation."""
-    images = sample(open_source(asked.images), limit=asked.limit, seed=asked.seed).images
+def make(args: argparse.Namespace) -> tuple[Vectors, str]:
+    """Return the half-whitened leading principal components of the images, and their description."""
+    images = sample(open_source(args.images), limit=args.limit, seed=args.seed).images
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
     pixels -= pixels.mean(0)
     variances, directions = np.linalg.eigh(pixels.T @ pixels / len(pixels))
-    variances, directions = variances[: -asked.numbers - 1 : -1], directions[:, : -asked.numbers - 1 : -1]
-    told = f"half-whitened principal components of {len(images):,} images of {asked.images}"
-    return (pixels @ directions / np.maximum(variances, 1e-6) ** 0.25).astype(np.float32), told
+    variances, directions = variances[: -args.numbers - 1 : -1], directions[:, : -args.numbers - 1 : -1]
+    description = f"half-whitened principal components of {len(images):,} images of {args.images}"
+    return (pixels @ directions / np.maximum(variances, 1e-6) ** 0.25).astype(np.float32), description
 
 
 def nearest(vectors: Vectors, queries: Vectors) -> NDArray[np.int64]:
@@ -51,20 +51,20 @@ def nearest(vectors: Vectors, queries: Vectors) -> NDArray[np.int64]:
     return np.asarray(index.search(queries, K)[1])
 
 
-def by_hashret(model: str, bits: int, vectors: Vectors, queries: Vectors, asked: argparse.Namespace) -> Answer:
-    hasher = Hasher(model, bits).fit(vectors, steps=asked.steps, seed=asked.seed)
+def by_hashret(model: str, bits: int, vectors: Vectors, queries: Vectors, args: argparse.Namespace) -> Answer:
+    hasher = Hasher(model, bits).fit(vectors, steps=args.steps, seed=args.seed)
     ids, codes = np.arange(len(vectors)), hasher.encode(vectors)
     index = BitFlipIndex(bits)
     index.add(codes, ids)
-    asked_for, margins = hasher.margins(queries)
-    hits = index.search(asked_for, candidate_count(K) or K)
+    codes_of_queries, margins = hasher.margins(queries)
+    hits = index.search(codes_of_queries, candidate_count(K) or K)
     near = [Neighbours(*row) for row in zip(hits.distances, hits.ids, strict=True)]
-    ranked, _ = rerank(near, asked_for, margins, ids, codes, K)
+    ranked, _ = rerank(near, codes_of_queries, margins, ids, codes, K)
     return hits.ids[:, :K], np.stack([row for _, row in ranked])
 
 
 def by_threshold(bits: int, vectors: Vectors, queries: Vectors) -> Answer:
-    """Whether each number is above its mean: as many bits as numbers."""
+    """Search by one bit per coordinate: whether it is above its mean."""
     mean = vectors.mean(0)
     index = faiss.IndexBinaryFlat(bits)
     index.add(np.packbits(vectors > mean, axis=1))
@@ -79,7 +79,7 @@ def by_itq_lsh(bits: int, vectors: Vectors, queries: Vectors) -> Answer:
 
 
 def by_product(bits: int, vectors: Vectors, queries: Vectors) -> Answer:
-    """A byte for each of bits / 8 parts of the numbers, which are filled up with zeros to parts of one length."""
+    """Search by product quantisation with a byte for each of bits / 8 parts of the zero-padded vectors."""
     parts = bits // 8
     missing = -vectors.shape[1] % parts
     vectors, queries = (np.ascontiguousarray(np.pad(x, ((0, 0), (0, missing)))) for x in (vectors, queries))
@@ -109,32 +109,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    if asked.vectors:
-        everything, told = sample(open_source(asked.vectors), limit=asked.limit, seed=asked.seed).images, asked.vectors
-    else:
-        everything, told = make(asked)
-    if asked.normalise:
-        everything = everything / np.linalg.norm(everything, axis=1, keepdims=True)
-    order = np.random.default_rng(asked.seed).permutation(len(everything))
-    queries, vectors = everything[order[: asked.queries]], everything[order[asked.queries :]]
-    numbers = vectors.shape[1]
-    truth = nearest(vectors, queries)
-    if not asked.json:
-        print(
-            f"{len(vectors):,} vectors of {numbers} numbers ({4 * numbers:,} bytes), {len(queries):,} queries: {told}"
+    args = parser.parse_args()
+    if args.vectors:
+        all_vectors, description = (
+            sample(open_source(args.vectors), limit=args.limit, seed=args.seed).images,
+            args.vectors,
         )
+    else:
+        all_vectors, description = make(args)
+    if args.normalise:
+        all_vectors = all_vectors / np.linalg.norm(all_vectors, axis=1, keepdims=True)
+    order = np.random.default_rng(args.seed).permutation(len(all_vectors))
+    queries, vectors = all_vectors[order[: args.queries]], all_vectors[order[args.queries :]]
+    dim = vectors.shape[1]
+    truth = nearest(vectors, queries)
+    if not args.json:
+        print(f"{len(vectors):,} vectors of {dim} numbers ({4 * dim:,} bytes), {len(queries):,} queries: {description}")
         print(f"{'method':24}{'bits':>6}{'bytes':>7}{f'recall@{K}':>11}{'by query':>10}{'seconds':>9}")
     rows = []
-    for bits in map(int, asked.bits.split(",")):
+    for bits in map(int, args.bits.split(",")):
         methods: dict[str, Callable[[], Answer]] = {
-            f"hashret {model}": lambda model=model, bits=bits: by_hashret(model, bits, vectors, queries, asked)
-            for model in asked.models.split(",")
-            if model not in ("pca", "itq") or bits <= numbers
+            f"hashret {model}": lambda model=model, bits=bits: by_hashret(model, bits, vectors, queries, args)
+            for model in args.models.split(",")
+            if model not in ("pca", "itq") or bits <= dim
         }
-        if bits == numbers:
+        if bits == dim:
             methods["one bit a number"] = lambda bits=bits: by_threshold(bits, vectors, queries)
-        if bits <= numbers:
+        if bits <= dim:
             methods[f"FAISS ITQ{bits},LSH"] = lambda bits=bits: by_itq_lsh(bits, vectors, queries)
         methods["FAISS PQ"] = lambda bits=bits: by_product(bits, vectors, queries)
         for name, answer in methods.items():
@@ -142,13 +143,13 @@ def main() -> None:
             by_code, by_query = (recall(found, truth) for found in answer())
             row = {"method": name, "bits": bits, "bytes": bits // 8, "recall": by_code, "by_query": by_query}
             rows.append(row | {"seconds": round(time.monotonic() - began, 1)})
-            if not asked.json:
+            if not args.json:
                 shares = "".join(
                     f"{'' if share is None else f'{share:.3f}':>{w}}" for share, w in ((by_code, 11), (by_query, 10))
                 )
                 print(f"{name:24}{bits:>6}{bits // 8:>7}{shares}{rows[-1]['seconds']:>9.1f}", flush=True)
-    if asked.json:
-        print(json.dumps({"vectors": told, "n": len(vectors), "numbers": numbers, "rows": rows}))
+    if args.json:
+        print(json.dumps({"vectors": description, "n": len(vectors), "numbers": dim, "rows": rows}))
 
 
 if __name__ == "__main__":

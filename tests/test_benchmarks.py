@@ -71,14 +71,14 @@ def test_a_row_measures_the_test_images(row: Row, name: str, options: list[str],
     assert all(np.isfinite(line["ours"]) and line["ours"] > 0 for line in told["lines"])
 
 
-def test_a_row_can_be_had_with_other_settings(row: Row) -> None:
+def test_settings_of_a_row_can_be_overridden(row: Row) -> None:
     (training,) = row("ae6", "--data", "digits", "--steps", "2", "--set", "network=mlp", "--set", "batch=50")[
         "trainings"
     ]
     assert "network=mlp" in training and "batch=50" in training and "2 steps" in training
 
 
-def test_photos_are_learned_from_and_others_are_measured(row: Row, tmp_path: Path) -> None:
+def test_super_resolution_measures_held_out_photos(row: Row, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(12):
         blocks = rng.integers(0, 256, (8, 8 + i, 3), dtype=np.uint8)
@@ -89,14 +89,11 @@ def test_photos_are_learned_from_and_others_are_measured(row: Row, tmp_path: Pat
     assert np.isfinite(line["ours"])
 
 
-def test_components_of_the_official_images_have_the_errors_that_are_known(row: Row, shared_data: Path) -> None:
+def test_pca_errors_on_mnist_equal_the_published_ones(row: Row, shared_data: Path) -> None:
     files = (shared_data / "mnist" / f"{part}-images-idx3-ubyte.gz" for part in ("train", "t10k"))
     train, test = map(str, files)
     lines = row("pca", "--train", train, "--test", test)["lines"]
     assert [line["ours"] for line in lines] == pytest.approx([32.65, 19.69, 13.87], abs=0.01)
-
-
-# quality.py
 
 
 @pytest.fixture
@@ -144,7 +141,7 @@ def test_a_row_is_measured_once(rows: Rows, tmp_path: Path) -> None:
     assert second[5]["measures"]["mAP@all"] == 0.125
 
 
-def test_the_list_says_what_is_done(rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_finished_rows(rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
     rows("--rows", "digits/lsh/*", "--json")
     rows("--rows", "digits/*", "--rows", "cifar10/contrastive/anchor-itq/*", "--list")
     assert capsys.readouterr().out.splitlines() == [
@@ -233,7 +230,7 @@ def test_local_files_are_measured(rows: Rows, tmp_path: Path) -> None:
     assert "| 64 | lsh (JPEG copy) | lsh | none | 1 |" in page and f"| {copies['resize']:.3f} |" in page
 
 
-def test_perceptual_hashes_are_beside_the_models(rows: Rows, tmp_path: Path) -> None:
+def test_perceptual_hashes_are_measured(rows: Rows, tmp_path: Path) -> None:
     pytest.importorskip("imagehash", reason="imagehash comes with the extra bench")
     put_images(tmp_path, [(f"photos/{i % 3}/{i:02}.jpg", 90, 80) for i in range(20)], "photos/photos.tar.gz")
     told = rows("--data", str(tmp_path), "--rows", "photos/?hash/*", "--json")

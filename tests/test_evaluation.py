@@ -53,7 +53,7 @@ def test_precision_is_the_share_of_relevant_neighbours() -> None:
     assert precision([[True, False], [True, True]]) == 0.75
 
 
-def test_without_ties_it_is_the_average_precision_of_scikit_learn() -> None:
+def test_average_precision_without_ties_equals_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     relevant = rng.random((50, 40)) < 0.3
     relevant[:, 0] |= ~relevant.any(1)
@@ -62,7 +62,7 @@ def test_without_ties_it_is_the_average_precision_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("first", [1, 7, 39, 40, 1000])
-def test_without_ties_a_list_is_cut_where_it_is_long_enough(first: int) -> None:
+def test_average_precision_of_a_cutoff_without_ties_equals_a_plain_loop(first: int) -> None:
     relevant = np.random.default_rng(1).random((50, 40)) < 0.2
     relevant[:, -1] = True
     items = np.ones((50, 40))
@@ -74,7 +74,7 @@ def test_without_ties_a_list_is_cut_where_it_is_long_enough(first: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6), st.integers(1, 7))
-def test_ties_are_the_mean_over_all_their_orders(ranked: list[tuple[int, bool]], k: int) -> None:
+def test_measures_of_ties_are_means_over_all_orders(ranked: list[tuple[int, bool]], k: int) -> None:
     distances = np.array([distance for distance, _ in ranked])
     relevant = np.array([right for _, right in ranked])
     counts = [np.bincount(distances, minlength=4)], [np.bincount(distances[relevant], minlength=4)]
@@ -93,7 +93,7 @@ def test_ties_are_the_mean_over_all_their_orders(ranked: list[tuple[int, bool]],
     assert recall_within(*counts, 1) == near.sum() / relevant.sum()
 
 
-def test_a_list_that_ends_among_thousands_of_ties_is_their_mean() -> None:
+def test_a_cutoff_among_thousands_of_ties_gives_their_mean() -> None:
     rng = np.random.default_rng(2)
     relevant = np.repeat([True, False], [1500, 4500])
     drawn = [by_places(rng.permutation(relevant)[:1000]) for _ in range(2000)]
@@ -102,7 +102,7 @@ def test_a_list_that_ends_among_thousands_of_ties_is_their_mean() -> None:
 
 @pytest.mark.parametrize("bits", [8, 24, 64, 72, 256])
 @pytest.mark.parametrize("own", [False, True])
-def test_counts_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch, bits: int, own: bool) -> None:
+def test_counts_equal_those_of_brute_force(monkeypatch: pytest.MonkeyPatch, bits: int, own: bool) -> None:
     monkeypatch.setattr(evaluation, "QUERY_BLOCK", 7)
     rng = np.random.default_rng(bits)
     codes = rng.integers(0, 256, (60, bits // 8), dtype=np.uint8)
@@ -124,7 +124,7 @@ def test_counts_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch, bits
         assert (told[1].relevant == np.bincount(distances[i, neighbours[i]], minlength=bits + 1)).all()
 
 
-def test_nothing_depends_on_the_order_of_the_database() -> None:
+def test_measures_do_not_depend_on_the_order_of_the_database() -> None:
     codes, queries = some_codes(3000, byte=True), some_codes(20, byte=True, seed=1)
     labels, wanted = np.sort(np.arange(3000) % 5), np.arange(20) % 5
     order = np.random.default_rng(0).permutation(3000)
@@ -159,7 +159,7 @@ def test_codes_are_ranked_by_distance_with_ties_in_random_order(byte: bool) -> N
     assert 0.3 < same < 0.42  # codes that say nothing are no better than chance
 
 
-def test_what_cannot_be_ranked_is_refused() -> None:
+def test_invalid_codes_and_labels_are_refused() -> None:
     codes = some_codes(5, byte=False)
     with pytest.raises(ValueError, match="no relevant item"):
         mean_average_precision(codes[:1], [7], codes, [0, 1, 2, 3, 4])
@@ -170,7 +170,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_the_nearest_vectors_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+def test_nearest_vectors_across_blocks_equal_brute_force(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     monkeypatch.setattr(evaluation, "CODE_BLOCK", 8)
     vectors = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
     vectors[20:] = vectors[:10]  # so that each has a double
@@ -196,7 +196,7 @@ def correlated(n: int) -> Codes:
     return pack(bits)
 
 
-def test_health_is_what_a_plain_count_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_equals_a_plain_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "CODE_BLOCK", 300)
     codes = correlated(2000)
     told = health(codes)
@@ -211,7 +211,7 @@ def test_health_is_what_a_plain_count_says(monkeypatch: pytest.MonkeyPatch) -> N
     assert told.largest_correlation == pytest.approx(1)
 
 
-def test_codes_that_say_nothing_have_no_health() -> None:
+def test_the_health_of_constant_or_no_codes_is_zero() -> None:
     assert set(health(np.zeros((0, 2), np.uint8))) == {0}
     told = health(np.zeros((5, 2), np.uint8))
     assert told == (5, 1, 5, 0, 16, 16, 0, 0, 0)

@@ -70,7 +70,7 @@ def test_an_image_unlike_those_of_the_training_is_an_outlier(vae: Hasher, tmp_pa
         Hasher("pca", 16).fit(DIGITS).errors(PIXELS[:2])
 
 
-def test_new_images_are_like_digits_and_repeat_with_their_seed(vae: Hasher) -> None:
+def test_samples_are_like_digits_and_reproducible(vae: Hasher) -> None:
     drawn = generation.sample(vae, 50)
     assert drawn.shape == (50, 8, 8, 1) and (drawn == generation.sample(vae, 50)).all()
     assert (drawn != generation.sample(vae, 50, seed=1)).any()
@@ -79,7 +79,7 @@ def test_new_images_are_like_digits_and_repeat_with_their_seed(vae: Hasher) -> N
     assert len(np.unique(drawn, axis=0)) == 50
 
 
-def test_images_of_a_class_are_of_that_class(cvae: Hasher) -> None:
+def test_conditional_samples_are_of_their_class(cvae: Hasher) -> None:
     for label in ("0", "4", "7"):
         found = nearest_label(generation.sample(cvae, 30, label=label))
         assert sum(name == label for name in found) > 20
@@ -87,7 +87,7 @@ def test_images_of_a_class_are_of_that_class(cvae: Hasher) -> None:
         generation.sample(cvae, 1, label="cat")
 
 
-def test_the_way_from_one_image_to_another_begins_and_ends_with_them(vae: Hasher) -> None:
+def test_interpolations_begin_and_end_with_the_images(vae: Hasher) -> None:
     pair = PIXELS[[0, 1]]
     way = generation.interpolate(vae, pair, 7)
     assert way.shape == (7, 8, 8, 1)
@@ -97,7 +97,7 @@ def test_the_way_from_one_image_to_another_begins_and_ends_with_them(vae: Hasher
     assert (steps > 0).all() and steps.max() < np.abs(way[0].astype(int) - way[-1]).sum()
 
 
-def test_a_traversal_changes_one_number_at_a_time(vae: Hasher) -> None:
+def test_a_traversal_changes_one_latent_dimension_at_a_time(vae: Hasher) -> None:
     decoded: list[Tensor] = []
     decoder = vae.member.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0]))
     images = generation.traverse(vae, PIXELS[:1], [3, 5], 4)
@@ -118,7 +118,7 @@ def test_a_manifold_has_two_dimensions(vae: Hasher) -> None:
         generation.manifold(vae)
 
 
-def test_what_a_model_cannot_do_is_refused() -> None:
+def test_tasks_that_a_model_cannot_do_are_refused() -> None:
     ae, pca = fit("ae", steps=2), Hasher("pca", 16).fit(DIGITS)
     with pytest.raises(HashretError, match="model 'ae' has no prior to sample from: train vae"):
         generation.sample(ae, 1)
@@ -147,7 +147,7 @@ def denoiser() -> Hasher:
 
 
 @pytest.mark.parametrize("size", [(50, 37), (16, 16), (5, 90), (3, 3)])
-def test_noise_is_taken_from_images_of_any_size(denoiser: Hasher, size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_denoised(denoiser: Hasher, size: tuple[int, int]) -> None:
     clean = photo(*size)
     noisy = (clean + np.random.default_rng(0).normal(0, 0.2 * 255, clean.shape)).clip(0, 255).astype(np.uint8)
     better = restoration.denoise(denoiser, noisy)
@@ -157,7 +157,7 @@ def test_noise_is_taken_from_images_of_any_size(denoiser: Hasher, size: tuple[in
         assert error < 0.5 * before
 
 
-def test_tiles_leave_no_seam() -> None:
+def test_tiles_leave_no_seams() -> None:
     """A model that changes nothing gives the image back, whatever its size."""
     tiles = photo(16, 16)[None, ..., 0].repeat(50, 0)
     hasher = Hasher("denoising", 8, network="mlp", width=1).fit(tiles, steps=1)
@@ -181,14 +181,14 @@ def is_picture(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("n", [1, 7, 23])
-def test_pictures_of_images(tmp_path: Path, n: int) -> None:
+def test_pictures_of_images_are_written(tmp_path: Path, n: int) -> None:
     plots.pairs(PIXELS[:n], PIXELS[-n:], tmp_path / "pairs.png", NAMES[:n], ("image", "reconstruction"))
     plots.grid(PIXELS[:n].repeat(3, -1), 5, tmp_path / "grid.png", NAMES[:n])
     assert all(is_picture(path) for path in tmp_path.iterdir()) and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("labels", [None, [None] * 300, NAMES[:300], ["x", None, "y"] * 100], ids=str)
-def test_pictures_of_codes(tmp_path: Path, vae: Hasher, labels: list[str | None] | None) -> None:
+def test_pictures_of_codes_are_written(tmp_path: Path, vae: Hasher, labels: list[str | None] | None) -> None:
     codes = vae.encode_pixels(PIXELS[:300])
     plots.scatter(generation.latents(vae, PIXELS[:300])[:, :2], labels, tmp_path / "latents.png", "latents")
     plots.distances(codes, labels, tmp_path / "distances.png")

@@ -86,12 +86,9 @@ def in_batches(hasher: Hasher, images: Any, size: int) -> Codes:
     return np.concatenate([hasher.encode(images[i : i + size]) for i in range(0, len(images), size)])
 
 
-# Similar images
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("name", "network"), MEMBERS)
-def test_neighbours_are_of_the_same_kind_and_a_stored_model_finds_the_same(
+def test_neighbours_share_the_label_and_a_stored_model_gives_the_same_codes(
     tmp_path: Path, name: str, network: str, channels: int
 ) -> None:
     images = DIGITS if channels == 1 else COLOUR
@@ -107,9 +104,6 @@ def test_neighbours_are_of_the_same_kind_and_a_stored_model_finds_the_same(
     assert (stored.encode(images) == codes).all()
     assert stored.fingerprint == hasher.fingerprint and stored.training == hasher.training
     assert repr(stored) == repr(hasher)
-
-
-# A code depends on the image and the model alone
 
 
 def kinds_of_images() -> Pixels:
@@ -158,7 +152,7 @@ def test_codes_are_the_same_with_outputs_on_the_threshold(hasher: Hasher, exact:
         assert not np.unpackbits(codes, axis=1)[range(32), range(32)].any()
 
 
-def test_codes_are_the_same_where_float32_is_rough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_are_the_same_with_large_rounding_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """As before, on a machine whose float32 sums surely differ from batch to batch, and by more than usual."""
 
     class Rough(Member):
@@ -179,7 +173,7 @@ def test_codes_are_the_same_where_float32_is_rough(monkeypatch: pytest.MonkeyPat
             assert (in_batches(hard, images, size) == codes).all()
 
 
-def test_codes_are_the_same_where_a_projection_gives_nothing_but_rounding_errors() -> None:
+def test_codes_are_the_same_if_a_projection_gives_only_rounding_errors() -> None:
     """Images of doubled pixels, and grey ones in colour, have components that are 0 but for rounding."""
     doubled = DIGITS[:300].repeat(2, 1).repeat(2, 2)
     coloured = DIGITS[:300, ..., None].repeat(3, 3)
@@ -193,7 +187,7 @@ def test_codes_are_the_same_where_a_projection_gives_nothing_but_rounding_errors
         assert not bits[1:, 66:].any() and bits[:, :50].any(0).all()
 
 
-def test_codes_do_not_depend_on_what_the_process_has_chosen(small: Hasher) -> None:
+def test_codes_do_not_depend_on_precision_settings_of_the_process(small: Hasher) -> None:
     images = DIGITS[:300]
     expected = small.encode(images)
     with torch.autocast("cpu", torch.bfloat16):
@@ -206,7 +200,7 @@ def test_codes_do_not_depend_on_what_the_process_has_chosen(small: Hasher) -> No
         torch.set_float32_matmul_precision("highest")
 
 
-def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_do_not_reset_each_others_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's switch for TF32 is the whole process's: no thread may leave its old value to another."""
     seen, turns = set(), set()
 
@@ -249,7 +243,7 @@ def test_threads_do_not_undo_each_others_precision(monkeypatch: pytest.MonkeyPat
     assert after == [2]
 
 
-def test_a_thread_alone_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_thread_uses_no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(Member):
         def outputs(self, x: Tensor) -> Tensor:
             seen.append((x.dtype, torch.get_num_threads()))
@@ -273,9 +267,6 @@ def test_a_thread_alone_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(1)
 
 
-# Labels
-
-
 def test_labels_are_read_only_by_members_that_learn_from_them() -> None:
     for name, labels, reason in (
         ("ortho", False, "model 'ortho' learns from labels: add --labels"),
@@ -292,12 +283,12 @@ def test_labels_are_read_only_by_members_that_learn_from_them() -> None:
 
 
 @pytest.mark.parametrize(("more", "reason"), [(1, "only 100 of the 101 images"), (-1, "more than the 99 images")])
-def test_there_is_a_label_for_each_image(more: int, reason: str) -> None:
+def test_labels_must_be_as_many_as_images(more: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Hasher("ortho", 16).fit(DIGITS[:100], steps=1, labels=[i % 2 for i in range(100 + more)])
 
 
-def test_labels_of_the_source_and_given_ones_are_the_same() -> None:
+def test_labels_of_the_source_equal_those_passed_in() -> None:
     settings: dict[str, Any] = {"network": "mlp", "width": 2}
     hashers = [
         Hasher("ortho", 16, **settings).fit("digits", steps=5, labels=labels)
@@ -321,7 +312,7 @@ def test_labels_make_codes_of_classes() -> None:
     assert np.mean(within) + 5 < np.mean(between)
 
 
-def test_what_suits_the_images_is_taken_and_told_unless_something_else_is_asked_for_or_begun_with() -> None:
+def test_explicit_and_initial_settings_override_recommended_ones() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(10_000, 4, 4, 3), dtype=np.uint8)
     plain = Hasher("contrastive", 8).settings
@@ -337,7 +328,7 @@ def test_what_suits_the_images_is_taken_and_told_unless_something_else_is_asked_
         Hasher("stacked", 8).fit(DIGITS[:200], steps=1, init=tuned)
 
 
-def test_a_member_begins_with_another_of_the_same_network() -> None:
+def test_a_member_is_initialised_from_another_of_the_same_network() -> None:
     stacked = fit("stacked", "mlp", DIGITS, steps=60)
     settings: dict[str, Any] = {"network": "mlp", "width": 8}
     begun = Hasher("binary", 32, **settings).fit(DIGITS, steps=1, learning_rate=0.0, init=stacked)
@@ -347,9 +338,6 @@ def test_a_member_begins_with_another_of_the_same_network() -> None:
     for other in ({"network": "conv"}, {"width": 4}):
         with pytest.raises(HashretError, match="has another network: train both with the same bits, size"):
             Hasher("binary", 32, **settings | other).fit(DIGITS, steps=1, init=stacked)
-
-
-# What can be encoded
 
 
 def test_every_form_of_an_image_gives_the_same_code(tmp_path: Path) -> None:
@@ -447,7 +435,7 @@ def test_prepared_images_have_the_same_codes_margins_and_errors_as_images(tmp_pa
     ],
     ids=str,
 )
-def test_anything_else_is_refused(small: Hasher, images: Any, reason: str) -> None:
+def test_other_inputs_are_refused(small: Hasher, images: Any, reason: str) -> None:
     with pytest.raises((ValueError, HashretError), match=reason):
         small.encode(images)
 
@@ -459,7 +447,7 @@ def test_pixels_of_another_size_are_refused(small: Hasher) -> None:
             small.encode_pixels(wrong)
 
 
-def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
+def test_a_hasher_that_is_not_fitted_is_refused(tmp_path: Path) -> None:
     acts: list[Callable[[Hasher], Any]] = [
         lambda hasher: hasher.encode(DIGITS),
         lambda hasher: hasher.fingerprint,
@@ -469,9 +457,6 @@ def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
         with pytest.raises(HashretError, match="is not fitted: call fit, or Hasher.load"):
             act(Hasher())
     assert list(tmp_path.iterdir()) == []
-
-
-# What can be learned, and how
 
 
 @pytest.mark.parametrize(
@@ -502,14 +487,12 @@ def test_a_hasher_that_has_learned_nothing_says_so(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_names_and_settings_that_do_not_exist_are_refused_with_those_that_do(
-    wrong: dict[str, Any], reason: str
-) -> None:
+def test_unknown_names_and_settings_are_refused_with_a_list(wrong: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Hasher(**wrong)
 
 
-def test_a_network_beyond_all_memory_is_refused_before_it_is_made() -> None:
+def test_a_network_beyond_all_memory_is_refused_before_it_is_built() -> None:
     for settings in ({"width": 2**24 - 1}, {"network": "mlp", "latent": 2**24 - 1}, {"network": "mlp", "width": 3000}):
         with pytest.raises(HashretError, match="weights is too large"):
             Hasher("ae", 32, "itq", **settings).fit(DIGITS, steps=1, size=(64, 64))
@@ -535,7 +518,7 @@ def test_impossible_values_are_refused(name: str, wrong: dict[str, Any], reason:
         Hasher(name, 32).fit(DIGITS[:50], **wrong)
 
 
-def test_options_are_given_as_a_value_or_by_name_which_goes_first() -> None:
+def test_options_by_name_override_the_options_object() -> None:
     settings: dict[str, Any] = {"network": "mlp", "width": 1}
     options = TrainingOptions(steps=3, seed=1, batch=50, limit=200)
     by_value, by_name, changed = (
@@ -570,7 +553,7 @@ def test_a_head_that_cannot_be_fitted_is_refused_before_the_training() -> None:
     assert Hasher("ae", 16, "itq", latent=24, network="mlp", width=1).fit(DIGITS[:60], steps=1).bits == 16
 
 
-def test_a_head_is_fitted_to_images_from_all_over_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_is_fitted_to_a_random_sample_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.concatenate([np.zeros((400, 64, 64), np.uint8), np.full((400, 64, 64), 255, np.uint8)])
     images += np.random.default_rng(0).integers(0, 2, images.shape, np.uint8)  # 255 + 1 is 0: half of its pixels
     monkeypatch.setattr("hashret.training.fitting.MAX_HEAD_VALUES", 4096 * 100)
@@ -595,19 +578,16 @@ def test_a_second_fit_replaces_the_first_and_a_failed_one_does_not() -> None:
     ("text", "seconds"),
     [("90", 90), ("90s", 90), ("2m", 120), ("1.5h", 5400), (" 2 m ", 120), (30, 30), (0.5, 0.5), ("0.25s", 0.25)],
 )
-def test_durations(text: str | float, seconds: float) -> None:
+def test_durations_are_parsed(text: str | float, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
     "text", ["", "m", "2d", "-3", "0", "0m", "1e3", "1h30m", "nan", "inf", "2 m s", None, True, -1]
 )
-def test_what_is_no_duration_is_refused(text: Any) -> None:
+def test_invalid_durations_are_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="90s, 2m or 1h, not"):
         parse_duration(text)
-
-
-# The fingerprint
 
 
 def fingerprint_of(hasher: Hasher) -> str:
@@ -615,7 +595,7 @@ def fingerprint_of(hasher: Hasher) -> str:
     return hasher.fingerprint
 
 
-def test_the_fingerprint_is_of_everything_that_makes_a_code(tmp_path: Path, small: Hasher) -> None:
+def test_the_fingerprint_covers_everything_that_determines_codes(tmp_path: Path, small: Hasher) -> None:
     small.save(tmp_path / "model")
     expected = small.fingerprint
     assert re.fullmatch("[0-9a-f]{64}", expected)
@@ -642,7 +622,7 @@ def test_the_fingerprint_is_of_everything_that_makes_a_code(tmp_path: Path, smal
     assert fingerprint_of(hasher) == expected
 
 
-def test_trainings_that_give_the_same_model_have_the_same_fingerprint(tmp_path: Path, small: Hasher) -> None:
+def test_equal_models_have_equal_fingerprints(tmp_path: Path, small: Hasher) -> None:
     np.save(tmp_path / "digits.npy", DIGITS)
     again = Hasher("vae", 16, network="mlp", width=1).fit(tmp_path / "digits.npy", steps=5)
     assert again.fingerprint == small.fingerprint and again.training["source"] != small.training["source"]
@@ -650,7 +630,9 @@ def test_trainings_that_give_the_same_model_have_the_same_fingerprint(tmp_path: 
     assert other.fingerprint != small.fingerprint
 
 
-def test_a_stored_model_outlives_a_new_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Hasher) -> None:
+def test_a_stored_model_loads_after_a_setting_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Hasher
+) -> None:
     """A member that learns a new trick has a setting more; models from before are still what they were."""
     small.save(tmp_path / "model")
 
@@ -666,8 +648,6 @@ def test_a_stored_model_outlives_a_new_setting(tmp_path: Path, monkeypatch: pyte
     assert Hasher.load(tmp_path / "again").fingerprint == small.fingerprint
 
 
-# On disk
-
 GOLDEN: dict[str, list[str]] = {
     "pca-16": ["3f4a", "c6b1", "cefd", "016a", "ad55", "058e", "8662", "78cf", "4c06", "3bd6"],
     "vae-mlp-16": ["00f9", "7b0f", "f826", "a8b5", "d3c5", "c8f7", "c74c", "7daa", "3a23", "c787"],
@@ -676,7 +656,7 @@ GOLDEN: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_stored_models_give_the_codes_that_they_always_gave(name: str) -> None:
+def test_golden_models_give_golden_codes(name: str) -> None:
     """If this fails, every collection of every user is broken: mend the code, never the numbers here."""
     hasher = Hasher.load(STORED / name)
     twice = DIGITS[8].repeat(2, 0).repeat(2, 1)
@@ -690,7 +670,7 @@ def folder(tmp_path: Path, small: Hasher) -> Path:
     return tmp_path / "model"
 
 
-def test_a_model_folder_holds_what_it_should(folder: Path, small: Hasher) -> None:
+def test_a_model_folder_has_its_files_and_fields(folder: Path, small: Hasher) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     config = json.loads((folder / "config.json").read_text())
@@ -737,7 +717,7 @@ def test_the_fingerprint_is_what_the_damages_below_make_of_it(folder: Path, smal
 
 
 @pytest.mark.parametrize("place", ["nowhere", ".", "model/config.json", "x" * 300, "null\0byte"])
-def test_what_is_no_model_folder_is_refused(folder: Path, place: str) -> None:
+def test_other_folders_are_refused(folder: Path, place: str) -> None:
     with pytest.raises(HashretError, match="is no model folder: make one with|is damaged"):
         Hasher.load(folder.parent / place)
 
@@ -938,7 +918,7 @@ def test_a_model_is_not_lost_when_the_disk_fails_at_the_last_moment(
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-def test_what_a_killed_process_left_behind_does_not_matter(folder: Path, small: Hasher) -> None:
+def test_files_left_by_a_killed_process_are_replaced(folder: Path, small: Hasher) -> None:
     for what in ("new", "old"):
         shutil.copytree(folder, folder.with_name(f"model.{os.getpid()}.{what}"))
     small.save(folder)
@@ -968,7 +948,7 @@ def test_a_source_may_have_any_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", ["itq", "anchor-graph"])
-def test_another_head_is_learned_for_a_network_as_it_is(head: str) -> None:
+def test_another_head_can_be_fitted_to_the_same_network(head: str) -> None:
     settings: dict[str, Any] = {"network": "mlp", "width": 2}
     learned = Hasher("contrastive", 64, **settings).fit(DIGITS, steps=20)
     other = Hasher("contrastive", 16, head, **settings).fit(DIGITS, steps=0, init=learned)
@@ -983,11 +963,8 @@ def test_another_head_is_learned_for_a_network_as_it_is(head: str) -> None:
     assert other.training["steps"] == 0
 
 
-# Margins
-
-
 @pytest.mark.parametrize("name", ["contrastive", "vae", "itq", "anchor-graph"])
-def test_margins_say_how_far_each_bit_is_from_flipping(name: str) -> None:
+def test_margins_are_distances_from_the_thresholds(name: str) -> None:
     hasher = fit(name, "mlp" if MODELS[name].trainable else "", DIGITS, width=4)
     images = kinds_of_images()
     codes, margins = hasher.margins(images)

@@ -60,7 +60,7 @@ def places(config: dict[str, Any], at: tuple[str, ...] = ()) -> list[tuple[str, 
     return found
 
 
-def test_any_value_anywhere_in_the_config(folder: Path) -> None:
+def test_any_value_in_the_config_is_accepted_or_refused_in_one_line(folder: Path) -> None:
     """Whatever a value is changed to, the model is refused, unless it means the same."""
     config = json.loads((folder / "config.json").read_text())
     same = 0
@@ -163,12 +163,12 @@ LIES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_weights_that_lie_are_refused(folder: Path, name: str) -> None:
+def test_tensors_that_contradict_their_header_are_refused(folder: Path, name: str) -> None:
     LIES[name](folder)
     assert "is damaged (" in refusal(folder) or "is no model folder" in refusal(folder)
 
 
-def test_nothing_is_made_of_the_size_that_is_claimed(folder: Path) -> None:
+def test_no_memory_of_a_claimed_size_is_allocated(folder: Path) -> None:
     giant("member.encoder.1.weight", [16, 500_000_000])(folder)
     work = (
         "import resource, sys; from hashret.hasher import Hasher; from hashret.errors import HashretError\n"
@@ -180,7 +180,7 @@ def test_nothing_is_made_of_the_size_that_is_claimed(folder: Path) -> None:
     assert int(ran.stdout) < 200  # megabytes, of the 32,000 that it says
 
 
-def test_flipped_bits_are_noticed(folder: Path) -> None:
+def test_flipped_bits_are_detected(folder: Path) -> None:
     """Every bit of the folder counts but for the remarks on the training, the card, and blanks."""
     rng = random.Random(0)
     for name in ("model.safetensors", "config.json"):
@@ -199,9 +199,6 @@ def test_flipped_bits_are_noticed(folder: Path) -> None:
         (folder / name).write_bytes(whole)
 
 
-# The commands
-
-
 def put_nan(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["head.threshold"] = tensors["head.threshold"] * float("nan")
@@ -209,7 +206,7 @@ def put_nan(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [giant("a", [10**9]), rename("model.safetensors"), rename("config.json"), put_nan])
-def test_every_command_says_so_in_one_line(
+def test_every_command_reports_a_damaged_model_in_one_line(
     tmp_path: Path, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -77,7 +77,7 @@ def total(member: Member, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("name", "network"), NETWORKED)
-def test_a_member_learns_with_all_its_weights(name: str, network: str, channels: int) -> None:
+def test_training_changes_all_weights_of_a_member(name: str, network: str, channels: int) -> None:
     x = digits(channels)
     member = build(name, (channels, 8, 8), **taken(name, network=network, width=8))
     least = float(member.likelihood.nll(x, x).mean()) if name == "linear" else 0.0  # the constants of a density
@@ -96,7 +96,7 @@ def test_a_member_learns_with_all_its_weights(name: str, network: str, channels:
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_a_member_learns_in_bfloat16(name: str) -> None:
+def test_members_train_in_bfloat16(name: str) -> None:
     x = digits(1)
     member = build(name, (1, 8, 8), **taken(name, network="mlp", width=8))
     member.on_train_start(x, None)
@@ -109,7 +109,7 @@ def test_a_member_learns_in_bfloat16(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["contrastive", "graph", "ortho"])
-def test_a_decoder_that_weighs_nothing_is_not_asked(name: str) -> None:
+def test_a_decoder_of_weight_zero_is_not_evaluated(name: str) -> None:
     x, asked = digits(1), list[str]()
     for weight in (2.0, 0.0):
         member = build(name, (1, 8, 8), **taken(name, network="mlp", width=4, classes=2, reconstruction=weight))
@@ -121,7 +121,7 @@ def test_a_decoder_that_weighs_nothing_is_not_asked(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_a_loss_can_be_measured_where_nothing_is_learned(name: str) -> None:
+def test_a_loss_can_be_evaluated_without_gradients(name: str) -> None:
     x = digits(1)
     member = build(name, (1, 8, 8), **taken(name, network="mlp", width=4)).eval()
     with torch.inference_mode():
@@ -130,7 +130,7 @@ def test_a_loss_can_be_measured_where_nothing_is_learned(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sparse", "contractive", "binary", "bihalf", "twin", "contrastive"])
-def test_a_normalised_encoder_is(name: str) -> None:
+def test_outputs_of_normalised_encoders_are_standardised(name: str) -> None:
     features = build(name, (1, 8, 8), network="mlp", width=2).encoder(digits(1))
     assert torch.allclose(features.mean(0), torch.tensor(0.0), atol=1e-5)
     assert torch.allclose(features.var(0, correction=0), torch.tensor(1.0), atol=0.01)
@@ -155,7 +155,7 @@ def test_a_member_takes_images_of_any_size(name: str, network: str, size: tuple[
 @pytest.mark.filterwarnings("ignore:a bottleneck of 1024 numbers can copy:RuntimeWarning")
 @pytest.mark.parametrize("bits", [8, 1024])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_member_makes_the_narrowest_and_the_widest_codes(name: str, bits: int) -> None:
+def test_members_support_8_and_1024_bits(name: str, bits: int) -> None:
     bits = min(bits, 512) if MODELS[name].head == "itq" else bits  # its 1,024 take ten seconds
     images = np.random.default_rng(0).integers(0, 256, (1100, 33, 33), np.uint8)
     if MODELS[name].trainable:
@@ -169,7 +169,7 @@ def test_a_member_makes_the_narrowest_and_the_widest_codes(name: str, bits: int)
     assert len(np.unique(codes, axis=0)) > (1 if name == "anchor-graph" else 7)
 
 
-def test_a_new_member_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_class_is_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
     class ShortAutoencoder(Member):
         def __init__(self, *args: Any, weight: float = 1.0, **parts: Any) -> None:
             super().__init__(*args, **parts)
@@ -186,7 +186,7 @@ def test_a_new_member_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert hasher.settings["weight"] == 2.0 and hasher.settings["likelihood"] == "bernoulli"
 
 
-def test_parts_that_do_not_exist_or_cannot_be_are_refused_with_those_that_can() -> None:
+def test_unknown_or_unsuitable_parts_are_refused_with_a_list() -> None:
     for name, part, known in (
         ("ae", "network", "mlp, conv"),
         ("ae", "likelihood", "gaussian, bernoulli, laplace, categorical"),
@@ -231,10 +231,7 @@ def test_parts_that_do_not_exist_or_cannot_be_are_refused_with_those_that_can() 
         Hasher("linear", 16, network="mlp")
 
 
-# Bottlenecks of real numbers
-
-
-def test_a_bottleneck_that_could_copy_an_image_is_warned_of() -> None:
+def test_a_bottleneck_as_wide_as_the_image_warns() -> None:
     for latent in (64, 65):
         warning = f"^a bottleneck of {latent} numbers can copy an image of 64 and learn nothing: choose a smaller"
         with pytest.warns(RuntimeWarning, match=warning) as warnings:
@@ -246,7 +243,7 @@ def test_a_bottleneck_that_could_copy_an_image_is_warned_of() -> None:
     build("denoising", (1, 8, 8), latent=128)
 
 
-def test_the_linear_member_is_principal_component_analysis() -> None:
+def test_the_linear_member_spans_the_principal_subspace() -> None:
     x = digits(1, 1797).double()
     flat = x.flatten(1).numpy()
     member = build("linear", (1, 8, 8), 16, latent=10).double()
@@ -294,7 +291,7 @@ def test_fewer_units_are_active_at_a_higher_rate() -> None:
     assert shares[1] < 0.7 * shares[0]
 
 
-def test_the_contraction_of_a_linear_encoder_is_that_of_its_weights() -> None:
+def test_the_contraction_of_a_linear_encoder_is_the_norm_of_its_weights() -> None:
     member = build("contractive", (1, 8, 8), network="mlp", width=2, contraction=0.3)
     linear = torch.nn.Linear(64, 16)
     scales = torch.rand(16)
@@ -305,7 +302,7 @@ def test_the_contraction_of_a_linear_encoder_is_that_of_its_weights() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_contraction_is_that_of_the_whole_jacobian_on_average(training: bool) -> None:
+def test_the_contraction_estimates_the_norm_of_the_jacobian(training: bool) -> None:
     x = digits(1, 5)
     member = build("contractive", (1, 8, 8), 8, network="mlp", width=1, contraction=0.3)
     for _ in range(20):
@@ -317,17 +314,14 @@ def test_the_contraction_is_that_of_the_whole_jacobian_on_average(training: bool
     assert np.std(estimates) > 0
 
 
-# The variational autoencoder
-
-
-def test_kl_is_that_of_the_distributions() -> None:
+def test_the_kl_equals_that_of_torch_distributions() -> None:
     mean, log_variance = torch.randn(2, 50, 7, dtype=torch.float64)
     posterior = Normal(mean, (0.5 * log_variance).exp())
     expected = kl_divergence(posterior, Normal(torch.zeros_like(mean), torch.ones_like(mean))).sum(-1)
     assert torch.allclose(kl_to_standard_normal(mean, log_variance), expected)
 
 
-def test_the_vae_samples_its_posterior_and_can_learn_both_of_its_numbers() -> None:
+def test_the_vae_samples_its_posterior_and_has_gradients_of_mean_and_variance() -> None:
     member = build("vae", (1, 8, 8), 8, network="mlp", width=1, beta=0.5)
     features = torch.tensor([3.0] * 8 + [math.log(4.0)] * 8).repeat(20_000, 1).requires_grad_()
     z, penalties = member.bottleneck(features)
@@ -343,7 +337,7 @@ def test_the_vae_samples_its_posterior_and_can_learn_both_of_its_numbers() -> No
     assert (member.bottleneck(features)[0] == 3).all()
 
 
-def test_the_kl_of_bits_is_that_of_the_distributions() -> None:
+def test_the_kl_of_bits_equals_that_of_torch_distributions() -> None:
     logits = 5 * torch.randn(50, 7, dtype=torch.float64)
     logits[0, :3] = torch.tensor([0.0, 80.0, -80.0])
     expected = kl_divergence(Bernoulli(logits=logits), Bernoulli(torch.full_like(logits, 0.5))).sum(-1)
@@ -353,7 +347,7 @@ def test_the_kl_of_bits_is_that_of_the_distributions() -> None:
     assert torch.allclose(penalties["kl"], 0.5 * expected.mean().float())
 
 
-def test_bits_are_drawn_with_their_probability_and_learn_its_gradient() -> None:
+def test_straight_through_bits_have_their_probability_and_its_gradient() -> None:
     logits = torch.tensor([-3.0, 0.0, 1.0]).repeat(20_000, 1).requires_grad_()
     member = build("bernoulli-vae", (1, 8, 8), 8, network="mlp", width=1, sample="straight-through")
     z, _ = member.bottleneck(logits)
@@ -370,7 +364,7 @@ def test_bits_are_drawn_with_their_probability_and_learn_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
-def test_relaxed_bits_are_of_the_concrete_distribution(temperature: float) -> None:
+def test_relaxed_bits_have_the_concrete_distribution(temperature: float) -> None:
     logits = torch.tensor([-3.0, 0.0, 1.0]).repeat(20_000, 1).requires_grad_()
     member = build("bernoulli-vae", (1, 8, 8), 8, network="mlp", width=1, sample="relaxed", temperature=temperature)
     z, _ = member.bottleneck(logits)
@@ -385,15 +379,12 @@ def test_relaxed_bits_are_of_the_concrete_distribution(temperature: float) -> No
     assert member.bottleneck(logits)[0][0].tolist() == [0.0, 0.0, 1.0]
 
 
-# Likelihoods
-
-
 def log_prob(distribution: Distribution, x: Tensor) -> Tensor:
     return distribution.log_prob(x)
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 4, 3), (5, 3, 2, 2)])
-def test_likelihoods_are_those_of_the_distributions(shape: tuple[int, ...]) -> None:
+def test_likelihoods_equal_those_of_torch_distributions(shape: tuple[int, ...]) -> None:
     numbers, x = 3 * torch.randn(shape), torch.rand(shape)
     expected = -log_prob(Normal(numbers, 1.0), x).sum((1, 2, 3))
     assert torch.allclose(LIKELIHOODS["gaussian"].nll(numbers, x), expected, rtol=1e-5)
@@ -407,7 +398,7 @@ def test_likelihoods_are_those_of_the_distributions(shape: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 4, 3), (5, 3, 2, 2)])
-def test_the_categorical_likelihood_is_that_of_the_distribution_of_levels(shape: tuple[int, ...]) -> None:
+def test_the_categorical_likelihood_equals_that_of_torch_distributions(shape: tuple[int, ...]) -> None:
     n, channels, height, width = shape
     numbers, levels = 3 * torch.randn(n, 256 * channels, height, width), torch.randint(256, shape)
     levels[0, 0, 0, :2] = torch.tensor([0, 255])
@@ -423,11 +414,8 @@ def test_the_categorical_likelihood_is_that_of_the_distribution_of_levels(shape:
     assert torch.allclose(likelihood.mean(at_levels), levels / 255)
 
 
-# Binary bottlenecks
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_sign_passes_the_gradient_of_tanh(dtype: torch.dtype) -> None:
+def test_the_straight_through_sign_has_the_gradient_of_tanh(dtype: torch.dtype) -> None:
     h = torch.cat([torch.linspace(-4, 4, 1001), torch.tensor([0.0, -0.0])]).to(dtype).requires_grad_()
     signs = straight_through_sign(h)
     assert signs.dtype == dtype
@@ -439,7 +427,7 @@ def test_the_sign_passes_the_gradient_of_tanh(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["binary", "contrastive"])
-def test_the_bits_of_a_binary_member_are_what_its_decoder_saw(name: str) -> None:
+def test_the_bits_of_a_binary_member_are_the_inputs_of_its_decoder(name: str) -> None:
     member = build(name, (1, 8, 8), network="mlp", width=2)
     features = member.encoder(digits(1))
     assert torch.allclose(features.mean(0), torch.tensor(0.0), atol=1e-5)  # normalised: no bit is constant
@@ -474,7 +462,7 @@ def test_the_bihalf_bits_have_the_gradient_of_the_paper() -> None:
     assert (member.bottleneck(h)[0] == h.sign()).all()
 
 
-def test_the_graph_of_a_twin_bottleneck_is_that_of_a_plain_loop() -> None:
+def test_the_laplacian_equals_that_of_a_plain_loop() -> None:
     codes = torch.randn(6, 16).sign()
     codes[5] = -codes[4]
     rows = codes.tolist()
@@ -484,7 +472,7 @@ def test_the_graph_of_a_twin_bottleneck_is_that_of_a_plain_loop() -> None:
     assert torch.allclose(laplacian(codes), torch.tensor(expected))
 
 
-def test_a_twin_bottleneck_mixes_the_numbers_of_images_with_similar_bits() -> None:
+def test_a_twin_bottleneck_averages_over_images_of_similar_codes() -> None:
     member = build("twin", (1, 8, 8), network="mlp", width=2)
     h, z = torch.randn(2, 20, 16)
     h[:10], h[10:] = torch.ones(16), -torch.ones(16)  # two kinds of image, with no bit in common
@@ -502,7 +490,7 @@ def test_a_twin_bottleneck_mixes_the_numbers_of_images_with_similar_bits() -> No
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
-def test_nt_xent_is_that_of_a_plain_loop(temperature: float) -> None:
+def test_nt_xent_equals_that_of_a_plain_loop(temperature: float) -> None:
     a, b = torch.randn(2, 6, 5).tolist()
 
     def similarity(u: list[float], v: list[float]) -> float:
@@ -518,7 +506,7 @@ def test_nt_xent_is_that_of_a_plain_loop(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_contrastive_loss_is_of_two_views_and_of_the_image_itself(channels: int) -> None:
+def test_the_contrastive_loss_compares_views_and_reconstructs_the_image(channels: int) -> None:
     x = digits(channels)
     member = build("contrastive", (channels, 8, 8), network="mlp", width=2, temperature=0.3, reconstruction=7.0)
     torch.manual_seed(3)
@@ -539,7 +527,7 @@ def test_the_contrastive_loss_is_of_two_views_and_of_the_image_itself(channels: 
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (5,)])
-def test_as_many_first_views_as_asked_for_are_the_images_themselves(shape: Any) -> None:
+def test_whole_is_the_share_of_first_views_that_are_the_images(shape: Any) -> None:
     x = torch.rand(300, *shape)
     parts: dict[str, Any] = {"network": "mlp", "likelihood": "gaussian", "width": 2}
     for whole, least, most in ((0.0, 0, 0), (0.3, 60, 120), (1.0, 300, 300)):
@@ -548,7 +536,7 @@ def test_as_many_first_views_as_asked_for_are_the_images_themselves(shape: Any) 
         assert not any(torch.equal(view, image) for view, image in zip(second, x, strict=True))
 
 
-def test_what_suits_images_in_colour_is_the_default_for_these_alone() -> None:
+def test_defaults_for_colour_images_apply_only_to_these() -> None:
     grey, colour = (build("contrastive", shape, network="mlp") for shape in ((1, 8, 8), (3, 8, 8)))
     vectors = build("contrastive", (5,), network="mlp", likelihood="gaussian")  # type: ignore[arg-type]
     told = build("contrastive", (3, 8, 8), network="mlp", width=2)
@@ -569,7 +557,7 @@ def test_what_suits_images_in_colour_is_the_default_for_these_alone() -> None:
     )
 
 
-def test_what_suits_many_images_in_colour_is_for_these_alone() -> None:
+def test_settings_are_recommended_only_for_many_colour_images() -> None:
     suited = MODELS["contrastive"].recommended_settings
     assert suited((3, 8, 8), 10_000) == suited((3, 32, 32), 10**6) != {}
     assert suited((3, 8, 8), 10_000).keys() <= MODELS["contrastive"].defaults().keys()
@@ -577,7 +565,7 @@ def test_what_suits_many_images_in_colour_is_for_these_alone() -> None:
     assert all(MODELS[name].recommended_settings((3, 8, 8), 10**6) == {} for name in MODELS if name != "contrastive")
 
 
-def test_of_a_batch_as_many_are_remembered_as_asked_for() -> None:
+def test_remembered_is_the_share_of_a_batch_that_is_reconstructed() -> None:
     x = digits(3, 160)
     settings = {"network": "mlp", "width": 2, "signs": 0.0, "whole": 0.0, "reconstruction": 1.0, "grey": 0.1}
     member = build("contrastive", (3, 8, 8), remembered=1 / 8, **settings)  # type: ignore[arg-type]
@@ -590,7 +578,7 @@ def test_of_a_batch_as_many_are_remembered_as_asked_for() -> None:
 
 
 @pytest.mark.parametrize("signs", [0.0, 0.3, 1.0])
-def test_bits_weigh_as_much_as_asked_for_in_what_is_compared(signs: float) -> None:
+def test_signs_is_the_weight_of_the_contrast_of_bits(signs: float) -> None:
     x = digits(1)
     member = build("contrastive", (1, 8, 8), network="mlp", width=2, signs=signs, reconstruction=0.0)
     torch.manual_seed(3)
@@ -600,7 +588,7 @@ def test_bits_weigh_as_much_as_asked_for_in_what_is_compared(signs: float) -> No
     assert torch.allclose(contrast, signs * nt_xent(a.sign(), b.sign(), 0.1) + (1 - signs) * nt_xent(a, b, 0.1))
 
 
-def test_views_are_mirrored_unless_mirror_images_are_other_images() -> None:
+def test_views_are_flipped_unless_mirror_images_are_rarer() -> None:
     rng = np.random.default_rng(0)
     blobs = F.interpolate(torch.from_numpy(rng.random((400, 3, 5, 5), np.float32)), 16, mode="bilinear")
     for images, flip in ((digits(1, 400), 0.0), (blobs, 0.5), (digits(1, 400).repeat(1, 3, 1, 1), 0.0)):
@@ -615,15 +603,12 @@ def test_views_are_mirrored_unless_mirror_images_are_other_images() -> None:
         assert told.auto_settings() == views
 
 
-def test_one_image_or_all_equal_ones_have_no_other_mirror_images() -> None:
+def test_mirror_images_of_one_or_of_equal_images_are_not_rarer() -> None:
     assert not mirror_images_are_rarer(torch.rand(1, 1, 8, 8))
     assert not mirror_images_are_rarer(torch.rand(1, 1, 8, 8).repeat(50, 1, 1, 1) * 0)
 
 
-# Corruptions
-
-
-def test_corruptions_destroy_the_share_they_say() -> None:
+def test_strength_is_the_share_of_corrupted_pixels() -> None:
     x = 0.25 + 0.5 * torch.rand(100, 1, 40, 40)
     for name in ("masking", "salt-and-pepper"):
         seen = CORRUPTIONS[name](x, 0.3)
@@ -638,7 +623,7 @@ def test_corruptions_destroy_the_share_they_say() -> None:
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_a_denoising_member_is_asked_for_the_clean_image(corruption: str) -> None:
+def test_a_denoising_member_reconstructs_the_clean_image(corruption: str) -> None:
     x = digits(1)
     member = build("denoising", (1, 8, 8), network="mlp", width=2, corruption=corruption, strength=0.4).eval()
     torch.manual_seed(3)
@@ -650,12 +635,9 @@ def test_a_denoising_member_is_asked_for_the_clean_image(corruption: str) -> Non
     assert (member.outputs(x) == member.encoder(x)).all()  # codes are of clean images
 
 
-# Views
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_views_keep_shape_and_range_and_change_nothing_at_strength_zero(channels: int, size: tuple[int, int]) -> None:
+def test_views_keep_shape_and_range_and_are_the_identity_at_strength_zero(channels: int, size: tuple[int, int]) -> None:
     x = torch.rand(20, channels, *size)
     assert torch.allclose(augment(x, **STILL), x, atol=1e-5)
     view = augment(x, crop=0.3, rotation=90, flip=0.5, light=1, erase=1)
@@ -666,7 +648,7 @@ def test_views_keep_shape_and_range_and_change_nothing_at_strength_zero(channels
             assert not torch.allclose(augment(x, **(STILL | strength)), x, atol=0.01), strength
 
 
-def test_a_mirror_image_is_one() -> None:
+def test_flips_give_mirror_images() -> None:
     x = torch.rand(50, 3, 5, 7)
     assert torch.allclose(augment(x, **(STILL | {"flip": 1.0})), x.flip(3), atol=1e-5)
     view = augment(x, **(STILL | {"flip": 0.5}))
@@ -676,7 +658,7 @@ def test_a_mirror_image_is_one() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 48), (40, 80)])
-def test_a_turn_keeps_a_disc_a_disc(size: tuple[int, int]) -> None:
+def test_rotations_keep_a_disc(size: tuple[int, int]) -> None:
     height, width = size
     y, x = torch.meshgrid(torch.arange(height) - height / 2 + 0.5, torch.arange(width) - width / 2 + 0.5, indexing="ij")
     disc = (y.square() + x.square() < (min(size) / 3) ** 2).float().expand(30, 1, height, width)
@@ -687,7 +669,7 @@ def test_a_turn_keeps_a_disc_a_disc(size: tuple[int, int]) -> None:
     assert min(upright) < 8 and max(upright) > min(size) / 2  # and a bar is turned by anything from 0 to 90 degrees
 
 
-def test_as_many_views_as_asked_for_are_grey() -> None:
+def test_grey_is_the_share_of_grey_views() -> None:
     x = torch.rand(400, 3, 4, 4)
     for grey, least, most in ((0.0, 0, 0), (0.3, 80, 160), (1.0, 400, 400)):
         view = augment(x, **(STILL | {"grey": grey}))
@@ -697,7 +679,7 @@ def test_as_many_views_as_asked_for_are_grey() -> None:
     assert torch.allclose(augment(x[:, :1], **(STILL | {"grey": 1.0})), x[:, :1], atol=1e-5)
 
 
-def test_light_changes_contrast_brightness_and_half_as_much_the_brightness_of_each_channel() -> None:
+def test_light_bounds_changes_of_contrast_and_brightness() -> None:
     plain = augment(torch.full((500, 3, 4, 4), 0.5), **(STILL | {"light": 0.2}))
     brightness = plain[:, :, 0, 0] / 0.5
     assert torch.allclose(plain, 0.5 * brightness[:, :, None, None])
@@ -713,7 +695,7 @@ def test_light_changes_contrast_brightness_and_half_as_much_the_brightness_of_ea
     assert (contrast - 1).abs().max() <= 0.2 + 1e-5 and (contrast - 1).abs().mean() > 0.08
 
 
-def test_an_erased_rectangle_is_no_larger_than_asked() -> None:
+def test_erase_bounds_the_sides_of_the_erased_rectangle() -> None:
     erased = augment(torch.ones(500, 2, 40, 20), **(STILL | {"erase": 0.5})) == 0
     assert (erased[:, 0] == erased[:, 1]).all()
     rows, columns = erased[:, 0].any(2).sum(1), erased[:, 0].any(1).sum(1)
@@ -721,7 +703,7 @@ def test_an_erased_rectangle_is_no_larger_than_asked() -> None:
     assert (erased[:, 0].sum((1, 2)) == rows * columns).all()
 
 
-def test_an_image_is_moved_by_whole_pixels_and_never_farther_than_asked() -> None:
+def test_random_shifts_are_of_whole_pixels_and_bounded() -> None:
     x = torch.zeros(400, 2, 7, 9)
     x[:, 0, 3, 4] = 1
     x[:, 1, 0] = 1  # the upper edge
@@ -734,7 +716,7 @@ def test_an_image_is_moved_by_whole_pixels_and_never_farther_than_asked() -> Non
     assert torch.equal(random_shift(x, 0), x)
 
 
-def test_an_autoencoder_learns_from_images_that_are_moved_and_is_measured_on_those_that_are_not() -> None:
+def test_images_are_shifted_only_in_training() -> None:
     x = digits(1)
     still, moving = (build("ae", (1, 8, 8), network="mlp", width=2, shift=shift).eval() for shift in (0, 1))
     moving.load_state_dict(still.state_dict())
@@ -750,17 +732,14 @@ def test_an_autoencoder_learns_from_images_that_are_moved_and_is_measured_on_tho
         build("ae", (5,), network="mlp", likelihood="gaussian", shift=1)  # type: ignore[arg-type]
 
 
-# Names and settings
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_settings_are_read_from_the_file_of_a_member_as_it_has_them(name: str) -> None:
+def test_parsed_settings_equal_the_defaults_of_the_class(name: str) -> None:
     """In the same order: they are shown in it."""
     assert list(MODELS.settings(name).items()) == list(MODELS[name].defaults().items())
     assert all(type(value) in (bool, int, float, str) for value in MODELS.settings(name).values())
 
 
-def test_settings_are_those_that_the_class_takes_and_passes_on() -> None:
+def test_settings_are_inherited_if_the_constructor_passes_them_on() -> None:
     assert MODELS.settings("lsh") == {} and MODELS.settings("linear") == {"latent": 0}
     plain = {"network": "conv", "likelihood": "bernoulli", "latent": 0, "width": 24, "weights": ""}
     assert MODELS.settings("binary") == plain and MODELS.settings("bihalf") == plain | {"gamma": 1.0}
@@ -785,13 +764,10 @@ assert issubclass(MODELS["vae"], Member) and "torch" in sys.modules
 """
 
 
-def test_names_and_settings_are_known_without_pytorch(tmp_path: Path) -> None:
+def test_names_and_settings_do_not_load_pytorch(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", NAMES_ALONE], capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count(": see hashret train --help\n") == 6
-
-
-# Graph
 
 
 def test_a_graph_encoder_learns_the_bits_of_its_teacher() -> None:
@@ -809,7 +785,7 @@ def test_a_graph_encoder_learns_the_bits_of_its_teacher() -> None:
     assert (taught == learned).mean() > (taught == by_chance).mean()
 
 
-def test_a_graph_encoder_learns_most_where_its_teacher_is_sure() -> None:
+def test_a_graph_encoder_learns_most_from_large_margins() -> None:
     member = build("graph", (1, 8, 8), network="mlp", width=2)
     x = digits(1)
     assert set(member.loss(x)) == {"reconstruction"}  # before it has a teacher
@@ -822,9 +798,6 @@ def test_a_graph_encoder_learns_most_where_its_teacher_is_sure() -> None:
     assert member.loss(x)["teacher"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-# Likelihoods of images
-
-
 def variational(name: str, **parts: Any) -> Variational:
     member = build(name, (1, 8, 8), 8, network="mlp", width=2, **parts).eval()
     assert isinstance(member, Variational)
@@ -833,7 +806,7 @@ def variational(name: str, **parts: Any) -> Variational:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vae", "cvae", "bernoulli-vae"])
-def test_the_weight_of_a_sample_is_that_of_the_distributions(name: str) -> None:
+def test_log_weights_equal_those_of_torch_distributions(name: str) -> None:
     member, x = variational(name, **taken(name, classes=3)), digits(1, 50).round()
     given = [torch.randint(-1, 3, (50,))] if name == "cvae" else []
     features = member.features(x, *given) * 3
@@ -892,7 +865,7 @@ def test_the_bounds_tighten_to_the_likelihood_of_a_linear_gaussian_model() -> No
 
 
 @torch.no_grad()
-def test_the_likelihood_of_a_model_of_bits_is_the_sum_over_all_of_them() -> None:
+def test_the_likelihood_of_a_bernoulli_vae_is_the_sum_over_all_codes() -> None:
     member, x = variational("bernoulli-vae", latent=3).double(), digits(1, 20).round().double()
     joint = []
     for bits in product([0.0, 1.0], repeat=3):
@@ -905,6 +878,6 @@ def test_the_likelihood_of_a_model_of_bits_is_the_sum_over_all_of_them() -> None
 
 @pytest.mark.parametrize("name", ["contrastive", "graph", "ortho"])
 @pytest.mark.parametrize("wrong", [{"crop": 0.0}, {"crop": 1.1}, {"rotation": -1.0}])
-def test_views_that_cannot_be_are_refused(name: str, wrong: dict[str, float]) -> None:
+def test_impossible_view_settings_are_refused(name: str, wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"crop must be above 0 and at most 1, rotation 0 or more, .* not crop "):
         Hasher(name, 16, **wrong)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def shaken(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_folded_network_gives_the_same_with_fewer_layers(name: str) -> None:
+def test_a_folded_network_has_equal_outputs_and_fewer_layers(name: str) -> None:
     x = torch.rand(32, 3, 10, 9, dtype=torch.float64)
     encoder = shaken(network(name).encoder((3, 10, 9), 16, 4), x)
     z = encoder(x).detach()
@@ -68,7 +68,7 @@ def test_a_folded_network_gives_the_same_with_fewer_layers(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "width", "gains"), [("conv", 16, True), ("conv", 24, False), ("resnet", 16, False), ("mlp", 16, False)]
 )
-def test_convolutions_are_laid_out_in_blocks_where_that_gains(name: str, width: int, gains: bool) -> None:
+def test_convolutions_use_the_blocked_layout_where_it_is_faster(name: str, width: int, gains: bool) -> None:
     x = torch.rand(100, 1, 28, 28)
     model = shaken(network(name).encoder((1, 28, 28), 8, width), x.double()).float()
     quick = folded(model)
@@ -80,7 +80,7 @@ def test_convolutions_are_laid_out_in_blocks_where_that_gains(name: str, width: 
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")  # type: ignore[no-untyped-call]
-def test_blocks_hold_between_layers() -> None:
+def test_the_blocked_layout_is_kept_between_layers() -> None:
     seen: list[bool] = []
 
     class Watching(nn.ReLU):
@@ -97,9 +97,7 @@ def test_blocks_hold_between_layers() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", EVERY)
-def test_a_network_takes_images_of_any_size_and_gives_them_back(
-    name: str, size: tuple[int, int], channels: int
-) -> None:
+def test_networks_decode_to_the_size_of_any_image(name: str, size: tuple[int, int], channels: int) -> None:
     x = torch.rand(3, channels, *size)
     model = member(name, (channels, *size), 24, width=2)
     assert all(term.shape == () and term.isfinite() for term in model.loss(x).values())
@@ -112,7 +110,7 @@ def test_a_network_takes_images_of_any_size_and_gives_them_back(
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", EVERY)
-def test_a_network_learns_with_all_its_weights(name: str, channels: int) -> None:
+def test_training_changes_all_weights_of_a_network(name: str, channels: int) -> None:
     x = digits(channels, 200 if name in NETWORKS else 16)
     model = member(name, (channels, 8, 8), width=4)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
@@ -130,7 +128,7 @@ def test_a_network_learns_with_all_its_weights(name: str, channels: int) -> None
 
 
 @pytest.mark.parametrize("name", ["resnet", "unet"])
-def test_colour_images_of_48_pixels_are_learned_from(name: str) -> None:
+def test_networks_train_on_colour_images_of_48_pixels(name: str) -> None:
     """oneDNN crashed here, on the gradient of a 1 × 1 convolution with a stride, channels last."""
     model = member(name, (3, 48, 48), width=8).to(memory_format=torch.channels_last).train()
     x = torch.rand(32, 48, 48, 3).permute(0, 3, 1, 2)
@@ -139,7 +137,7 @@ def test_colour_images_of_48_pixels_are_learned_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_hasher_has_the_same_codes_alone_in_batches_and_from_disk(tmp_path: Path, name: str) -> None:
+def test_codes_are_equal_alone_in_batches_and_from_disk(tmp_path: Path, name: str) -> None:
     settings = {} if name in NETWORKS else {"weights": "random"}
     images = DIGITS[:40]
     hasher = Hasher("denoising", 16, network=name, width=4, **settings).fit(images, steps=4)
@@ -153,9 +151,6 @@ def test_a_hasher_has_the_same_codes_alone_in_batches_and_from_disk(tmp_path: Pa
     assert stored.fingerprint == hasher.fingerprint and (stored.encode(images) == codes).all()
 
 
-# The networks of papers
-
-
 def test_the_deep_network_is_that_of_hinton_and_salakhutdinov() -> None:
     def layers(model: nn.Module) -> list[tuple[int, int]]:
         return [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
@@ -167,7 +162,7 @@ def test_the_deep_network_is_that_of_hinton_and_salakhutdinov() -> None:
     assert layers(half.encoder)[1] == (500, 250)
 
 
-def test_the_residual_network_is_the_resnet_18_of_torchvision_without_its_reductions() -> None:
+def test_the_residual_network_is_torchvisions_resnet_18_without_downsampling() -> None:
     judge = torchvision.models.resnet18()
     judge.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     judge.maxpool = judge.avgpool = nn.Identity()
@@ -187,9 +182,6 @@ def test_a_residual_network_ends_in_small_maps_whatever_the_image() -> None:
         assert linear.in_features == 16 * last
 
 
-# Skip connections
-
-
 def test_every_resolution_of_a_unet_reaches_its_decoder() -> None:
     torch.manual_seed(0)
     x = torch.rand(20, 1, 9, 14)
@@ -207,7 +199,7 @@ def test_every_resolution_of_a_unet_reaches_its_decoder() -> None:
     assert torch.equal(z[:, 8 : 8 + 3 * 9 * 14].reshape(20, 3, 9, 14), encoder.stages[0](x))  # type: ignore[index,operator,unused-ignore]
 
 
-def test_a_unet_restores_what_no_code_could_carry() -> None:
+def test_a_unet_restores_details_beyond_the_code() -> None:
     """Noise has nothing to be compressed to."""
     generator = torch.Generator().manual_seed(0)
     train, test = torch.rand(2, 200, 1, 8, 8, generator=generator)
@@ -224,18 +216,15 @@ def test_a_unet_restores_what_no_code_could_carry() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({name for name in MODELS if MODELS[name].trainable} - {"denoising"}))
-def test_a_member_whose_code_must_carry_the_image_refuses_skip_connections(name: str) -> None:
+def test_only_denoising_members_accept_skip_connections(name: str) -> None:
     if "network" not in MODELS[name].defaults():
         return
     with pytest.raises(ValueError, match=r"network 'unet' .*(choose model 'denoising'|does not have)"):
         Hasher(name, 16, network="unet")
 
 
-# Backbones
-
-
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vgg11", "vit_b_32", "densenet121"])
-def test_features_are_what_the_last_layer_of_torchvision_is_given(name: str) -> None:
+def test_features_are_the_inputs_of_the_last_layer_of_torchvision(name: str) -> None:
     torch.manual_seed(0)
     judge = torchvision.models.get_model(name).eval()
     torch.manual_seed(0)
@@ -250,7 +239,7 @@ def test_features_are_what_the_last_layer_of_torchvision_is_given(name: str) -> 
     assert torch.allclose(found, expected, atol=1e-4) and expected.std() > 1e-3
 
 
-def test_statistics_and_size_are_those_of_the_weights() -> None:
+def test_normalisation_and_size_are_those_of_the_weights() -> None:
     for name in ("resnet18", "efficientnet_b3", "vit_b_16"):
         preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         assert (tuple(preset.mean), tuple(preset.std)) == (MEAN, DEVIATION)
@@ -260,7 +249,7 @@ def test_statistics_and_size_are_those_of_the_weights() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (300, 250), (224, 224)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_classifier_sees_images_as_torchvision_prepares_them(channels: int, size: tuple[int, int]) -> None:
+def test_backbone_inputs_equal_those_of_torchvision(channels: int, size: tuple[int, int]) -> None:
     features = backbone(SMALL, "random").encoder((channels, *size), 8, 24)[0]  # type: ignore[index]
     features.classifier = nn.Identity()
     x = torch.rand(2, channels, *size)
@@ -269,7 +258,7 @@ def test_a_classifier_sees_images_as_torchvision_prepares_them(channels: int, si
     assert torch.allclose(features(x), expected, atol=1e-5)
 
 
-def test_a_backbone_is_frozen_in_every_way() -> None:
+def test_a_backbone_is_frozen() -> None:
     model = member(SMALL, (1, 8, 8), width=2)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     frozen = {name for name in before if name.startswith("encoder.0.")}
@@ -292,7 +281,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights.pth"
 
 
-def test_weights_come_from_a_file_and_then_from_the_model_folder(tmp_path: Path, weights: Path) -> None:
+def test_weights_are_loaded_from_a_file_and_stored_with_the_model(tmp_path: Path, weights: Path) -> None:
     hasher = Hasher("ae", 16, network=SMALL, width=2, weights=str(weights)).fit(DIGITS[:30], steps=2)
     given = torch.load(weights, weights_only=True)
     state = hasher._parts()[1].state_dict()
@@ -306,7 +295,7 @@ def test_weights_come_from_a_file_and_then_from_the_model_folder(tmp_path: Path,
         Hasher("ae", 16, network=SMALL, weights=str(weights)).fit(DIGITS[:30], steps=2)
 
 
-def test_weights_come_from_where_torchvision_keeps_them(
+def test_weights_are_loaded_from_the_cache_of_torchvision(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
@@ -327,7 +316,7 @@ class Surprise:
 
 
 @pytest.mark.parametrize("wrong", ["of another network", "code", "text", "a folder", "a number"])
-def test_a_file_of_anything_else_is_refused_in_one_line(
+def test_a_file_without_the_weights_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -343,7 +332,7 @@ def test_a_file_of_anything_else_is_refused_in_one_line(
     assert "\n" not in str(error.value) and not Path("surprise").exists()
 
 
-def test_what_cannot_be_is_refused_with_what_can() -> None:
+def test_unsuitable_backbones_are_refused_with_a_list() -> None:
     with pytest.raises(ValueError, match="no network 'backbone:none'; choose backbone: and one of .*resnet18, "):
         Hasher("ae", 16, network="backbone:none")
     with pytest.raises(ValueError, match="weights are for a network such as backbone:resnet18: network 'conv' takes"):
@@ -352,7 +341,7 @@ def test_what_cannot_be_is_refused_with_what_can() -> None:
         backbone(SMALL, "random").encoder((2, 8, 8), 8, 24)
 
 
-def test_every_backbone_can_be_made_without_memory() -> None:
+def test_every_backbone_can_be_built_on_the_meta_device() -> None:
     with pytest.raises(ValueError, match="choose backbone: and") as error:
         backbone("backbone:", "")
     names = str(error.value).partition("one of ")[2].split(", ")
@@ -363,6 +352,6 @@ def test_every_backbone_can_be_made_without_memory() -> None:
             assert encoder(torch.rand(2, 1, 9, 9)).shape == (2, 16)
 
 
-def test_torchvision_is_imported_for_backbones_alone() -> None:
+def test_torchvision_is_imported_only_for_backbones() -> None:
     code = "import sys, hashret; hashret.Hasher('ae', 16, network='resnet'); print('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

@@ -43,7 +43,7 @@ def plain_recall(hasher: Hasher, queries: range, database: range, within: bool) 
     return float(np.mean(shares))
 
 
-def test_a_split_asks_for_the_test_images_among_the_training_images(hasher: Hasher) -> None:
+def test_queries_of_a_split_are_its_test_images(hasher: Hasher) -> None:
     done = evaluate(hasher, PROTOCOLS["digits"])
     codes = hasher.encode(((load_digits().images.astype(int) * 255 + 8) // 16).astype(np.uint8))
     expected = [
@@ -55,7 +55,7 @@ def test_a_split_asks_for_the_test_images_among_the_training_images(hasher: Hash
     assert (done.queries, done.left_out, done.unreadable) == (360, 0, 0)
 
 
-def test_each_image_of_a_source_is_asked_for_among_the_others(tmp_path: Path, hasher: Hasher) -> None:
+def test_leave_one_out_queries_are_all_images(tmp_path: Path, hasher: Hasher) -> None:
     told: list[Progress] = []
     done = evaluate(hasher, choose_protocol(str(write(tmp_path, range(60)))), progress=told.append)
     order = sorted(range(60), key=lambda i: (LABELS[i], i))
@@ -92,7 +92,7 @@ def test_the_drawn_queries_of_cifar10_are_always_the_same() -> None:
     assert asked[:5].tolist() == [49, 95, 103, 229, 257] and learned[:5].tolist() == [9, 24, 60, 63, 65]
 
 
-def test_neighbours_in_pixels_are_found_in_codes(tmp_path: Path, hasher: Hasher) -> None:
+def test_recall_of_neighbours_in_pixels_equals_a_plain_loop(tmp_path: Path, hasher: Hasher) -> None:
     train, test = write(tmp_path / "train", range(200)), write(tmp_path / "test", range(200, 260))
     done = evaluate(hasher, choose_protocol("split", str(train), str(test)))
     for name, within in (("recall@10 of neighbours", False), ("recall@10 within labels", True)):
@@ -100,7 +100,7 @@ def test_neighbours_in_pixels_are_found_in_codes(tmp_path: Path, hasher: Hasher)
         assert done.measures[name] == pytest.approx(expected, abs=0.004)
 
 
-def test_what_is_no_query_is_counted(tmp_path: Path, hasher: Hasher) -> None:
+def test_excluded_queries_are_counted(tmp_path: Path, hasher: Hasher) -> None:
     write(tmp_path, range(40))
     write(tmp_path, range(40, 43), "{i}.png")  # no label
     write(tmp_path, range(43, 44), "alone/{i}.png")
@@ -113,7 +113,7 @@ def test_what_is_no_query_is_counted(tmp_path: Path, hasher: Hasher) -> None:
     ("name", "reason"),
     [("{i}.png", "0 different labels"), ("one/{i}.png", "1 different label"), ("{i}/0.png", "no label of a query")],
 )
-def test_labels_that_say_nothing_are_refused(tmp_path: Path, hasher: Hasher, name: str, reason: str) -> None:
+def test_labels_that_do_not_allow_scoring_are_refused(tmp_path: Path, hasher: Hasher, name: str, reason: str) -> None:
     write(tmp_path, range(5), name)
     with pytest.raises(HashretError, match=reason):
         evaluate(hasher, choose_protocol(str(tmp_path)))

@@ -63,9 +63,6 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "REPORT_EVERY", -1.0)
 
 
-# Once and again
-
-
 @pytest.mark.parametrize("name", LEARNED)
 def test_seed_and_steps_fix_the_weights(name: str) -> None:
     once = learned(name)
@@ -86,7 +83,7 @@ def test_seed_and_steps_fix_the_weights_on_two_threads_too() -> None:
     assert len(fingerprints) == 1
 
 
-def test_a_training_leaves_the_callers_random_numbers_alone() -> None:
+def test_training_keeps_the_callers_random_state() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3).tolist()
     torch.manual_seed(5)
@@ -94,14 +91,14 @@ def test_a_training_leaves_the_callers_random_numbers_alone() -> None:
     assert torch.rand(3).tolist() == expected
 
 
-def test_epochs_are_steps_through_all_images_but_those_held_out() -> None:
+def test_an_epoch_is_a_pass_over_all_images_that_are_not_held_out() -> None:
     member = build()
     done = learn(member, steps=None, epochs=2)
     assert (done.steps, done.total_steps, done.batch, done.interrupted) == (10, 10, BATCH, False)
     assert weights(member) == learned(steps=10)
 
 
-def test_a_member_is_trained_at_its_own_rates_unless_told_otherwise() -> None:
+def test_options_override_the_training_defaults_of_a_member() -> None:
     member, other = build(), build()
     member.training_defaults = TrainingDefaults(batch=19, learning_rate=5e-3, weight_decay=0.5)
     done = train(member, DIGITS, TrainingOptions(steps=4))
@@ -114,7 +111,7 @@ def test_a_member_is_trained_at_its_own_rates_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("told", [{"avx512_bf16": True}, {"avx512_bf16": False}, {}])
-def test_members_learn_in_bfloat16_where_the_processor_multiplies_it(
+def test_training_uses_bfloat16_if_the_processor_supports_it(
     told: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
@@ -133,7 +130,7 @@ def test_a_budget_fixes_steps_that_give_the_same_weights() -> None:
     assert weights(member) == learned(steps=done.steps)
 
 
-def test_every_image_is_seen_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_is_seen_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     member = build("ae")
     loss = member.loss
@@ -168,7 +165,7 @@ def test_every_step_has_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("every_step")
-def test_steps_grow_and_then_shrink_to_nothing() -> None:
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     member = build("ae")
     path = [torch.cat([p.detach().flatten() for p in member.parameters()])]
 
@@ -181,11 +178,8 @@ def test_steps_grow_and_then_shrink_to_nothing() -> None:
     assert 3 <= moved.index(max(moved)) <= 20
 
 
-# Layer by layer
-
-
 @pytest.mark.usefixtures("every_step")
-def test_a_stack_learns_layer_by_layer_and_then_as_a_whole() -> None:
+def test_stacked_pretrains_layer_by_layer_and_then_trains_all() -> None:
     member = build("stacked")
     changed, told = [], []
     before = dict(member.state_dict())
@@ -212,7 +206,7 @@ def test_a_stack_learns_layer_by_layer_and_then_as_a_whole() -> None:
 
 
 @pytest.mark.usefixtures("every_step")
-def test_a_stack_is_fine_tuned_last_layer_first() -> None:
+def test_stacked_fine_tunes_the_last_layer_first() -> None:
     torch.manual_seed(0)
     settings: dict[str, Any] = {"network": "mlp", "width": 1, "fine_tune": True, "classes": 3}
     member = MODELS["stacked"]((1, 8, 8), 16, **settings)
@@ -225,11 +219,8 @@ def test_a_stack_is_fine_tuned_last_layer_first() -> None:
     assert encoder[5] == encoder[6] == encoder[7] != encoder[8]
 
 
-# What is not learned from
-
-
 @pytest.mark.parametrize("name", LEARNED)
-def test_images_held_out_are_only_measured(name: str) -> None:
+def test_held_out_images_are_only_measured(name: str) -> None:
     rows, held_out = split(300, 0)
     assert sorted([*rows, *held_out]) == list(range(300)) and len(held_out) == 15
     changed = DIGITS.copy()
@@ -257,7 +248,7 @@ def test_held_out_losses_are_those_of_the_trained_member() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, member in MODELS.items() if not member.labelled])
-def test_labels_are_never_read_unless_asked_for(tmp_path: Path, name: str) -> None:
+def test_labels_are_not_read_without_the_option(tmp_path: Path, name: str) -> None:
     def idx(array: Any) -> bytes:
         return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + bytes(array.tobytes())
 
@@ -272,9 +263,6 @@ def test_labels_are_never_read_unless_asked_for(tmp_path: Path, name: str) -> No
         hasher = Hasher(name, 16, **smallest(name)).fit(source, steps=3)
         tensors.append((hasher.fingerprint, {key: tensor.tolist() for key, tensor in hasher._tensors().items()}))
     assert tensors[0] == tensors[1] == tensors[2]
-
-
-# Ctrl-C, and going on
 
 
 def press_in_progress(at: int) -> Callable[[Member], dict[str, Any]]:
@@ -318,9 +306,7 @@ INTERRUPTIONS = {
 @pytest.mark.usefixtures("every_step")
 @pytest.mark.parametrize(("arrange", "steps"), INTERRUPTIONS.values(), ids=INTERRUPTIONS)
 @pytest.mark.parametrize("name", LEARNED)
-def test_an_interrupted_training_goes_on_to_the_same_weights(
-    tmp_path: Path, name: str, arrange: Any, steps: int
-) -> None:
+def test_a_resumed_training_reaches_the_same_weights(tmp_path: Path, name: str, arrange: Any, steps: int) -> None:
     checkpoint = tmp_path / "made" / "for it" / "checkpoint"
     member = build(name)
     done = learn(member, checkpoint=checkpoint, **arrange(member))
@@ -336,7 +322,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
 
 
 @pytest.mark.usefixtures("every_step")
-def test_a_training_may_be_interrupted_again_and_again(tmp_path: Path) -> None:
+def test_a_training_can_be_interrupted_repeatedly(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     for at in (2, 3, 9):
         member = build()
@@ -348,7 +334,7 @@ def test_a_training_may_be_interrupted_again_and_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("every_step")
-def test_a_training_goes_on_from_the_last_checkpoint_before_a_crash(
+def test_a_training_resumes_from_the_last_checkpoint_before_a_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
@@ -367,7 +353,7 @@ def test_a_training_goes_on_from_the_last_checkpoint_before_a_crash(
 
 
 @pytest.mark.usefixtures("every_step")
-def test_a_step_that_is_broken_off_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_step_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def press_twice() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -385,7 +371,7 @@ def test_a_step_that_is_broken_off_is_not_saved(tmp_path: Path, monkeypatch: pyt
     assert weights(member) == learned()
 
 
-def test_ctrl_c_is_pythons_own_again_after_a_training() -> None:
+def test_the_handler_of_ctrl_c_is_restored_after_training() -> None:
     before = signal.getsignal(signal.SIGINT)
     member = build()
     learn(member, **press_in_step(2)(member))
@@ -397,7 +383,7 @@ def test_ctrl_c_is_pythons_own_again_after_a_training() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_program_that_takes_ctrl_c_itself_keeps_it() -> None:
+def test_a_programs_own_handler_of_ctrl_c_stays() -> None:
     pressed = []
     before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
@@ -409,7 +395,7 @@ def test_a_program_that_takes_ctrl_c_itself_keeps_it() -> None:
     assert weights(member) == learned()
 
 
-def test_a_training_in_a_thread_is_the_same() -> None:
+def test_training_in_another_thread_gives_the_same_weights() -> None:
     result: list[Any] = []
     thread = threading.Thread(target=lambda: result.append(learned()))
     thread.start()
@@ -417,7 +403,7 @@ def test_a_training_in_a_thread_is_the_same() -> None:
     assert result == [learned()]
 
 
-def test_an_interrupted_hasher_is_usable_and_says_so(tmp_path: Path) -> None:
+def test_an_interrupted_hasher_is_usable_and_records_the_interruption(tmp_path: Path) -> None:
     def press(told: Progress) -> None:
         if told.stage == "training":
             raise KeyboardInterrupt
@@ -428,9 +414,6 @@ def test_an_interrupted_hasher_is_usable_and_says_so(tmp_path: Path) -> None:
     assert hasher.encode(DIGITS).shape == (300, 2)
     hasher.save(tmp_path / "model")
     assert (Hasher.load(tmp_path / "model").encode(DIGITS) == hasher.encode(DIGITS)).all()
-
-
-# Checkpoints that do not fit
 
 
 @pytest.fixture
@@ -466,7 +449,7 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoint: Path, other: di
     assert weights(member) == before
 
 
-def test_another_setting_of_the_hasher_is_another_training(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     def press(told: Progress) -> None:
         if told.stage == "training":
             raise KeyboardInterrupt
@@ -477,7 +460,7 @@ def test_another_setting_of_the_hasher_is_another_training(tmp_path: Path) -> No
         Hasher("vae", 16, network="mlp", width=1).fit(DIGITS, steps=10_000, checkpoint=where, resume=True)
 
 
-def test_another_number_of_steps_is_refused(checkpoint: Path) -> None:
+def test_resuming_with_another_number_of_steps_is_refused(checkpoint: Path) -> None:
     for how in ({"steps": 13}, {"steps": None, "epochs": 2}):
         with pytest.raises(HashretError, match="is of a training of 12 steps: resume it without steps or epochs"):
             learn(build(), checkpoint=checkpoint, resume=True, **how)
@@ -528,9 +511,6 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, damage: Callable[[Pat
     with pytest.raises(HashretError, match="(is damaged|there is no checkpoint).*: train without --resume"):
         learn(member, checkpoint=checkpoint, resume=True)
     assert weights(member) == before
-
-
-# What cannot be trained
 
 
 @pytest.mark.parametrize("images", [DIGITS[:0], DIGITS[:1]], ids=["none", "one"])
@@ -589,15 +569,12 @@ def test_progress_names_every_term_of_the_loss() -> None:
     assert done.terms == reports[-1].terms
 
 
-# Judged pairs
-
-
 def judged(n: int = 20) -> LabelledPairs:
     """Pairs of digits that are said to be the same, and others that are said to be different."""
     return LabelledPairs(DIGITS[:n], DIGITS[n : 2 * n], np.arange(n) % 2 == 0)
 
 
-def test_a_pair_costs_a_nat_for_each_bit_that_is_wrong() -> None:
+def test_the_pair_loss_is_a_nat_per_wrong_bit() -> None:
     member = build("ae")
     x, a, b = (to_input(part, torch.device("cpu")) for part in (DIGITS[100:200], *judged()[:2]))
     same = torch.from_numpy(judged().same)
@@ -610,14 +587,14 @@ def test_a_pair_costs_a_nat_for_each_bit_that_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_pairs_are_learned_from_and_repeat(name: str) -> None:
+def test_training_with_pairs_is_reproducible(name: str) -> None:
     once = learned(name, pairs=judged())
     assert learned(name, pairs=judged()) == once != learned(name)
     assert learned(name, pairs=judged()._replace(same=~judged().same)) != once
 
 
 @pytest.mark.parametrize("name", ["ae", "binary"])
-def test_pairs_that_are_the_same_come_together_and_others_go_apart(name: str) -> None:
+def test_pairs_reduce_distances_of_same_and_increase_those_of_different_images(name: str) -> None:
     def wrong_bits(**how: Any) -> tuple[float, float]:
         hasher = Hasher(name, 16, **smallest(name) | {"width": 4}).fit(DIGITS, steps=150, **how)
         a, b = (unpack(hasher.encode(side)) for side in judged()[:2])
@@ -628,7 +605,7 @@ def test_pairs_that_are_the_same_come_together_and_others_go_apart(name: str) ->
     assert same < 0.6 * same_before and different >= max(6.0, different_before)
 
 
-def test_a_training_resumes_with_the_same_pairs_alone(tmp_path: Path) -> None:
+def test_a_training_resumes_only_with_the_same_pairs(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
 
     def stop(told: Progress) -> None:
@@ -649,19 +626,16 @@ def test_a_training_resumes_with_the_same_pairs_alone(tmp_path: Path) -> None:
     assert weights(member) == learned(pairs=judged())
 
 
-def test_pairs_that_nothing_can_be_learned_from_are_refused() -> None:
+def test_unusable_pairs_are_refused() -> None:
     with pytest.raises(HashretError, match="labelled pairs cannot be learned from: there are none"):
         Hasher("binary", 16).fit(DIGITS, steps=1, pairs=[])
     with pytest.raises(HashretError, match="model 'itq' has no network that they could train"):
         Hasher("itq", 16).fit(DIGITS, pairs=[(DIGITS[0], DIGITS[1], True)])
 
 
-# Muon
-
-
 @pytest.mark.parametrize("shape", [(30, 30), (60, 20), (20, 60), (1, 9), (9, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_orthogonal_step_turns_all_directions_alike(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     least = 0.1 if dtype is torch.float32 else 0.2
@@ -672,7 +646,7 @@ def test_an_orthogonal_step_turns_all_directions_alike(shape: tuple[int, int], d
     assert torch.equal(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
 
 
-def test_muon_moves_kernels_as_matrices_and_all_else_as_adamw_does() -> None:
+def test_muon_updates_kernels_as_matrices_and_other_weights_as_adamw() -> None:
     torch.manual_seed(0)
     first = torch.nn.Conv2d(3, 8, 3)
     layers = torch.nn.Sequential(first, torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1).requires_grad_(False))
@@ -696,7 +670,7 @@ def test_muon_moves_kernels_as_matrices_and_all_else_as_adamw_does() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_muon_steps_downhill(dtype: torch.dtype) -> None:
+def test_muon_minimises_a_quadratic(dtype: torch.dtype) -> None:
     """On a quadratic bowl over a matrix and a kernel: every step goes against the gradient, and the loss falls."""
     torch.manual_seed(0)
     weights = [torch.randn(6, 9, requires_grad=True), torch.randn(5, 4, 3, 3, requires_grad=True)]
@@ -717,7 +691,7 @@ def test_muon_steps_downhill(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("every_step")
-def test_a_training_by_muon_resumes_too(tmp_path: Path) -> None:
+def test_a_training_with_muon_resumes(tmp_path: Path) -> None:
     straight = build("contrastive", muon=True)
     learn(straight)
     assert weights(straight) != learned("contrastive")

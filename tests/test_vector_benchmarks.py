@@ -11,12 +11,12 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_vectors_are_found_by_their_codes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, given: bool
+@pytest.mark.parametrize("from_file", [True, False])
+def test_recall_of_vectors_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, from_file: bool
 ) -> None:
     np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(600, 32)))
-    source = ["--vectors", str(tmp_path / "v.npy")] if given else ["--numbers", "32", "--limit", "600"]
+    source = ["--vectors", str(tmp_path / "v.npy")] if from_file else ["--numbers", "32", "--limit", "600"]
     script = BENCHMARKS / "vectors.py"
     options = ["--bits", "16,32", "--queries", "50", "--steps", "3", "--models", "itq,contrastive", "--json"]
     monkeypatch.setattr(sys, "argv", [str(script), *source, *options])
@@ -31,7 +31,7 @@ def test_vectors_are_found_by_their_codes(
     assert reached["hashret itq", 32] > reached["hashret itq", 16]
 
 
-def test_both_orders_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_rankings_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = BENCHMARKS / "ranking.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--models", "itq", "--bits", "16", "--queries", "60", "--json"])
     runpy.run_path(str(script), run_name="__main__")

@@ -45,10 +45,7 @@ def collection(tmp_path: Path) -> Iterator[Collection]:
         yield made
 
 
-# Contents
-
-
-def test_a_vector_is_known_by_its_float32_numbers() -> None:
+def test_the_sha256_of_a_vector_is_that_of_its_float32_values() -> None:
     vector = np.array([1.5, -2, 0, 3e38])
     content = to_content(vector)
     assert isinstance(content, np.ndarray) and content.dtype == np.float32
@@ -60,7 +57,7 @@ def test_a_vector_is_known_by_its_float32_numbers() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.zeros(0), np.arange(4), np.zeros((2, 2)), np.array(1.0), np.zeros(3, complex), 1.5])
-def test_what_is_no_vector_is_refused(bad: Any) -> None:
+def test_contents_that_are_no_vectors_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="vector"):
         to_content(bad)
 
@@ -85,9 +82,6 @@ def test_a_vector_has_no_picture(tmp_path: Path) -> None:
             ask()
     with pytest.raises(HashretError, match="vectors, which have no pictures to restore: give one"):
         restoration.denoise(model, np.zeros((9, 9, 1), np.uint8))
-
-
-# Preprocessing
 
 
 def test_vectors_are_centred_and_scaled_by_one_number() -> None:
@@ -146,12 +140,9 @@ def test_preprocessing_is_stored_whole() -> None:
             stored_preprocessing(values, parts)
 
 
-def test_what_a_model_takes_is_said() -> None:
+def test_the_inputs_of_a_model_are_described() -> None:
     assert describe(hasher().preprocessing.to_dict()) == "vectors of 20 numbers"
     assert describe(ImagePreprocessing(8, 9, 3).to_dict()) == "images of 8 × 9 × 3"
-
-
-# Sources
 
 
 def test_a_sample_has_vectors_that_are_finite() -> None:
@@ -171,15 +162,12 @@ def test_a_sample_has_vectors_that_are_finite() -> None:
         sample(open_source(VECTORS), size=(8, 8))
 
 
-# Members
-
-
 def in_batches(hasher: Hasher, vectors: Vectors, size: int) -> Codes:
     return np.concatenate([hasher.encode(vectors[i : i + size]) for i in range(0, len(vectors), size)])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_member_learns_from_vectors(tmp_path: Path, name: str) -> None:
+def test_every_member_trains_on_vectors(tmp_path: Path, name: str) -> None:
     settings: dict[str, Any] = {"width": 4} if "width" in MODELS[name].defaults() else {}
     labels: Any = KINDS[:400].tolist() if MODELS[name].labelled else False
     model = Hasher(name, 16, **settings).fit(VECTORS[:400], steps=40, labels=labels)
@@ -225,12 +213,12 @@ def test_parts_for_images_are_refused_by_name(name: str, settings: dict[str, Any
         Hasher(name, 8, **settings).fit(VECTORS, steps=1)
 
 
-def test_other_parts_for_vectors_are_taken() -> None:
+def test_parts_for_vectors_are_accepted() -> None:
     model = Hasher("denoising", 8, width=1, network="deep", likelihood="laplace", corruption="gaussian", strength=0.1)
     assert model.fit(VECTORS, steps=1).settings["network"] == "deep"
 
 
-def test_a_hasher_that_learned_vectors_can_learn_images() -> None:
+def test_a_hasher_fitted_to_vectors_can_be_fitted_to_images() -> None:
     model = Hasher("ae", 8, width=1).fit(VECTORS, steps=1)
     images = RNG.integers(0, 256, (40, 8, 8), np.uint8)
     assert model.fit(images, steps=1).settings["network"] == "conv"
@@ -262,9 +250,6 @@ def test_views_of_vectors_have_noise_and_lack_numbers() -> None:
     for name, value in (("noise", -0.1), ("masking", 1.5)):
         with pytest.raises(ValueError, match=f"{name} {value}"):
             check_views(crop=1, rotation=0, flip=0, light=0, **{name: value})
-
-
-# Collections
 
 
 def as_npy(path: Path, vectors: NDArray[Any]) -> Path:
@@ -303,7 +288,7 @@ def test_every_form_of_vectors_is_indexed_and_found(
     assert collection.add(vectors[:3]) == [1, 2, 3]  # the contents are known
 
 
-def test_vectors_that_were_added_are_coded_anew(tmp_path: Path, collection: Collection) -> None:
+def test_added_vectors_are_reindexed(tmp_path: Path, collection: Collection) -> None:
     collection.index(as_npy(tmp_path / "v", VECTORS[:30]))
     ids = collection.add(VECTORS[30:40].astype(np.float64))
     other = Hasher("lsh", 32).fit(VECTORS)
@@ -314,7 +299,7 @@ def test_vectors_that_were_added_are_coded_anew(tmp_path: Path, collection: Coll
         assert ids[5] in {hit.id for hit in collection.query(query, None, 0)}
 
 
-def test_a_vector_that_is_not_finite_does_not_keep_the_rest(collection: Collection) -> None:
+def test_vectors_that_are_not_finite_are_skipped(collection: Collection) -> None:
     broken = VECTORS[:50].copy()
     broken[7, 3] = np.inf
     report = collection.index(broken)
@@ -345,7 +330,7 @@ def test_a_collection_is_of_vectors_of_one_width_or_of_images(tmp_path: Path, co
             pictures.query(VECTORS[0])
 
 
-def test_copies_of_vectors_are_found_but_cannot_be_made(collection: Collection) -> None:
+def test_near_duplicates_of_vectors_are_found_but_cannot_be_augmented(collection: Collection) -> None:
     ids = collection.add([*VECTORS[:30], VECTORS[3] + np.float32(0.001)])
     groups = collection.dupes(0)
     assert any({ids[3], ids[30]} <= {item.id for item in group.items} for group in groups)
