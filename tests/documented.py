@@ -9,12 +9,15 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
+
+import pytest
 
 from hashret.cli.app import run
 
@@ -149,6 +152,8 @@ def _plain(line: str, numbers_vary: bool) -> str:
 
 
 def _shell(command: str, text: str = "") -> str:
+    if shutil.which(command.split()[0]) is None:
+        pytest.skip(f"{command.split()[0]} is not installed")
     program = subprocess.run(
         ["sh", "-c", command], input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120
     )
