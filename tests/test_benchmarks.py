@@ -34,8 +34,8 @@ def row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run(name: str, *options: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [str(FAMILY), name, "--json", *options])
         runpy.run_path(str(FAMILY), run_name="__main__")
-        told: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return told
+        results: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return results
 
     return run
 
@@ -47,8 +47,8 @@ def test_groups_of_duplicates_are_checked_and_timed(
     options = ["--items", "9000", "--sample", "9", "--threads", str(get_threads()), "--json"]
     monkeypatch.setattr(sys, "argv", [script, *options])
     runpy.run_path(script, run_name="__main__")
-    told = json.loads(capsys.readouterr().out)
-    assert [line["by"] for line in told["results"]] == ["connected", "star"] and told["naive_seconds"] > 0
+    results = json.loads(capsys.readouterr().out)
+    assert [line["by"] for line in results["results"]] == ["connected", "star"] and results["naive_seconds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_groups_of_duplicates_are_checked_and_timed(
     ],
 )
 def test_a_row_measures_the_test_images(row: Row, name: str, options: list[str], trainings: int) -> None:
-    told = row(name, "--data", "digits", *options)
-    assert told["row"] == name and len(told["trainings"]) == trainings
-    assert all(np.isfinite(line["ours"]) and line["ours"] > 0 for line in told["lines"])
+    results = row(name, "--data", "digits", *options)
+    assert results["row"] == name and len(results["trainings"]) == trainings
+    assert all(np.isfinite(line["ours"]) and line["ours"] > 0 for line in results["lines"])
 
 
 def test_settings_of_a_row_can_be_overridden(row: Row) -> None:
@@ -83,8 +83,8 @@ def test_super_resolution_measures_held_out_photos(row: Row, tmp_path: Path) -> 
     for i in range(12):
         blocks = rng.integers(0, 256, (8, 8 + i, 3), dtype=np.uint8)
         Image.fromarray(np.kron(blocks, np.ones((7, 7, 1), np.uint8))).save(tmp_path / f"{i:02}.png")
-    told = row("super-resolution", "--train", str(tmp_path), "--steps", "3")
-    (line,) = told["lines"]
+    results = row("super-resolution", "--train", str(tmp_path), "--steps", "3")
+    (line,) = results["lines"]
     assert "2 photos" in line["what"] and 15 < line["outside"]["bicubic"] < 40
     assert np.isfinite(line["ours"])
 
@@ -112,27 +112,27 @@ def rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         monkeypatch.setattr(sys, "argv", command)
         capsys.readouterr()
         runpy.run_path(str(QUALITY), run_name="__main__")
-        told: list[dict[str, Any]] = json.loads(capsys.readouterr().out) if "--json" in options else []
-        return told
+        results: list[dict[str, Any]] = json.loads(capsys.readouterr().out) if "--json" in options else []
+        return results
 
     return run
 
 
 def test_a_row_is_measured_once(rows: Rows, tmp_path: Path) -> None:
-    told = rows("--rows", "digits/*/64/*", "--steps", "3", "--json")
-    assert [row["model"] for row in told] == ["anchor-graph"] + ["contrastive"] * 3 + ["itq", "lsh", "pca"]
-    assert [row["head"] for row in told[1:4]] == ["anchor-itq", "itq", "anchor-graph"]
-    assert [row["steps"] for row in told] == [None, 3, 3, 3, None, None, None]
+    results = rows("--rows", "digits/*/64/*", "--steps", "3", "--json")
+    assert [row["model"] for row in results] == ["anchor-graph"] + ["contrastive"] * 3 + ["itq", "lsh", "pca"]
+    assert [row["head"] for row in results[1:4]] == ["anchor-itq", "itq", "anchor-graph"]
+    assert [row["steps"] for row in results] == [None, 3, 3, 3, None, None, None]
     digits = ((load_digits().images.astype(int) * 255 + 8) // 16).astype(np.uint8)
     codes = Hasher("itq", 64).fit(digits[:1437]).encode(digits)
     labels = load_digits().target
-    itq = told[4]
+    itq = results[4]
     expected = mean_average_precision(codes[1437:], labels[1437:], codes[:1437], labels[:1437])
     assert itq["measures"]["mAP@all"] == expected and itq["queries"] == 360 and itq["health"]["codes"] == 1437
 
     file = tmp_path / "quality.json"
     done = json.loads(file.read_text())
-    assert list(done.values()) == told and "digits/contrastive/anchor-itq/64/3steps/0" in done
+    assert list(done.values()) == results and "digits/contrastive/anchor-itq/64/3steps/0" in done
     again = done.pop("digits/contrastive/itq/64/3steps/0")
     done["digits/lsh/lsh/64/none/0"]["measures"]["mAP@all"] = 0.125
     file.write_text(json.dumps(done))
@@ -197,9 +197,9 @@ def put_images(folder: Path, sizes: list[tuple[str, int, int]], archive: str) ->
             blocks = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
             file = io.BytesIO()
             blocks.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG")
-            told = tarfile.TarInfo(name)
-            told.size = len(file.getvalue())
-            tar.addfile(told, io.BytesIO(file.getvalue()))
+            entry = tarfile.TarInfo(name)
+            entry.size = len(file.getvalue())
+            tar.addfile(entry, io.BytesIO(file.getvalue()))
 
 
 def test_local_files_are_measured(rows: Rows, tmp_path: Path) -> None:
@@ -215,12 +215,12 @@ def test_local_files_are_measured(rows: Rows, tmp_path: Path) -> None:
     names = [f"photos/{i % 3}/{i:02}.jpg" for i in range(20)]
     put_images(data, [(name, 90 + i, 80) for i, name in enumerate(names)], "photos/photos.tar.gz")
 
-    told = {row["data"]: row for row in rows("--data", str(data), "--rows", "[mcp]*/lsh/lsh/64/none/0", "--json")}
-    assert list(told) == ["mnist", "cifar10", "cifar10-1k-59k", "photos"]
-    assert [row["queries"] for row in told.values()] == [30, 100, 1000, 20]
-    assert [row["health"]["codes"] for row in told.values()] == [100, 1000, 100, 20]
-    assert [row["images"] for row in told.values()] == [100, 1000, 100, 20]
-    copies = told["photos"]["near_duplicates"]
+    results = {row["data"]: row for row in rows("--data", str(data), "--rows", "[mcp]*/lsh/lsh/64/none/0", "--json")}
+    assert list(results) == ["mnist", "cifar10", "cifar10-1k-59k", "photos"]
+    assert [row["queries"] for row in results.values()] == [30, 100, 1000, 20]
+    assert [row["health"]["codes"] for row in results.values()] == [100, 1000, 100, 20]
+    assert [row["images"] for row in results.values()] == [100, 1000, 100, 20]
+    copies = results["photos"]["near_duplicates"]
     assert list(copies) == ["crop", "resize", "JPEG 40", "brightness", "rotation", "all"]
     assert copies["resize"] > 0.9 > copies["crop"] > 0.1 and copies["all"] == pytest.approx(
         np.mean(list(copies.values()))
@@ -233,9 +233,9 @@ def test_local_files_are_measured(rows: Rows, tmp_path: Path) -> None:
 def test_perceptual_hashes_are_measured(rows: Rows, tmp_path: Path) -> None:
     pytest.importorskip("imagehash", reason="imagehash comes with the extra bench")
     put_images(tmp_path, [(f"photos/{i % 3}/{i:02}.jpg", 90, 80) for i in range(20)], "photos/photos.tar.gz")
-    told = rows("--data", str(tmp_path), "--rows", "photos/?hash/*", "--json")
-    assert [row["model"] for row in told] == ["dhash", "phash"]
-    assert all(row["near_duplicates"]["JPEG 40"] == 1 and row["health"]["distinct_codes"] == 20 for row in told)
+    results = rows("--data", str(tmp_path), "--rows", "photos/?hash/*", "--json")
+    assert [row["model"] for row in results] == ["dhash", "phash"]
+    assert all(row["near_duplicates"]["JPEG 40"] == 1 and row["health"]["distinct_codes"] == 20 for row in results)
 
 
 def test_photos_must_be_files(rows: Rows) -> None:

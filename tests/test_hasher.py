@@ -318,9 +318,9 @@ def test_explicit_and_initial_settings_override_recommended_ones() -> None:
     plain = Hasher("contrastive", 8).settings
     few = Hasher("contrastive", 8).fit(images[:200], steps=1)
     assert few.settings == plain
-    suited = MODELS["contrastive"].recommended_settings((3, 4, 4), 10_000)
+    recommended = MODELS["contrastive"].recommended_settings((3, 4, 4), 10_000)
     many = Hasher("contrastive", 8, whole=0.5, network="mlp").fit(images, steps=1)
-    assert many.settings == plain | suited | {"whole": 0.5, "network": "mlp"}
+    assert many.settings == plain | recommended | {"whole": 0.5, "network": "mlp"}
     begun = Hasher("contrastive", 8, temperature=0.3).fit(images, steps=0, init=few)
     assert begun.settings == few.settings | {"temperature": 0.3}
     tuned = Hasher("stacked", 8, fine_tune=True).fit(DIGITS[:200], steps=1, labels=[str(i % 2) for i in range(200)])

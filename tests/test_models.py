@@ -147,9 +147,9 @@ def test_a_member_takes_images_of_any_size(name: str, network: str, size: tuple[
         assert all(term.shape == () and term.isfinite() for term in member.loss(x).values())
         member.eval()
         assert member.outputs(x).shape == (3, 64 if name == "contrastive" else 24) == (3, member.latent)
-        remembered = member.reconstruct(x)
-        assert remembered.shape == x.shape
-        assert 0 <= remembered.min() <= remembered.max() <= 1
+        reconstruction = member.reconstruct(x)
+        assert reconstruction.shape == x.shape
+        assert 0 <= reconstruction.min() <= reconstruction.max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore:a bottleneck of 1024 numbers can copy:RuntimeWarning")
@@ -539,8 +539,8 @@ def test_whole_is_the_share_of_first_views_that_are_the_images(shape: Any) -> No
 def test_defaults_for_colour_images_apply_only_to_these() -> None:
     grey, colour = (build("contrastive", shape, network="mlp") for shape in ((1, 8, 8), (3, 8, 8)))
     vectors = build("contrastive", (5,), network="mlp", likelihood="gaussian")  # type: ignore[arg-type]
-    told = build("contrastive", (3, 8, 8), network="mlp", width=2)
-    hidden = [next(member.encoder.parameters()).shape[0] for member in (grey, colour, vectors, told)]
+    explicit = build("contrastive", (3, 8, 8), network="mlp", width=2)
+    hidden = [next(member.encoder.parameters()).shape[0] for member in (grey, colour, vectors, explicit)]
     assert hidden == [16 * 16, 16 * 24, 16 * 16, 16 * 2]
     assert (
         grey.training_defaults
@@ -558,10 +558,10 @@ def test_defaults_for_colour_images_apply_only_to_these() -> None:
 
 
 def test_settings_are_recommended_only_for_many_colour_images() -> None:
-    suited = MODELS["contrastive"].recommended_settings
-    assert suited((3, 8, 8), 10_000) == suited((3, 32, 32), 10**6) != {}
-    assert suited((3, 8, 8), 10_000).keys() <= MODELS["contrastive"].defaults().keys()
-    assert [suited(*others) for others in (((3, 8, 8), 9_999), ((1, 8, 8), 10**6), ((5,), 10**6))] == [{}] * 3
+    recommended = MODELS["contrastive"].recommended_settings
+    assert recommended((3, 8, 8), 10_000) == recommended((3, 32, 32), 10**6) != {}
+    assert recommended((3, 8, 8), 10_000).keys() <= MODELS["contrastive"].defaults().keys()
+    assert [recommended(*others) for others in (((3, 8, 8), 9_999), ((1, 8, 8), 10**6), ((5,), 10**6))] == [{}] * 3
     assert all(MODELS[name].recommended_settings((3, 8, 8), 10**6) == {} for name in MODELS if name != "contrastive")
 
 
@@ -597,10 +597,10 @@ def test_views_are_flipped_unless_mirror_images_are_rarer() -> None:
         member = build("contrastive", shape, network="mlp", width=2)
         member.on_train_start(images, None)
         assert member.auto_settings()["view_flip"] == flip
-        told = build("contrastive", shape, network="mlp", width=2, flip=0.25, crop=0.9, light=0.1, grey=0.2)
-        told.on_train_start(images, None)
+        explicit = build("contrastive", shape, network="mlp", width=2, flip=0.25, crop=0.9, light=0.1, grey=0.2)
+        explicit.on_train_start(images, None)
         views = {"view_crop": 0.9, "view_flip": 0.25, "view_light": 0.1, "view_grey": 0.2}
-        assert told.auto_settings() == views
+        assert explicit.auto_settings() == views
 
 
 def test_mirror_images_of_one_or_of_equal_images_are_not_rarer() -> None:

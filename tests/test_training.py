@@ -569,38 +569,38 @@ def test_progress_names_every_term_of_the_loss() -> None:
     assert done.terms == reports[-1].terms
 
 
-def judged(n: int = 20) -> LabelledPairs:
+def labelled_pairs(n: int = 20) -> LabelledPairs:
     """Pairs of digits that are said to be the same, and others that are said to be different."""
     return LabelledPairs(DIGITS[:n], DIGITS[n : 2 * n], np.arange(n) % 2 == 0)
 
 
 def test_the_pair_loss_is_a_nat_per_wrong_bit() -> None:
     member = build("ae")
-    x, a, b = (to_input(part, torch.device("cpu")) for part in (DIGITS[100:200], *judged()[:2]))
-    same = torch.from_numpy(judged().same)
+    x, a, b = (to_input(part, torch.device("cpu")) for part in (DIGITS[100:200], *labelled_pairs()[:2]))
+    same = torch.from_numpy(labelled_pairs().same)
     values = member.outputs(torch.cat([x, a, b])).detach().numpy()
     bits = values > values.mean(0)
     differing = (bits[100:120] != bits[120:]).sum(1)
-    expected = np.where(judged().same, differing, np.maximum(0, 8 - differing)).mean()
+    expected = np.where(labelled_pairs().same, differing, np.maximum(0, 8 - differing)).mean()
     assert member.pair_loss(x, torch.stack([a, b]), same).item() == pytest.approx(expected)
     assert expected > 1
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_training_with_pairs_is_reproducible(name: str) -> None:
-    once = learned(name, pairs=judged())
-    assert learned(name, pairs=judged()) == once != learned(name)
-    assert learned(name, pairs=judged()._replace(same=~judged().same)) != once
+    once = learned(name, pairs=labelled_pairs())
+    assert learned(name, pairs=labelled_pairs()) == once != learned(name)
+    assert learned(name, pairs=labelled_pairs()._replace(same=~labelled_pairs().same)) != once
 
 
 @pytest.mark.parametrize("name", ["ae", "binary"])
 def test_pairs_reduce_distances_of_same_and_increase_those_of_different_images(name: str) -> None:
     def wrong_bits(**how: Any) -> tuple[float, float]:
         hasher = Hasher(name, 16, **smallest(name) | {"width": 4}).fit(DIGITS, steps=150, **how)
-        a, b = (unpack(hasher.encode(side)) for side in judged()[:2])
-        return tuple((a != b).sum(1)[judged().same == same].mean() for same in (True, False))
+        a, b = (unpack(hasher.encode(side)) for side in labelled_pairs()[:2])
+        return tuple((a != b).sum(1)[labelled_pairs().same == same].mean() for same in (True, False))
 
-    told = [(a, b, bool(same)) for a, b, same in zip(*judged(), strict=True)]
+    told = [(a, b, bool(same)) for a, b, same in zip(*labelled_pairs(), strict=True)]
     (same, different), (same_before, different_before) = wrong_bits(pairs=told), wrong_bits()
     assert same < 0.6 * same_before and different >= max(6.0, different_before)
 
@@ -616,14 +616,14 @@ def test_a_training_resumes_only_with_the_same_pairs(tmp_path: Path) -> None:
         patch.setattr(training, "REPORT_EVERY", -1.0)
         patch.setattr(training, "SAVE_EVERY", -1.0)
         member = build()
-        assert learn(member, pairs=judged(), checkpoint=path, progress=stop).interrupted
+        assert learn(member, pairs=labelled_pairs(), checkpoint=path, progress=stop).interrupted
     with pytest.raises(HashretError, match="is of another training"):
         learn(build(), checkpoint=path, resume=True)
     with pytest.raises(HashretError, match="is of another training"):
-        learn(build(), pairs=judged(10), checkpoint=path, resume=True)
+        learn(build(), pairs=labelled_pairs(10), checkpoint=path, resume=True)
     member = build()
-    learn(member, pairs=judged(), checkpoint=path, resume=True)
-    assert weights(member) == learned(pairs=judged())
+    learn(member, pairs=labelled_pairs(), checkpoint=path, resume=True)
+    assert weights(member) == learned(pairs=labelled_pairs())
 
 
 def test_unusable_pairs_are_refused() -> None:

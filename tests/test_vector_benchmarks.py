@@ -21,12 +21,12 @@ def test_recall_of_vectors_is_measured(
     options = ["--bits", "16,32", "--queries", "50", "--steps", "3", "--models", "itq,contrastive", "--json"]
     monkeypatch.setattr(sys, "argv", [str(script), *source, *options])
     runpy.run_path(str(script), run_name="__main__")
-    told = json.loads(capsys.readouterr().out)
-    assert told["n"] == 550 and told["numbers"] == 32
+    results = json.loads(capsys.readouterr().out)
+    assert results["n"] == 550 and results["numbers"] == 32
     methods = ["hashret itq", "hashret contrastive", "FAISS ITQ16,LSH", "FAISS PQ"]
     methods += ["hashret itq", "hashret contrastive", "one bit a number", "FAISS ITQ32,LSH", "FAISS PQ"]
-    assert [row["method"] for row in told["rows"]] == methods
-    reached = {(row["method"], row["bits"]): row["recall"] or row["by_query"] for row in told["rows"]}
+    assert [row["method"] for row in results["rows"]] == methods
+    reached = {(row["method"], row["bits"]): row["recall"] or row["by_query"] for row in results["rows"]}
     assert all(0 < share < 1 for share in reached.values())
     assert reached["hashret itq", 32] > reached["hashret itq", 16]
 
