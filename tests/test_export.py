@@ -227,7 +227,7 @@ ITEM = {
         ({}, {"width": 2**63}, "9223372036854775808 is not a 64-bit integer"),
         ({}, {"bytes": 1.5}, "1.5 is not a 64-bit integer"),
         ({}, {"added": None}, "item 5: "),
-        ({}, {"metadata": [1]}, "item 5: metadata must be a dict"),
+        ({}, {"metadata": [1]}, "item 5: metadata of an image must be a dict"),
         ({}, {"metadata": {"x": {}}}, "item 5: metadata 'x' must be"),
         ({}, {"paths": []}, "and a path"),
         ({}, {"paths": [{}]}, "item 5: 'root'"),
