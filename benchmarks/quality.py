@@ -273,13 +273,13 @@ def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
         "All models are trained from raw pixels and evaluated after the last step, without early stopping. Only models "
         "whose name ends in `-labels` are trained with labels. "
         f"`{DEFAULT_MODEL}` with head `{MODELS[DEFAULT_MODEL].head}` is what `hashret train` trains without options. "
-        "A cell is the mean over the seeds; ± is half their range. Rows marked “JPEG copy” use CIFAR-10 re-encoded as "
-        "JPEG files, which is slightly lossy.",
+        "A cell is the mean over the seeds; ± is half of the range over the seeds. Rows marked “JPEG copy” use "
+        "CIFAR-10 re-encoded as JPEG files, which is slightly lossy.",
         f"## Protocols\n\n{names}\n- `photos`: leave-one-out over photos whose labels are their folders.",
         f"## Measures\n\n{choices}",
-        "Near-duplicate retrieval: one augmented copy of each photo is a query, all photos are the database, and the "
-        "only relevant item is the original. Reported is the share of copies whose original ranks first; an original "
-        f"that ties with n − 1 others for the first rank counts 1/n.\n\n{copies}",
+        "Near-duplicate retrieval: for each transform below, one augmented copy of each photo is a query, all photos "
+        "are the database, and the only relevant item is the original. The measure is the share of copies whose "
+        f"original ranks first; an original that ties with n − 1 others for the first rank counts 1/n.\n\n{copies}",
     ]
     for data in DATA:
         rows = [row for row in done if row["data"] == data]
@@ -294,9 +294,10 @@ def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
             else []
         )
     parts += [
-        "## Regret of the default head\n\nThe regret of a head on one data set and width is the difference between "
-        "the best of the three heads and this one. Listed is the maximum over all data sets and widths for which all "
-        "three are measured (seed 0, the default budget).",
+        "## Regret of the default head\n\nThe regret of a head on one data set and code length is the difference "
+        "between the best of the three heads of `contrastive` and this one. Each line gives its maximum over the "
+        "combinations of data set and code length for which all three heads are measured (seed 0, the default "
+        "budget), and the number of these combinations.",
         regret(done),
         "## Rows not measured",
         "\n".join(unmeasured(missing)) or "None.",

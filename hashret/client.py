@@ -30,7 +30,7 @@ class Client:
     requests. `timeout` is in seconds.
 
     All methods raise HashretError if the service cannot be reached, needs another token or reports an error, TooLarge
-    for an image over a limit of the service, and ValueError for an invalid argument. The constructor raises
+    for an image that exceeds a limit of the service, and ValueError for an invalid argument. The constructor raises
     HashretError for an invalid `url`.
     """
 
@@ -148,8 +148,8 @@ class Client:
     def add(self, images: Any, metadata: Sequence[dict[str, Any] | None] | None = None) -> list[int]:
         """Add images, and return their item ids in order, as `Collection.add` does.
 
-        `metadata` has a dict, or None, for each image. A content that exists keeps its id. More than 256 images are
-        added in several transactions.
+        `metadata` has a dict, or None, for each image. An image that the collection already has keeps its id. More than
+        256 images are added in several transactions.
 
         Raise ValueError if the number or a value of `metadata` is invalid.
         """

@@ -61,7 +61,7 @@ class Hasher:
     Create one, `fit` it to images, then `encode`. `model` is a name in `hashret.models.MODELS`, `bits` the width of a
     code (a multiple of 8 from 8 to 1024), `head` a name in `hashret.heads.HEADS`, or None for the model's default head.
     `settings` are the model's keyword arguments, such as `network="mlp"` or `width=64`. Raises ValueError for an
-    unknown name or an impossible value.
+    unknown name or an invalid value.
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, bits: int = 64, head: str | None = None, **settings: Any) -> None:
@@ -98,12 +98,13 @@ class Hasher:
         `size` is not allowed.
 
         `labels` is True to use the labels of the source, or a sequence of one label per image, None for unknown. Models
-        that learn from labels require it, and others refuse it. `pairs` are pairs of images and whether the two are the
-        same: training reduces the distance between the codes of same images and increases that between others.
+        that learn from labels require it, and others refuse it. `pairs` are labelled pairs, (image, image, whether they
+        are the same): training reduces the Hamming distance of pairs that are the same, and increases that of the
+        others.
 
-        `init` is a hasher whose weights training starts from. The encoders must have the same architecture; the
-        decoder's weights are copied as far as shapes agree. If it is of the same model, its settings are the defaults.
-        With `steps=0`, only the head is fitted.
+        `init` is a hasher whose weights training starts from. The encoders must have the same architecture; of the
+        decoder, weights of equal shape are copied. If `init` has the same `model`, its settings are the defaults. With
+        `steps=0`, only the head is fitted.
 
         `data_root` is the folder of data sets, and `progress` is called with a `Progress` several times a second.
 
@@ -165,8 +166,8 @@ class Hasher:
         """Return the codes, uint8 (n, bits // 8), of preprocessed inputs.
 
         `pixels` has the dtype and shape that `preprocessing` returns: uint8 (n, height, width, channels), or float32
-        (n, d) for vectors; others raise ValueError. With `single_thread` only the calling thread works, for callers
-        that keep the other cores busy.
+        (n, d) for vectors; others raise ValueError. With `single_thread` only the calling thread computes, for callers
+        that use the other cores themselves.
         """
         preprocessing, _, head = self._parts()
         if pixels.dtype != preprocessing.dtype or pixels.shape[1:] != preprocessing.shape:
@@ -197,11 +198,11 @@ class Hasher:
         return self._runtime.errors(pixels)
 
     def outliers(self, images: Any) -> list[bool]:
-        """Return which images of a batch, as `encode` takes it, have a larger reconstruction error than every training
-        image (of 5,000 at most).
+        """Return for each image of a batch, as `encode` takes it, whether its reconstruction error exceeds the largest
+        one of the training images, of which at most 5,000 are measured.
 
-        Codes of outliers say little, because the model has seen no such images. For a model without a network all are
-        False.
+        Codes of outliers are unreliable, because the model was not trained on similar images. All results are False for
+        a model without a network.
         """
         largest = self._training.get("largest_error")
         if largest is None:
@@ -231,7 +232,8 @@ class Hasher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256, in hex, of weights, head, preprocessing and code format: equal models have the same."""
+        """The SHA-256, in hex, of weights, head, preprocessing and code format: equal models have equal
+        fingerprints."""
         return fingerprint_of(self._description(), self._tensors())
 
     def save(self, path: str | os.PathLike[str]) -> None:

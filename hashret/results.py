@@ -84,7 +84,7 @@ BLOBS = Root("blobs/")
 class Hit(NamedTuple):
     """A similar image: its `distance` in bits and its paths, of which `path` is the first.
 
-    `score` is the value that hits are ordered by if that is not the distance.
+    If hits are not ordered by distance, `score` is the value that they are ordered by.
     """
 
     distance: int
@@ -101,9 +101,11 @@ RANKS = ("distance", "asymmetric")
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """The options of a query: the `k` nearest hits, all within `max_distance` bits (`k` None), or both.
+    """The options of a query. `k` limits the number of hits, and `max_distance` their distance in bits; one of them may
+    be None.
 
-    Hits are ordered by `rank`. Only items that match the filter `where` qualify. Raise ValueError for bad values.
+    Hits are ordered by `rank`. With `where`, only items that match this filter are hits. Raises ValueError for invalid
+    values.
     """
 
     k: int | None = 10
@@ -127,7 +129,7 @@ class QueryOptions:
 
 
 class Item(NamedTuple):
-    """One content and its paths."""
+    """An item: one distinct content, identified by its SHA-256, and the paths where it was found."""
 
     id: int
     sha256: str
@@ -149,7 +151,8 @@ class Failure(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Near-duplicates: first the item to keep, its best path first, then the others, nearest first.
+    """Near-duplicates: the item to keep, then the others by distance from it. The path to keep leads the paths of the
+    first item.
 
     A group of one item has several paths with equal contents.
     """
@@ -168,7 +171,8 @@ class Indexed(NamedTuple):
 
 
 class IndexReport(NamedTuple):
-    """The numbers of paths added, unchanged, updated to a new content, removed, and failed in an index run.
+    """The numbers of paths that an index run added, left unchanged, updated because the file changed, removed, or
+    failed to read.
 
     `failures` lists the paths that could not be read in this run, with reasons. `failed` also counts paths that failed
     in an earlier run and have not changed. `decoded` counts decoded images, `ignored` files skipped because of their
@@ -188,7 +192,8 @@ class IndexReport(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """The numbers of copies of images, and of other images, at each distance from 0 to bits."""
+    """The distribution of Hamming distances: the number of copies at each distance, 0 to bits, from their original, and
+    of other images at each distance from a copy."""
 
     source: str  # of the copies: "altered copies" for augmented ones, "verdicts", or a file of labelled pairs
     copies: dict[str, list[int]]  # by transform
@@ -206,9 +211,10 @@ class Calibration(NamedTuple):
         return {transform: _share(np.array(counts)) for transform, counts in self.copies.items()}
 
     def precision(self, items: int | None = None) -> Counts:
-        """Return the share of copies among the images within each radius, (bits + 1,); 1 where there are none.
+        """Return the precision at each radius, (bits + 1,): the share of copies among all images within it; 1 if there
+        are none.
 
-        With `items`, scale the number of other images from the calibrated collection to one of so many items.
+        With `items`, the number of other images is scaled to a collection of that many items.
         """
         copies = np.sum(list(self.copies.values()), axis=0).cumsum()
         others = np.cumsum(self.others)

@@ -28,10 +28,10 @@ _EF_SEARCH = 64
 class FaissIndex(UpdatableIndex):
     """k-nearest-neighbour and radius search by a FAISS binary index over the distinct codes.
 
-    `factory` is "BFlat", "BIVF<lists>" or "BHNSW<links>". `probe` is the number of lists that a search visits, by
-    default 1 in 16, or of candidates that it keeps in the graph, by default 64. Only BFlat is exact, by distance: of
-    several items at the k-th distance it may find others than `BitFlipIndex`. A radius search of BHNSW is an exact
-    scan. Raise ValueError for another factory.
+    `factory` is "BFlat", "BIVF<lists>" or "BHNSW<links>". `probe` is, for BIVF, the number of lists that a search
+    visits (nprobe; by default a sixteenth of them), and for BHNSW the number of candidates (efSearch; by default 64).
+    Only BFlat is exact: its distances equal those of brute force, but among items tied at the k-th distance it may
+    return others than `BitFlipIndex`. A radius search of BHNSW is an exact scan. Raise ValueError for another factory.
     """
 
     kind: ClassVar[str] = "faiss"

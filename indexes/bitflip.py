@@ -39,15 +39,17 @@ class BitFlipIndex(UpdatableIndex):
         *,
         progress: Callable[[str, int], None] | None = None,
     ) -> Self:
-        """Build an index of more items than memory holds at `path`, as `add` and `save` would, and return it mapped.
+        """Build an index at `path`, which may be larger than memory, with the same content as `add` and `save` would
+        write, and return it memory-mapped.
 
         `batches` yields codes, uint8 (n, bits // 8), with their ids, int64 (n,), not negative, and is read once. Items
-        are sorted in temporary files beside `path`, twice as large as codes and ids together. On any error no index
-        appears there. Memory holds one table at a time, 8 bytes for each distinct code (16 for clusters), or a part
-        being sorted, at most some 4 GB. `progress` is called with the stage and the number of items, tables or clusters
-        done. The index can be updated like any other, but once a 256th has been added it is rebuilt in memory.
+        are sorted in temporary files in the folder of `path`, which take twice the size of codes and ids. On an error
+        no file appears at `path`. Memory holds either one table, of 8 bytes per distinct code (16 with clusters), or a
+        part that is being sorted, of about 4 GB at most. `progress` is called with the stage and the number of items,
+        tables or clusters done. The index can be updated like any other, but once the added items exceed 1/256 of the
+        index, it is rebuilt in memory.
 
-        Raise ValueError for items that `add` rejects; for a repeated id only when all items have been read.
+        Raise ValueError for items that `add` rejects; a repeated id is detected only after all items have been read.
         """
         streaming.build(path, cls.kind, bits, batches, progress or (lambda stage, done: None))
         return cls.load(path, verify=False)

@@ -37,7 +37,8 @@ class Searched(NamedTuple):
 
 
 class CodeIndex(Protocol):
-    """An index of codes under ids. Threads may search while one writes: each search sees the state before or after.
+    """An index of codes, each with an id. Threads may search while one thread writes: each search sees the state before
+    or after the write.
 
     Batches of codes may have any memory layout.
     """
@@ -64,7 +65,8 @@ class CodeIndex(Protocol):
         """Whether the index has an item with this id; only integers are ids."""
 
     def get(self, ids: NDArray[np.int64]) -> Codes:
-        """Return the codes, uint8 (n, bits // 8), of the items with these ids, int64 (n,), in any order, also repeated.
+        """Return the codes, uint8 (n, bits // 8), of the items with these ids, int64 (n,), which may be in any order
+        and repeat.
 
         Raise KeyError, naming the id, if one is not in the index.
         """
@@ -96,7 +98,7 @@ class CodeIndex(Protocol):
         """
 
     def save(self, path: Path) -> None:
-        """Write the index to one file, and replace the file only when all is on the disk."""
+        """Write the index to one file, atomically: an existing file is replaced once the new one is on the disk."""
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = True) -> Self:

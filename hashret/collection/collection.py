@@ -38,11 +38,12 @@ MEMORY = ":memory:"
 
 
 class Collection:
-    """A searchable collection of images: items, their codes, and an index. See `create` and `open`.
+    """A searchable collection of images: items, their codes, and an index. Make one with `create` or `open`.
 
     An item is a distinct content, identified by its SHA-256, with any number of paths and one code. Ids are positive
     and never reused. One object may be used by any number of threads. Reads see one consistent state each and never
-    wait for writes. Writes take a lock: within a process they wait for it, in a second process they raise HashretError.
+    wait for writes. Writes take a lock: a write in the same process waits for it, and a write in another process raises
+    HashretError.
 
     The components can be passed in: `store` holds the items, `index` caches the index of their codes, `originals` reads
     their contents, and `models` loads the models. Raises HashretError if the store names an unknown index.
@@ -153,7 +154,7 @@ class Collection:
 
     @property
     def searched(self) -> Searched:
-        """The counts of queries and of hash buckets looked up for them (0 in scans), since the index was loaded."""
+        """The numbers of queries, and of hash buckets probed for them (none in scans), since the index was loaded."""
         return self._parts.index.searched
 
     def query(
@@ -283,8 +284,8 @@ class Collection:
     def find(self, image: Any) -> int | None:
         """Return the id of the item with the content of an image, or None.
 
-        `image` is a path, a PIL image, bytes or a uint8 array. A path without a file is searched for among the recorded
-        paths.
+        `image` is a path, a PIL image, bytes or a uint8 array. If there is no file at a path, the recorded paths are
+        searched for it.
         """
         return near_duplicates.find_item(self._parts, image)
 
@@ -347,7 +348,8 @@ class Collection:
         return Calibration.from_json(text)
 
     def radius(self, target: float = TARGET_PRECISION) -> int:
-        """Return the radius in bits of the highest recall with a precision of at least `target`; see `Calibration`.
+        """Return the smallest radius in bits that has the highest recall among those with a precision of at least
+        `target`; see `Calibration`.
 
         Raises NotFound without a calibration, and HashretError if no radius has that precision.
         """
@@ -372,9 +374,9 @@ class Collection:
         again until it changes.
 
         `metadata` is a dict by name in the source, or a file; by default a file beside the source is read, see
-        `hashret.data.metadata`. It replaces the metadata of its images; of several rows for equal images the first
-        counts. `prune` removes the recorded paths under this source that it no longer has. It raises HashretError if
-        the source is empty or more than half of the paths would be removed, unless `force`.
+        `hashret.data.metadata`. The metadata of each listed image is replaced; if several rows are for equal images,
+        the first is used. `prune` removes recorded paths under this source whose files no longer exist. It raises
+        HashretError if the source is empty or more than half of the paths would be removed, unless `force`.
 
         `committed` is called with the results of each batch, at most 1,000 items or one second, once it is durable. An
         exception, including KeyboardInterrupt, loses no committed batch.
@@ -488,7 +490,8 @@ class Collection:
             return len(self) - before
 
     def info(self) -> dict[str, Any]:
-        """Return counts, model, index, size on disk in bytes, and the health of the codes of at most 10⁶ items."""
+        """Return counts, model, index, size on disk in bytes, and the health of the codes, of a sample of at most 10⁶
+        items."""
         return summary.summary(self._parts)
 
 

@@ -29,7 +29,7 @@ class DistanceCounts(NamedTuple):
 
 
 class Health(NamedTuple):
-    """The statistics of codes that show degenerate codes."""
+    """Statistics of a set of codes, which reveal degenerate codes."""
 
     codes: int
     distinct_codes: int
@@ -116,11 +116,11 @@ def average_precision(items: Any, relevant: Any, cutoff: int | None = None) -> N
     """Return the average precision of rankings with ties, (queries,).
 
     `items` and `relevant`, both (queries, distances), are the numbers of items and of relevant items at each distance,
-    nearest first. Average precision is the mean of the precisions at the ranks of the relevant items; with `cutoff`,
-    of those among the first `cutoff` items only: it is then divided by the number of relevant items *in the list*, and
-    is 0 if there are none. For ties it is the mean over all orders, in closed form: McSherry and Najork, "Computing
-    Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008. Ours extends it
-    to lists that end among ties. Raise ValueError for a query without relevant items.
+    nearest first. Average precision is the mean of the precisions at the ranks of the relevant items. With `cutoff`, it
+    is the mean over the relevant items *among the first* `cutoff` items, and 0 if there are none. Ties are averaged
+    over all orders in closed form: McSherry and Najork, "Computing Information Retrieval Performance Measures
+    Efficiently in the Presence of Tied Scores", ECIR 2008. Ours extends it to a `cutoff` that falls among tied items.
+    Raise ValueError for a query without relevant items.
     """
     items, relevant = np.asarray(items, np.float64), np.asarray(relevant, np.float64)
     lacking = int((relevant.sum(1) == 0).sum())
@@ -169,8 +169,8 @@ def _precisions(harmonic: NDArray[np.float64], before: Any, items: Any, found: A
 def mean_average_precision(
     queries: Codes, query_labels: Any, codes: Codes, labels: Any, cutoff: int | None = None
 ) -> float:
-    """Return the mean average precision of `codes` (n) ranked by Hamming distance from each of `queries` (m), of all
-    codes or of the first `cutoff` (see `average_precision`). Codes with the query's label are relevant (see
+    """Return the mean over `queries` (m) of the average precision of `codes` (n) ranked by Hamming distance; with
+    `cutoff`, of the first `cutoff` codes only (see `average_precision`). Codes with the query's label are relevant (see
     `count_labels`).
 
     Raise ValueError for codes of another width, or a query whose label no code has.
@@ -239,7 +239,7 @@ def nearest(queries: Any, vectors: Any, k: int, excluded: RowIndices | None = No
 
 
 def health(codes: Codes) -> Health:
-    """Return the health of codes, (n); all fields are 0 if there are none."""
+    """Return the health of codes, uint8 (n, bits // 8); all fields are 0 for n = 0."""
     bits, n = check_codes(codes).shape[1] * 8, len(codes)
     if not n:
         return Health(0, 0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0)

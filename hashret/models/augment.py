@@ -44,9 +44,9 @@ class ViewedAutoencoder(BinaryAutoencoder):
     ) -> None:
         """The settings are those of `augment`; `noise` and `masking` are for vectors.
 
-        −1 chooses by the images. `flip` becomes 0 if mirror images are unlike all images, as in writing, otherwise ½.
-        `crop` and `light` become 0.6 and 0.3 for colour images, which are mostly photos with objects at any place and
-        in any light, otherwise 0.8 and 0.2.
+        A setting of −1 is derived from the images. `flip` becomes 0 if mirrored images are unlike the others, as in
+        writing, otherwise ½. `crop` and `light` become 0.6 and 0.3 for colour images, which are mostly photos with
+        objects at any place and in any light, otherwise 0.8 and 0.2.
         """
         super().__init__(*args, **parts)
         self.colour = is_colour(self.shape)

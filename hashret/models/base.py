@@ -58,7 +58,7 @@ class Member(nn.Module):
 
         `latent` is the width of the bottleneck, 0 for one unit per bit; `width` scales the network's layers; `weights`
         are the pretrained weights of a network `backbone:NAME` (see `hashret.models.backbones`). Raise ValueError for
-        an unknown name or an impossible value, HashretError for parts that do not support vectors.
+        an unknown name or an invalid value, and HashretError for parts that do not support vectors.
         """
         super().__init__()
         if latent < 0 or width < 1:
@@ -108,10 +108,10 @@ class Member(nn.Module):
     def pair_loss(self, x: Tensor, pairs: Tensor, same: Tensor) -> Tensor:
         """Return the mean contrastive loss of labelled pairs, (2, p, c, h, w), with `same` bool (p,), as a scalar.
 
-        A pair of the same costs a nat per differing bit; a pair of different costs a nat per bit by which its distance
-        falls short of half of all bits (Liu, Wang, Shan and Chen, "Deep Supervised Hashing for Fast Image Retrieval",
-        CVPR 2016). Bits are the signs of the outputs, standardised over the pairs and the unpaired images `x`, so that
-        the thresholds of the head matter little.
+        The loss of a pair that is the same is its Hamming distance; that of a pair that is not is the amount by which
+        its distance falls short of half of the bits (Liu, Wang, Shan and Chen, "Deep Supervised Hashing for Fast Image
+        Retrieval", CVPR 2016). Bits are the signs of the outputs, standardised over the pairs and the unpaired images
+        `x`, so that the thresholds of the head matter little.
         """
         z = self.outputs(torch.cat([x, *pairs])).float()
         a, b = straight_through_sign((z - z.mean(0)) / (z.std(0) + 1e-6))[len(x) :].chunk(2)
@@ -119,14 +119,15 @@ class Member(nn.Module):
         return torch.where(same, differing, F.relu(self.latent / 2 - differing)).mean()
 
     def on_train_start(self, x: Tensor, labels: Tensor | None) -> None:
-        """Adapt to the training images, of which `x` are some; called before the first step, also of a resumed run."""
+        """Adapt to the training images, of which `x` is a sample; called before the first step, also when a run is
+        resumed."""
 
     def auto_settings(self) -> dict[str, float]:
         """Return the settings that the member derived from the images, by name, for the model card."""
         return {}
 
     def on_step_start(self, step: int, total_steps: int) -> None:
-        """Change what depends on the progress of training; called before each step, counted from 0."""
+        """Update settings that depend on the training step; called before each step, counted from 0."""
 
     def outputs(self, x: Tensor) -> Tensor:
         """Return the real numbers (n, latent) that a head turns into bits."""

@@ -57,8 +57,8 @@ class ContrastiveAutoencoder(ViewedAutoencoder):
         `signs`, from 0 to 1, is the weight of the contrastive loss on the binary codes of the views, and 1 − `signs`
         that of the loss on their real-valued outputs. `reconstruction` is the weight of the reconstruction loss in nats
         per pixel, computed for the share `remembered` of a batch. `whole` is the probability that the first of the two
-        views is the image itself, which improves the search for near-duplicates. −1 chooses `reconstruction` and
-        `whole` by the images: 5 and ¾ for colour images, otherwise 50 and 0. `muon` selects the optimiser
+        views is the image itself, which improves the search for near-duplicates. If `reconstruction` or `whole` is −1,
+        it is set from the images: 5 and ¾ for colour images, 50 and 0 for others. `muon` selects the optimiser
         `hashret.training.muon`.
         """
         width = width or (24 if is_colour(shape) else 16)

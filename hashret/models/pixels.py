@@ -1,4 +1,4 @@
-"""Baselines without a network: the head is applied to the pixels. Every learned member must beat them."""
+"""Baselines without a network: the head is applied to the pixels. Learned members are compared with them."""
 
 from math import prod
 

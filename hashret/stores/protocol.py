@@ -1,7 +1,7 @@
 """The storage interface of a collection: the `ItemStore` protocol and its value types.
 
-A `Snapshot` reads one consistent state. A `Transaction` reads and writes, and is durable when it ends. A store knows
-nothing of models, images or indexes.
+A `Snapshot` reads one consistent state. A `Transaction` reads and writes, and is durable when it ends. A store does not
+depend on models, images or indexes.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence

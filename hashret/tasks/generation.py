@@ -51,7 +51,8 @@ def sample(hasher: Hasher, n: int, *, label: str | None = None, seed: int = 0) -
 
 
 def interpolate(hasher: Hasher, pair: Inputs, steps: int = 10, *, label: str | None = None) -> Pixels:
-    """Return `steps` images decoded from the straight line between the latents of two images, uint8 (2, h, w, c)."""
+    """Return `steps` images decoded from linear interpolations between the latents of two images, uint8 (2, h, w,
+    c)."""
     ends = _latents(hasher, pair)
     return _decode(hasher, torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, steps)[:, None]), label)
 
@@ -59,8 +60,8 @@ def interpolate(hasher: Hasher, pair: Inputs, steps: int = 10, *, label: str | N
 def traverse(
     hasher: Hasher, image: Inputs, dimensions: Sequence[int], steps: int = 9, *, label: str | None = None
 ) -> Pixels:
-    """Return (len(dimensions) × steps) images, decoded from the latents of an image, uint8 (1, h, w, c), of which one
-    dimension at a time goes from −3 to 3."""
+    """Return (len(dimensions) × steps) images. They are decoded from the latents of an image, uint8 (1, h, w, c), with
+    one dimension at a time varied from −3 to 3."""
     member = _network(hasher)
     for dimension in dimensions:
         if not 0 <= dimension < member.latent:

@@ -23,7 +23,7 @@ TILES_PER_BATCH = 256
 def denoise(hasher: Hasher, image: Pixels) -> Pixels:
     """Return a denoised image, uint8 like `image` (height, width, channels) of any size.
 
-    Raises HashretError for a model that was not trained for it.
+    Raises HashretError for a model that was not trained to denoise.
     """
     return _restore(hasher, _to_batch(hasher, image, upscaling=False))
 

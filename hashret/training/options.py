@@ -10,14 +10,14 @@ DEFAULT_BUDGET = 120.0  # seconds
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The options of one training. Raises ValueError for impossible values.
+    """The options of a training run. Raises ValueError for invalid values.
 
     At most one of `steps`, `epochs` and `budget` (seconds, or text such as "90s", "2m" or "1h") sets the length; the
     default is a budget of two minutes. `batch` (images per step), `learning_rate` (at its peak) and `weight_decay` are
-    the member's defaults if None. `compiled` compiles the forward pass first, which takes a minute and pays off in long
-    trainings on a GPU. `size` is the (height, width) that images are resized to, chosen from the images if None. At
-    most `limit` images, drawn with `seed`, are held in memory. The training is saved to `checkpoint` every 30 seconds
-    and when it is interrupted; with `resume` it continues from there.
+    the member's defaults if None. `compiled` compiles the forward pass before training, which takes a minute and pays
+    off in long trainings on a GPU. `size` is the (height, width) that images are resized to, chosen from the images if
+    None. At most `limit` images, drawn with `seed`, are held in memory. The training is saved to `checkpoint` every 30
+    seconds and when it is interrupted; with `resume` it continues from there.
     """
 
     steps: int | None = None
