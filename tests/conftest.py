@@ -13,7 +13,7 @@ pytest.register_assert_rewrite("brute_force", "command_line")
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Networks as small as these are no faster on two threads, and far slower while the machine has other work."""
+    """Run PyTorch on one thread: networks this small gain nothing from two, and lose much when the machine is busy."""
     torch = sys.modules.get("torch")
     if torch is None:
         yield
@@ -36,16 +36,16 @@ def flip_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real data kept beside the project; a test that asks for it is skipped where there is none."""
+    """Return the folder of real data beside the project; skip the test if it is missing."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("the shared data is not here (../shared/data beside the project)")
+        pytest.skip("the folder ../shared/data, beside the project, is missing")
     return folder
 
 
 @pytest.fixture
 def hashret(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs a command line in this process and returns its `command_line.Result`, without any decoration."""
+    """Return a function that runs a command line in this process and returns its `command_line.Result`."""
     from command_line import Result
 
     from hashret.cli.app import run
@@ -62,7 +62,7 @@ def hashret(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with what `command_line.fill` writes."""
+    """Return the working directory, a temporary folder filled by `command_line.fill`."""
     from command_line import fill
 
     monkeypatch.delenv("HASHRET_COLLECTION", raising=False)

@@ -48,7 +48,7 @@ MEMBERS = [
     for name, member in MODELS.items()
     for network in (SIMPLE if member.trainable else [""])
     if "network" in member.defaults() or not member.trainable or network == "mlp"
-    if (name, network) != ("stacked", "conv")  # it takes fully connected layers alone
+    if (name, network) != ("stacked", "conv")  # it supports only fully connected networks
 ]
 STORED = Path(__file__).parent / "data"
 
@@ -64,15 +64,15 @@ def on_two_threads(hasher: Hasher, images: Any) -> Codes:
 def fit(name: str, network: str, images: Pixels, bits: int = 32, width: int = 8, steps: int = 20) -> Hasher:
     if not network:
         return Hasher(name, bits).fit(images)
-    known = MODELS[name].defaults()
-    settings: dict[str, Any] = {k: v for k, v in (("network", network), ("width", width)) if k in known}
+    defaults = MODELS[name].defaults()
+    settings: dict[str, Any] = {k: v for k, v in (("network", network), ("width", width)) if k in defaults}
     labels: Any = NAMES[: len(images)] if MODELS[name].labelled else False
     return Hasher(name, bits, **settings).fit(images, steps=steps, labels=labels)
 
 
 @pytest.fixture(scope="module", params=MEMBERS, ids="-".join)
 def hasher(request: pytest.FixtureRequest) -> Hasher:
-    """Each member on each network, on grey digits."""
+    """Return a hasher of each member and network, fitted to grey digits."""
     name, network = request.param
     return fit(name, network, DIGITS)
 
@@ -106,15 +106,15 @@ def test_neighbours_share_the_label_and_a_stored_model_gives_the_same_codes(
     assert repr(stored) == repr(hasher)
 
 
-def kinds_of_images() -> Pixels:
-    """Digits, and images that no digit is like."""
+def varied_images() -> Pixels:
+    """Return digits, noise and uniform images."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
-    plain = np.linspace(0, 255, 10).astype(np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
-    return np.concatenate([DIGITS[:250], noise, plain])
+    uniform = np.linspace(0, 255, 10).astype(np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    return np.concatenate([DIGITS[:250], noise, uniform])
 
 
 def test_codes_are_the_same_alone_and_in_any_batch(hasher: Hasher) -> None:
-    images = kinds_of_images()
+    images = varied_images()
     expected = hasher.encode(images)
     for size in (1, 7, 256):
         assert (in_batches(hasher, images, size) == expected).all()
@@ -123,7 +123,7 @@ def test_codes_are_the_same_alone_and_in_any_batch(hasher: Hasher) -> None:
 
 
 def outputs(hasher: Hasher, images: Pixels, *, exact: bool, together: bool) -> NDArray[Any]:
-    """What the head compares with its thresholds, (n, bits), without any care."""
+    """Return the values that the head compares with its thresholds, (n, bits), without treatment of ambiguous ones."""
     runtime, head = hasher._runtime, hasher._parts()[2]
     rows = [images] if together else [images[i : i + 1] for i in range(len(images))]
     values: list[NDArray[Any]] = [(runtime.exact if exact else runtime.outputs)(row[..., None]) for row in rows]
@@ -143,17 +143,17 @@ def test_codes_are_the_same_with_outputs_on_the_threshold(hasher: Hasher, exact:
     images = DIGITS[:64]
     values = outputs(hasher, images, exact=exact, together=together)
     threshold = values[range(32), range(32)]  # bit j on the output of image j
-    hard = with_threshold(hasher, threshold)
-    codes = hard.encode(images)
+    on_threshold = with_threshold(hasher, threshold)
+    codes = on_threshold.encode(images)
     for size in (1, 7, 31):
-        assert (in_batches(hard, images, size) == codes).all()
-    assert (on_two_threads(hard, images) == codes).all()
+        assert (in_batches(on_threshold, images, size) == codes).all()
+    assert (on_two_threads(on_threshold, images) == codes).all()
     if exact:  # an output on the threshold is not above it
         assert not np.unpackbits(codes, axis=1)[range(32), range(32)].any()
 
 
 def test_codes_are_the_same_with_large_rounding_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As before, on a machine whose float32 sums surely differ from batch to batch, and by more than usual."""
+    """Simulate float32 sums that differ between batches by more than on any real machine."""
 
     class Rough(Member):
         def outputs(self, x: Tensor) -> Tensor:
@@ -165,16 +165,16 @@ def test_codes_are_the_same_with_large_rounding_errors(monkeypatch: pytest.Monke
     images = DIGITS[:64]
     for together in (True, False):
         threshold = outputs(hasher, images, exact=False, together=together)[range(32), range(32)]
-        hard = with_threshold(hasher, threshold)
+        on_threshold = with_threshold(hasher, threshold)
         bits = [outputs(hasher, images, exact=False, together=t) > threshold for t in (True, False)]
-        assert (bits[0] != bits[1]).any()  # a plain comparison would not do
-        codes = hard.encode(images)
+        assert (bits[0] != bits[1]).any()  # a float32 comparison alone would give different codes
+        codes = on_threshold.encode(images)
         for size in (1, 7, 31):
-            assert (in_batches(hard, images, size) == codes).all()
+            assert (in_batches(on_threshold, images, size) == codes).all()
 
 
 def test_codes_are_the_same_if_a_projection_gives_only_rounding_errors() -> None:
-    """Images of doubled pixels, and grey ones in colour, have components that are 0 but for rounding."""
+    """Images of doubled pixels, and grey images with three channels, have components that are 0 up to rounding."""
     doubled = DIGITS[:300].repeat(2, 1).repeat(2, 2)
     coloured = DIGITS[:300, ..., None].repeat(3, 3)
     coloured[0, 0, 0] = 255, 0, 0
@@ -201,15 +201,15 @@ def test_codes_do_not_depend_on_precision_settings_of_the_process(small: Hasher)
 
 
 def test_threads_do_not_reset_each_others_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's switch for TF32 is the whole process's: no thread may leave its old value to another."""
-    seen, turns = set(), set()
+    """TF32 is a setting of the process: no thread may restore it while another still encodes."""
+    tf32, intervals = set(), set()
 
     class Watching(Member):
         def outputs(self, x: Tensor) -> Tensor:
-            seen.add(torch.backends.cudnn.allow_tf32)
-            turns.add(sys.getswitchinterval())
+            tf32.add(torch.backends.cudnn.allow_tf32)
+            intervals.add(sys.getswitchinterval())
             outputs: Tensor = self.encoder(x)
-            seen.add(torch.backends.cudnn.allow_tf32)
+            tf32.add(torch.backends.cudnn.allow_tf32)
             return outputs
 
     monkeypatch.setitem(MODELS, "watching", Watching)
@@ -217,7 +217,7 @@ def test_threads_do_not_reset_each_others_precision(monkeypatch: pytest.MonkeyPa
     torch.set_num_threads(2)
     torch.backends.cudnn.allow_tf32 = True  # as it is by default
     before = True, 2, sys.getswitchinterval()
-    turns.clear()  # of the training
+    intervals.clear()  # those of the training
     expected = hasher.encode(DIGITS[:200])
     wrong = []
 
@@ -233,7 +233,7 @@ def test_threads_do_not_reset_each_others_precision(monkeypatch: pytest.MonkeyPa
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and seen == {False} and turns == {SWITCH_INTERVAL} != {before[2]}
+    assert not wrong and tf32 == {False} and intervals == {SWITCH_INTERVAL} != {before[2]}
     assert (torch.backends.cudnn.allow_tf32, torch.get_num_threads(), sys.getswitchinterval()) == before
     after = []
     new = threading.Thread(target=lambda: after.append(torch.get_num_threads()))
@@ -253,7 +253,7 @@ def test_a_single_thread_uses_no_other_threads(monkeypatch: pytest.MonkeyPatch) 
     seen: list[tuple[torch.dtype, int]] = []
     monkeypatch.setitem(MODELS, "counting", Counting)
     hasher = fit("counting", "mlp", DIGITS[:100], steps=2)
-    threshold = outputs(hasher, DIGITS[:1], exact=True, together=True)[0]  # so that it is computed again in float64
+    threshold = outputs(hasher, DIGITS[:1], exact=True, together=True)[0]  # ambiguous, so computed again in float64
     hasher = with_threshold(hasher, threshold)
     torch.set_num_threads(2)
     try:
@@ -282,10 +282,10 @@ def test_labels_are_read_only_by_members_that_learn_from_them() -> None:
         Hasher("ortho", 16).fit(DIGITS, steps=1, labels=True)
 
 
-@pytest.mark.parametrize(("more", "reason"), [(1, "only 100 of the 101 images"), (-1, "more than the 99 images")])
-def test_labels_must_be_as_many_as_images(more: int, reason: str) -> None:
+@pytest.mark.parametrize(("extra", "reason"), [(1, "only 100 of the 101 images"), (-1, "more than the 99 images")])
+def test_labels_must_be_as_many_as_images(extra: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Hasher("ortho", 16).fit(DIGITS[:100], steps=1, labels=[i % 2 for i in range(100 + more)])
+        Hasher("ortho", 16).fit(DIGITS[:100], steps=1, labels=[i % 2 for i in range(100 + extra)])
 
 
 def test_labels_of_the_source_equal_those_passed_in() -> None:
@@ -299,30 +299,30 @@ def test_labels_of_the_source_equal_those_passed_in() -> None:
     assert hashers[0].settings["classes"] == 10
 
 
-def test_labels_make_codes_of_classes() -> None:
-    """Where the images say nothing, only labels can have made the codes."""
+def test_codes_are_learned_from_labels() -> None:
+    """Images of noise have no similarity to learn from."""
     noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
     labels = [None if i % 3 == 2 else i % 2 for i in range(60)]
     hasher = Hasher("ortho", 32, network="mlp", width=8, crop=1.0, rotation=0.0, reconstruction=0.0)
     codes = hasher.fit(noise, steps=300, labels=labels).encode(noise)
     within, between = list[int](), list[int]()
-    for one, other in combinations([i for i in range(60) if labels[i] is not None], 2):
-        distance = hamming(codes[one : one + 1], codes[other : other + 1])[0, 0]
-        (within if labels[one] == labels[other] else between).append(distance)
+    for i, j in combinations([i for i in range(60) if labels[i] is not None], 2):
+        distance = hamming(codes[i : i + 1], codes[j : j + 1])[0, 0]
+        (within if labels[i] == labels[j] else between).append(distance)
     assert np.mean(within) + 5 < np.mean(between)
 
 
 def test_explicit_and_initial_settings_override_recommended_ones() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(10_000, 4, 4, 3), dtype=np.uint8)
-    plain = Hasher("contrastive", 8).settings
+    defaults = Hasher("contrastive", 8).settings
     few = Hasher("contrastive", 8).fit(images[:200], steps=1)
-    assert few.settings == plain
+    assert few.settings == defaults
     recommended = MODELS["contrastive"].recommended_settings((3, 4, 4), 10_000)
     many = Hasher("contrastive", 8, whole=0.5, network="mlp").fit(images, steps=1)
-    assert many.settings == plain | recommended | {"whole": 0.5, "network": "mlp"}
-    begun = Hasher("contrastive", 8, temperature=0.3).fit(images, steps=0, init=few)
-    assert begun.settings == few.settings | {"temperature": 0.3}
+    assert many.settings == defaults | recommended | {"whole": 0.5, "network": "mlp"}
+    continued = Hasher("contrastive", 8, temperature=0.3).fit(images, steps=0, init=few)
+    assert continued.settings == few.settings | {"temperature": 0.3}
     tuned = Hasher("stacked", 8, fine_tune=True).fit(DIGITS[:200], steps=1, labels=[str(i % 2) for i in range(200)])
     with pytest.raises(HashretError, match="model 'stacked' learns from labels: add --labels"):
         Hasher("stacked", 8).fit(DIGITS[:200], steps=1, init=tuned)
@@ -331,8 +331,8 @@ def test_explicit_and_initial_settings_override_recommended_ones() -> None:
 def test_a_member_is_initialised_from_another_of_the_same_network() -> None:
     stacked = fit("stacked", "mlp", DIGITS, steps=60)
     settings: dict[str, Any] = {"network": "mlp", "width": 8}
-    begun = Hasher("binary", 32, **settings).fit(DIGITS, steps=1, learning_rate=0.0, init=stacked)
-    mine, theirs = begun._tensors(), stacked._tensors()
+    initialised = Hasher("binary", 32, **settings).fit(DIGITS, steps=1, learning_rate=0.0, init=stacked)
+    mine, theirs = initialised._tensors(), stacked._tensors()
     for name in ("encoder.1.weight", "encoder.7.bias", "decoder.0.weight"):
         assert (mine[f"member.{name}"] == theirs[f"member.{name}"]).all()
     for other in ({"network": "conv"}, {"width": 4}):
@@ -348,7 +348,7 @@ def test_every_form_of_an_image_gives_the_same_code(tmp_path: Path) -> None:
     pictures = [Image.fromarray(image) for image in COLOUR[:6]]
     for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)
-    same: list[Any] = [
+    forms: list[Any] = [
         list(COLOUR[:6]),
         iter(COLOUR[:6]),
         pictures,
@@ -360,15 +360,15 @@ def test_every_form_of_an_image_gives_the_same_code(tmp_path: Path) -> None:
         np.asfortranarray(COLOUR[:6]),
         COLOUR[5::-1][::-1],
     ]
-    for images in same:
+    for images in forms:
         assert (hasher.encode(images) == expected).all()
     for image in (pictures[0], paths[0], str(paths[0]), paths[0].read_bytes()):
         assert (hasher.encode(image) == expected[:1]).all()
     grey = [DIGITS[0], DIGITS[0, ..., None], DIGITS[0, ..., None].repeat(3, 2), Image.fromarray(DIGITS[0])]
     assert len({bytes(code) for code in hasher.encode(grey)}) == 1
     assert hasher.encode(DIGITS[:3]).shape == (3, 2)
-    nothing: list[Any] = [[], DIGITS[:0], iter(())]
-    for images in nothing:
+    empty: list[Any] = [[], DIGITS[:0], iter(())]
+    for images in empty:
         assert hasher.encode(images).shape == (0, 2)
 
 
@@ -405,8 +405,8 @@ def test_prepared_images_have_the_same_codes_margins_and_errors_as_images(tmp_pa
     assert hasher.outliers(prepared)[0::5] == [False, False]  # digits
     assert True in hasher.outliers(prepared)
     assert Hasher("lsh", 16).fit(DIGITS).outliers(prepared) == [False] * 6
-    nothing = hasher.prepare([])
-    assert hasher.encode(nothing).shape == (0, 2) and hasher.outliers(nothing) == [] == nothing.digests
+    empty = hasher.prepare([])
+    assert hasher.encode(empty).shape == (0, 2) and hasher.outliers(empty) == [] == empty.digests
     with pytest.raises(HashretError, match="empty file"):
         hasher.prepare([DIGITS[0], b""])
     with pytest.raises(ValueError, match="pixels must be"):
@@ -448,14 +448,14 @@ def test_pixels_of_another_size_are_refused(small: Hasher) -> None:
 
 
 def test_a_hasher_that_is_not_fitted_is_refused(tmp_path: Path) -> None:
-    acts: list[Callable[[Hasher], Any]] = [
+    calls: list[Callable[[Hasher], Any]] = [
         lambda hasher: hasher.encode(DIGITS),
         lambda hasher: hasher.fingerprint,
         lambda hasher: hasher.save(tmp_path / "a" / "model"),
     ]
-    for act in acts:
+    for call in calls:
         with pytest.raises(HashretError, match="is not fitted: call fit, or Hasher.load"):
-            act(Hasher())
+            call(Hasher())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -555,7 +555,9 @@ def test_a_head_that_cannot_be_fitted_is_refused_before_the_training() -> None:
 
 def test_a_head_is_fitted_to_a_random_sample_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.concatenate([np.zeros((400, 64, 64), np.uint8), np.full((400, 64, 64), 255, np.uint8)])
-    images += np.random.default_rng(0).integers(0, 2, images.shape, np.uint8)  # 255 + 1 is 0: half of its pixels
+    images += np.random.default_rng(0).integers(
+        0, 2, images.shape, np.uint8
+    )  # 255 + 1 wraps to 0, for half of the pixels
     monkeypatch.setattr("hashret.training.fitting.MAX_HEAD_VALUES", 4096 * 100)
     hasher = Hasher("pca", 8).fit(images)
     first = np.unpackbits(hasher.encode(images), axis=1)[:, 0]
@@ -633,11 +635,11 @@ def test_equal_models_have_equal_fingerprints(tmp_path: Path, small: Hasher) -> 
 def test_a_stored_model_loads_after_a_setting_is_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Hasher
 ) -> None:
-    """A member that learns a new trick has a setting more; models from before are still what they were."""
+    """A new setting of a member changes neither the fingerprints nor the codes of older models."""
     small.save(tmp_path / "model")
 
     class Newer(VariationalAutoencoder):
-        def __init__(self, *args: Any, trick: bool = False, **parts: Any) -> None:
+        def __init__(self, *args: Any, option: bool = False, **parts: Any) -> None:
             super().__init__(*args, **parts)
 
     monkeypatch.setitem(MODELS, "vae", Newer)
@@ -657,7 +659,7 @@ GOLDEN: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_models_give_golden_codes(name: str) -> None:
-    """If this fails, every collection of every user is broken: mend the code, never the numbers here."""
+    """If this fails, all stored collections are incompatible: fix the code, never these codes."""
     hasher = Hasher.load(STORED / name)
     twice = DIGITS[8].repeat(2, 0).repeat(2, 1)
     inputs = [*DIGITS[:8], twice, COLOUR[9].repeat(5, 1)]  # the last two are resized, and one of them is in colour
@@ -696,36 +698,36 @@ def change_config(folder: Path, **values: Any) -> None:
 
 
 def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    """As somebody would who knows how the fingerprint is made."""
+    """Change tensors and update the fingerprint, so that only checks of the tensors themselves can fail."""
     path = folder / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     change(tensors)
     save_file(tensors, path)
     config = json.loads((folder / "config.json").read_text())
-    described = {key: config[key] for key in ("format", "model", "bits", "head", "settings", "preprocessing")}
+    fields = {key: config[key] for key in ("format", "model", "bits", "head", "settings", "preprocessing")}
     from hashlib import sha256
 
-    digest = sha256(json.dumps(described, sort_keys=True).encode())
+    digest = sha256(json.dumps(fields, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
     change_config(folder, fingerprint=digest.hexdigest())
 
 
-def test_the_fingerprint_is_what_the_damages_below_make_of_it(folder: Path, small: Hasher) -> None:
+def test_fingerprints_of_changed_tensors_are_computed_correctly(folder: Path, small: Hasher) -> None:
     change_tensors(folder, lambda tensors: None)
     assert Hasher.load(folder).fingerprint == small.fingerprint
 
 
-@pytest.mark.parametrize("place", ["nowhere", ".", "model/config.json", "x" * 300, "null\0byte"])
-def test_other_folders_are_refused(folder: Path, place: str) -> None:
+@pytest.mark.parametrize("path", ["nowhere", ".", "model/config.json", "x" * 300, "null\0byte"])
+def test_other_folders_are_refused(folder: Path, path: str) -> None:
     with pytest.raises(HashretError, match="is no model folder: make one with|is damaged"):
-        Hasher.load(folder.parent / place)
+        Hasher.load(folder.parent / path)
 
 
-def truncate(name: str, to: int) -> Callable[[Path], None]:
+def truncate(name: str, stop: int) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[:to])
+        (folder / name).write_bytes(data[:stop])
 
     return damage
 
@@ -832,9 +834,9 @@ WEIGHT = "member.encoder.1.weight"  # (16, 64)
 WRONG_TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
     "a missing weight": (rf"{WEIGHT} is None, not \(\(16, 64\)", lambda tensors: tensors.pop(WEIGHT)),
     "a missing threshold": ("head.threshold is None", lambda tensors: tensors.pop("head.threshold")),
-    "a weight too many": ("member.other is .*, not None", put("member.other", torch.zeros(3))),
-    "a part of a head too many": ("head.other is .*, not None", put("head.other", torch.zeros(3))),
-    "something else": ("other is .*, not None", put("other", torch.zeros(3))),
+    "an extra weight": ("member.other is .*, not None", put("member.other", torch.zeros(3))),
+    "an extra tensor of a head": ("head.other is .*, not None", put("head.other", torch.zeros(3))),
+    "an extra tensor": ("other is .*, not None", put("other", torch.zeros(3))),
     "another shape": (f"{WEIGHT} is", put(WEIGHT, torch.zeros(64, 16))),
     "another type": (f"{WEIGHT} is", put(WEIGHT, torch.zeros(16, 64).half())),
     "a narrow threshold": ("head.threshold is", put("head.threshold", torch.zeros(8).double())),
@@ -844,8 +846,8 @@ WRONG_TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
     "NaN weights": (f"{WEIGHT} has numbers that are not finite", fill(WEIGHT, float("nan"))),
     "infinite weights": (f"{WEIGHT} has numbers", fill(WEIGHT, float("inf"))),
     "a NaN threshold": ("head.threshold has numbers", fill("head.threshold", float("nan"))),
-    "no unit": ("head.scale has numbers that are not positive", fill("head.scale", 0.0)),
-    "a negative unit": ("head.scale has numbers that are not positive", fill("head.scale", -1.0)),
+    "a zero scale": ("head.scale has numbers that are not positive", fill("head.scale", 0.0)),
+    "a negative scale": ("head.scale has numbers that are not positive", fill("head.scale", -1.0)),
 }
 
 
@@ -882,20 +884,20 @@ def test_saving_over_anything_else_is_refused(tmp_path: Path, small: Hasher) -> 
             small.save(tmp_path / name)
     (tmp_path / "project" / ".git").unlink()
     with pytest.raises(HashretError, match="exists and is no model folder"):
-        small.save(tmp_path / "project")  # a README alone is no model
+        small.save(tmp_path / "project")  # a README alone does not make a model folder
     (tmp_path / "project" / ".git").write_text("mine")
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("room", [0, 1_000, 9_000])
+@pytest.mark.parametrize("max_bytes", [0, 1_000, 9_000])
 @pytest.mark.parametrize("over", [True, False], ids=["over another", "new"])
 def test_a_model_that_does_not_fit_on_the_disk_leaves_everything_as_it_was(
-    folder: Path, small: Hasher, room: int, over: bool
+    folder: Path, small: Hasher, max_bytes: int, over: bool
 ) -> None:
     target = folder if over else folder.parent / "other"
     before = files(folder.parent)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # files may not grow beyond it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
             small.save(target)
@@ -919,8 +921,8 @@ def test_a_model_is_not_lost_when_the_disk_fails_at_the_last_moment(
 
 
 def test_files_left_by_a_killed_process_are_replaced(folder: Path, small: Hasher) -> None:
-    for what in ("new", "old"):
-        shutil.copytree(folder, folder.with_name(f"model.{os.getpid()}.{what}"))
+    for suffix in ("new", "old"):
+        shutil.copytree(folder, folder.with_name(f"model.{os.getpid()}.{suffix}"))
     small.save(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
@@ -950,14 +952,14 @@ def test_a_source_may_have_any_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["itq", "anchor-graph"])
 def test_another_head_can_be_fitted_to_the_same_network(head: str) -> None:
     settings: dict[str, Any] = {"network": "mlp", "width": 2}
-    learned = Hasher("contrastive", 64, **settings).fit(DIGITS, steps=20)
-    other = Hasher("contrastive", 16, head, **settings).fit(DIGITS, steps=0, init=learned)
-    mine, theirs = other.member.state_dict(), learned.member.state_dict()
+    trained = Hasher("contrastive", 64, **settings).fit(DIGITS, steps=20)
+    other = Hasher("contrastive", 16, head, **settings).fit(DIGITS, steps=0, init=trained)
+    mine, theirs = other.member.state_dict(), trained.member.state_dict()
     assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
-    x = to_input(learned.preprocessing.batch(DIGITS[..., None]), torch.device("cpu"))
+    x = to_input(trained.preprocessing.batch(DIGITS[..., None]), torch.device("cpu"))
     rows = split(len(DIGITS), 0)[0]
     with torch.no_grad():
-        values = learned.member.outputs(x).numpy()
+        values = trained.member.outputs(x).numpy()
     expected = HEADS[head](values[rows], 16, 0).margins(values) > 0
     assert (pack(expected) == other.encode(DIGITS)).all(1).mean() > 0.99
     assert other.training["steps"] == 0
@@ -966,7 +968,7 @@ def test_another_head_can_be_fitted_to_the_same_network(head: str) -> None:
 @pytest.mark.parametrize("name", ["contrastive", "vae", "itq", "anchor-graph"])
 def test_margins_are_distances_from_the_thresholds(name: str) -> None:
     hasher = fit(name, "mlp" if MODELS[name].trainable else "", DIGITS, width=4)
-    images = kinds_of_images()
+    images = varied_images()
     codes, margins = hasher.margins(images)
     assert margins.dtype == np.float32 and margins.shape == (len(images), 32)
     assert (codes == hasher.encode(images)).all()
@@ -977,7 +979,7 @@ def test_margins_are_distances_from_the_thresholds(name: str) -> None:
         exact = head.margins(copy.deepcopy(hasher.member).double().outputs(x).numpy())
     assert margins == pytest.approx(exact, rel=1e-6, abs=1e-7)
     _, spread = hasher.margins(DIGITS)
-    if name in ("vae", "itq"):  # the units of an anchor graph are wider for the sake of rounding
+    if name in ("vae", "itq"):  # scales of an anchor graph are larger, because of rounding
         assert spread.std(0) == pytest.approx(np.ones(32), abs=0.05)
     for size in (1, 7):
         parts = [hasher.margins(images[i : i + size])[1] for i in range(0, len(images), size)]
@@ -986,7 +988,7 @@ def test_margins_are_distances_from_the_thresholds(name: str) -> None:
 
 
 def test_small_and_large_images_keep_their_order() -> None:
-    """Small ones are decoded one after the other, large ones by threads."""
+    """Small images are decoded sequentially, large ones in threads."""
     rng = np.random.default_rng(0)
     sizes = [8, 200, 8, 8, 300, 250, 8]
     small = rng.integers(0, 256, (len(sizes), 8, 8), np.uint8)

@@ -1,4 +1,4 @@
-"""Model folders that lie: they are refused in one line, before anything of the size that they claim is made."""
+"""Hostile model folders are refused with a one-line error, before memory of the size that they claim is allocated."""
 
 import copy
 import json
@@ -44,48 +44,46 @@ def refusal(folder: Path) -> str:
     return text
 
 
-# config.json
-
 VALUES: list[Any] = [None, True, -1, 0, 1, 3, 10**6, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "x" * 9999,
                      "../..", "/dev/zero", [], [1], {}, {"a": 1}, [[[]]], "\ud800"]  # fmt: skip
 
 
-def places(config: dict[str, Any], at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The way to every value that a code depends on, and to the whole of what is only told of the training."""
-    found = []
+def key_paths(config: dict[str, Any], parent: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the key paths of all values, but not of those within the training record, which codes do not depend on."""
+    paths = []
     for key, value in config.items():
-        found.append((*at, key))
+        paths.append((*parent, key))
         if isinstance(value, dict) and key != "training":
-            found += places(value, (*at, key))
-    return found
+            paths += key_paths(value, (*parent, key))
+    return paths
 
 
 def test_any_value_in_the_config_is_accepted_or_refused_in_one_line(folder: Path) -> None:
-    """Whatever a value is changed to, the model is refused, unless it means the same."""
+    """A changed value is refused unless it is equivalent to the original."""
     config = json.loads((folder / "config.json").read_text())
-    same = 0
-    for place in places(config):
+    equivalent = 0
+    for *parents, key in key_paths(config):
         for value in [*VALUES, "missing", "twice"]:
             changed = copy.deepcopy(config)
-            there = changed
-            for key in place[:-1]:
-                there = there[key]
+            fields = changed
+            for parent in parents:
+                fields = fields[parent]
             if value == "missing":
-                del there[place[-1]]
+                del fields[key]
             elif value == "twice":
-                there[place[-1] + "2"] = there[place[-1]]
+                fields[key + "2"] = fields[key]
             else:
-                there[place[-1]] = value
+                fields[key] = value
             (folder / "config.json").write_text(json.dumps(changed))
             try:
-                same += Hasher.load(folder).fingerprint == config["fingerprint"]
+                equivalent += Hasher.load(folder).fingerprint == config["fingerprint"]
             except HashretError as error:
                 assert "\n" not in str(error) and len(str(error)) < 1000
-    assert same < 20
+    assert equivalent < 20
 
 
-def test_a_backbone_leads_to_no_file(folder: Path) -> None:
-    """Weights that lie elsewhere are for training: a model has its own, and names no pipe to wait at."""
+def test_the_weights_file_of_a_backbone_is_not_opened(folder: Path) -> None:
+    """A stored model has its own weights; the file with the initial ones could be a pipe, which blocks its reader."""
     os.mkfifo(folder.parent / "pipe")
     config = json.loads((folder / "config.json").read_text())
     for weights in (str(folder.parent / "pipe"), "/dev/zero", ""):
@@ -99,36 +97,27 @@ def test_a_config_of_gigabytes_is_not_read(folder: Path) -> None:
     assert "config.json of 17179869184 bytes" in refusal(folder)
 
 
-# model.safetensors
-
-
-def header(folder: Path) -> dict[str, Any]:
-    data = (folder / "model.safetensors").read_bytes()
-    told: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return told
-
-
-def write(folder: Path, told: object, size: int) -> None:
-    """Weights with this header, and so many bytes behind it, which take no space."""
-    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+def write(folder: Path, header: object, size: int) -> None:
+    """Write a file of weights with this header, followed by `size` bytes that take no space on the disk."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(folder / "model.safetensors", 8 + len(text) + size)
 
 
 def giant(name: str, shape: list[int], dtype: str = "F32") -> Callable[[Path], None]:
-    def harm(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         size = int(np.prod(shape, dtype=object)) * (8 if dtype == "F64" else 4)
         write(folder, {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}, size)
 
-    return harm
+    return damage
 
 
 def rename(name: str) -> Callable[[Path], None]:
-    def harm(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         (folder / name).rename(folder / "elsewhere")
         os.mkfifo(folder / name)
 
-    return harm
+    return damage
 
 
 def replace_by_folder(folder: Path) -> None:
@@ -136,7 +125,7 @@ def replace_by_folder(folder: Path) -> None:
     (folder / "model.safetensors").mkdir()
 
 
-LIES: dict[str, Callable[[Path], object]] = {
+CONTRADICTIONS: dict[str, Callable[[Path], object]] = {
     "a header of 2⁶³ bytes": lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}"),
     "a header of 100 MB": lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 10**8) + b"{}"),
     "a deep header": lambda f: write(f, b'{"a":' * 50_000, 0),
@@ -148,7 +137,7 @@ LIES: dict[str, Callable[[Path], object]] = {
         f, {"a": {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]}}, 0
     ),
     "an unknown type": lambda f: write(f, {"a": {"dtype": "F1", "shape": [5], "data_offsets": [0, 20]}}, 20),
-    "tensors on one another": lambda f: write(
+    "overlapping tensors": lambda f: write(
         f, {n: {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]} for n in "ab"}, 20
     ),
     "a tensor of 32 GB": giant("member.other", [8_000_000_000]),
@@ -162,26 +151,26 @@ LIES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize("name", CONTRADICTIONS)
 def test_tensors_that_contradict_their_header_are_refused(folder: Path, name: str) -> None:
-    LIES[name](folder)
+    CONTRADICTIONS[name](folder)
     assert "is damaged (" in refusal(folder) or "is no model folder" in refusal(folder)
 
 
 def test_no_memory_of_a_claimed_size_is_allocated(folder: Path) -> None:
     giant("member.encoder.1.weight", [16, 500_000_000])(folder)
-    work = (
+    code = (
         "import resource, sys; from hashret.hasher import Hasher; from hashret.errors import HashretError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    Hasher.load(sys.argv[1])\n"
         "except HashretError:\n    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
-    ran = subprocess.run([sys.executable, "-c", work, str(folder)], capture_output=True, text=True, check=True)
-    assert int(ran.stdout) < 200  # megabytes, of the 32,000 that it says
+    process = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert int(process.stdout) < 200  # MB; the header claims 32,000
 
 
 def test_flipped_bits_are_detected(folder: Path) -> None:
-    """Every bit of the folder counts but for the remarks on the training, the card, and blanks."""
+    """A changed file is refused, or only its training record or white space changed and the fingerprint is the same."""
     rng = random.Random(0)
     for name in ("model.safetensors", "config.json"):
         whole = (folder / name).read_bytes()
@@ -205,32 +194,32 @@ def put_nan(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("harm", [giant("a", [10**9]), rename("model.safetensors"), rename("config.json"), put_nan])
+@pytest.mark.parametrize("damage", [giant("a", [10**9]), rename("model.safetensors"), rename("config.json"), put_nan])
 def test_every_command_reports_a_damaged_model_in_one_line(
-    tmp_path: Path, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", PIXELS)
     np.save("more.npy", PIXELS[::-1] ^ 1)
     small().save("other")
-    harm(tmp_path / "other")
+    damage(tmp_path / "other")
     with Collection.create(".hashret", Hasher("lsh", 16).fit(PIXELS)) as collection:
         collection.index("rows.npy")
         inner = tmp_path / ".hashret/models" / collection.fingerprint
     for line in ("reindex other", "train rows.npy --model vae --steps 1 --init other -o new"):
-        assert one_line(line, capsys) == 1
-    assert run(["query", "id:1", "--json"]) == 0  # as it was
-    harm(inner)
+        assert exit_code(line, capsys) == 1
+    assert run(["query", "id:1", "--json"]) == 0  # the collection is unchanged
+    damage(inner)
     for line in ("index more.npy", "query rows.npy --json", "info", "model plot --out x.png"):
         expected = 0 if line == "info" and (inner / "config.json").is_file() else 1
-        assert one_line(line, capsys) == expected or "model" in line
-    assert run(["query", "id:1", "--json", "-q"]) == 0  # which needs no model
+        assert exit_code(line, capsys) == expected or "model" in line
+    assert run(["query", "id:1", "--json", "-q"]) == 0  # needs no model
     with Collection.open(".hashret", read_only=True) as collection:
         assert len(collection) == 60
 
 
-def one_line(command: str, capsys: pytest.CaptureFixture[str]) -> int:
-    """The exit code of a command; if it failed, it said why in one line, and nothing else."""
+def exit_code(command: str, capsys: pytest.CaptureFixture[str]) -> int:
+    """Run a command and return its exit code; check that a failure prints one line of error and nothing else."""
     capsys.readouterr()
     code = run(command.split())
     out, err = capsys.readouterr()

@@ -31,7 +31,7 @@ def network(name: str) -> Network:
 
 
 def member(name: str, shape: tuple[int, int, int], bits: int = 16, **settings: Any) -> Member:
-    """A member that may have any network."""
+    """Build a denoising autoencoder, which supports every network."""
     torch.manual_seed(0)
     settings |= {} if name in NETWORKS else {"weights": "random"}
     return MODELS["denoising"](shape, bits, network=name, **settings)
@@ -42,8 +42,8 @@ def digits(channels: int, n: int = 200) -> Tensor:
     return grey if channels == 1 else torch.cat([grey, 1 - grey, grey.square()], 1)
 
 
-def shaken(model: nn.Module, x: Tensor) -> nn.Module:
-    """In evaluation mode and float64, with normalisations that are not the ones they began as."""
+def with_random_norms(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return the model in evaluation mode and float64, with random statistics and weights of normalisations."""
     model.double().train()(x)
     for norm in [layer for layer in model.modules() if isinstance(layer, NORMS)]:
         if norm.affine:
@@ -55,28 +55,29 @@ def shaken(model: nn.Module, x: Tensor) -> nn.Module:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_folded_network_has_equal_outputs_and_fewer_layers(name: str) -> None:
     x = torch.rand(32, 3, 10, 9, dtype=torch.float64)
-    encoder = shaken(network(name).encoder((3, 10, 9), 16, 4), x)
+    encoder = with_random_norms(network(name).encoder((3, 10, 9), 16, 4), x)
     z = encoder(x).detach()
-    decoder = shaken(network(name).decoder(16, (3, 10, 9), 4), z)
-    for model, given in ((encoder, x), (decoder, z)):
-        quick = folded(model)
-        assert model is decoder or not any(isinstance(layer, NORMS) for layer in quick.modules())
-        torch.testing.assert_close(quick(given), model(given), rtol=1e-10, atol=1e-10)
-        assert any(isinstance(layer, NORMS) for layer in model.modules())  # it was not changed
+    decoder = with_random_norms(network(name).decoder(16, (3, 10, 9), 4), z)
+    for model, inputs in ((encoder, x), (decoder, z)):
+        folded_model = folded(model)
+        assert model is decoder or not any(isinstance(layer, NORMS) for layer in folded_model.modules())
+        torch.testing.assert_close(folded_model(inputs), model(inputs), rtol=1e-10, atol=1e-10)
+        assert any(isinstance(layer, NORMS) for layer in model.modules())  # the model itself is unchanged
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "gains"), [("conv", 16, True), ("conv", 24, False), ("resnet", 16, False), ("mlp", 16, False)]
+    ("name", "width", "blocked"),
+    [("conv", 16, True), ("conv", 24, False), ("resnet", 16, False), ("mlp", 16, False)],
 )
-def test_convolutions_use_the_blocked_layout_where_it_is_faster(name: str, width: int, gains: bool) -> None:
+def test_convolutions_use_the_blocked_layout_where_it_is_faster(name: str, width: int, blocked: bool) -> None:
     x = torch.rand(100, 1, 28, 28)
-    model = shaken(network(name).encoder((1, 28, 28), 8, width), x.double()).float()
-    quick = folded(model)
-    assert gains == any(isinstance(layer, Blocked) for layer in quick.modules())
+    model = with_random_norms(network(name).encoder((1, 28, 28), 8, width), x.double()).float()
+    folded_model = folded(model)
+    assert blocked == any(isinstance(layer, Blocked) for layer in folded_model.modules())
     with torch.inference_mode():
         for n in (1, Blocked.MIN_IMAGES - 1, Blocked.MIN_IMAGES, 100):
-            torch.testing.assert_close(quick(x[:n]), model(x[:n]), rtol=1e-4, atol=1e-4)
-        assert quick.double()(x.double()).dtype == torch.float64
+            torch.testing.assert_close(folded_model(x[:n]), model(x[:n]), rtol=1e-4, atol=1e-4)
+        assert folded_model.double()(x.double()).dtype == torch.float64
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")  # type: ignore[no-untyped-call]
@@ -90,8 +91,8 @@ def test_the_blocked_layout_is_kept_between_layers() -> None:
 
     layers = Blocked(nn.Conv2d(1, 16, 3), Watching(), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 32, 3))
     with torch.inference_mode():
-        given = [layers(torch.rand(n, 1, 9, 9)) for n in (Blocked.MIN_IMAGES - 1, Blocked.MIN_IMAGES)]
-    assert seen == [False, True] and not any(y.is_mkldnn for y in given)
+        outputs = [layers(torch.rand(n, 1, 9, 9)) for n in (Blocked.MIN_IMAGES - 1, Blocked.MIN_IMAGES)]
+    assert seen == [False, True] and not any(y.is_mkldnn for y in outputs)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -124,12 +125,12 @@ def test_training_changes_all_weights_of_a_network(name: str, channels: int) -> 
             for weight, tensor in model.named_parameters():
                 assert tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.any(), weight
         optimiser.step()
-    assert losses[-1] < (0.9 if name in NETWORKS else 0.995) * losses[0]  # random features tell little
+    assert losses[-1] < (0.9 if name in NETWORKS else 0.995) * losses[0]  # the backbone has random weights
 
 
 @pytest.mark.parametrize("name", ["resnet", "unet"])
 def test_networks_train_on_colour_images_of_48_pixels(name: str) -> None:
-    """oneDNN crashed here, on the gradient of a 1 × 1 convolution with a stride, channels last."""
+    """oneDNN crashed on the gradient of a strided 1 × 1 convolution with the channels last."""
     model = member(name, (3, 48, 48), width=8).to(memory_format=torch.channels_last).train()
     x = torch.rand(32, 48, 48, 3).permute(0, 3, 1, 2)
     torch.stack(list(model.loss(x).values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -163,23 +164,23 @@ def test_the_deep_network_is_that_of_hinton_and_salakhutdinov() -> None:
 
 
 def test_the_residual_network_is_torchvisions_resnet_18_without_downsampling() -> None:
-    judge = torchvision.models.resnet18()
-    judge.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    judge.maxpool = judge.avgpool = nn.Identity()
-    judge.fc = nn.Linear(512 * 4 * 4, 16)
+    reference = torchvision.models.resnet18()
+    reference.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    reference.maxpool = reference.avgpool = nn.Identity()
+    reference.fc = nn.Linear(512 * 4 * 4, 16)
     x = torch.rand(2, 3, 32, 32)
     ours = NETWORKS["resnet"].encoder((3, 32, 32), 16, 64)
     state = ours.state_dict()
-    assert [t.shape for t in state.values()] == [t.shape for t in judge.state_dict().values()]
-    ours.load_state_dict(dict(zip(state, judge.state_dict().values(), strict=True)))
-    assert torch.allclose(ours.eval()(x), judge.eval()(x), atol=1e-5)
+    assert [t.shape for t in state.values()] == [t.shape for t in reference.state_dict().values()]
+    ours.load_state_dict(dict(zip(state, reference.state_dict().values(), strict=True)))
+    assert torch.allclose(ours.eval()(x), reference.eval()(x), atol=1e-5)
 
 
 def test_a_residual_network_ends_in_small_maps_whatever_the_image() -> None:
-    for size, last in (((8, 8), 1), ((32, 32), 16), ((64, 64), 16), ((224, 100), 8)):
+    for size, positions in (((8, 8), 1), ((32, 32), 16), ((64, 64), 16), ((224, 100), 8)):
         model = NETWORKS["resnet"].encoder((1, *size), 16, 2)
         linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
-        assert linear.in_features == 16 * last
+        assert linear.in_features == 16 * positions
 
 
 def test_every_resolution_of_a_unet_reaches_its_decoder() -> None:
@@ -188,19 +189,19 @@ def test_every_resolution_of_a_unet_reaches_its_decoder() -> None:
     encoder, decoder = NETWORKS["unet"].encoder((1, 9, 14), 8, 3), NETWORKS["unet"].decoder(8, (1, 9, 14), 3)
     z = encoder(x)
     maps = [(3, 9, 14), (6, 5, 7), (12, 3, 4), (24, 2, 2)]
-    assert z.shape == (20, 8 + sum(prod(there) for there in maps) + 9 * 14)
+    assert z.shape == (20, 8 + sum(prod(shape) for shape in maps) + 9 * 14)
     start = 0
-    for columns in (8, *(prod(there) for there in maps), 9 * 14):
+    for columns in (8, *(prod(shape) for shape in maps), 9 * 14):
         without = z.clone()
         without[:, start : start + columns] = 0
         assert (decoder(without) - decoder(z)).abs().mean() > 1e-3
         start += columns
-    assert torch.allclose(decoder(z) - decoder(without), x, atol=1e-6)  # the image itself is only added to
+    assert torch.allclose(decoder(z) - decoder(without), x, atol=1e-6)  # the decoder adds the image to its output
     assert torch.equal(z[:, 8 : 8 + 3 * 9 * 14].reshape(20, 3, 9, 14), encoder.stages[0](x))  # type: ignore[index,operator,unused-ignore]
 
 
 def test_a_unet_restores_details_beyond_the_code() -> None:
-    """Noise has nothing to be compressed to."""
+    """Noise cannot be compressed into a code."""
     generator = torch.Generator().manual_seed(0)
     train, test = torch.rand(2, 200, 1, 8, 8, generator=generator)
     errors = {}
@@ -226,17 +227,17 @@ def test_only_denoising_members_accept_skip_connections(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vgg11", "vit_b_32", "densenet121"])
 def test_features_are_the_inputs_of_the_last_layer_of_torchvision(name: str) -> None:
     torch.manual_seed(0)
-    judge = torchvision.models.get_model(name).eval()
+    reference = torchvision.models.get_model(name).eval()
     torch.manual_seed(0)
     features = backbone(f"backbone:{name}", "random").encoder((3, 224, 224), 8, 24)[0].eval()  # type: ignore[index]
     x = torch.rand(2, 3, 224, 224)
     mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, DEVIATION))
-    last = [layer for layer in judge.modules() if isinstance(layer, nn.Linear)][-1]
+    last = [layer for layer in reference.modules() if isinstance(layer, nn.Linear)][-1]
     nn.init.normal_(last.weight, std=0.1)
     with torch.no_grad():
-        expected = judge((x - mean) / deviation)
-        found = F.linear(features(x), last.weight, last.bias)
-    assert torch.allclose(found, expected, atol=1e-4) and expected.std() > 1e-3
+        expected = reference((x - mean) / deviation)
+        outputs = F.linear(features(x), last.weight, last.bias)
+    assert torch.allclose(outputs, expected, atol=1e-4) and expected.std() > 1e-3
 
 
 def test_normalisation_and_size_are_those_of_the_weights() -> None:
@@ -283,9 +284,11 @@ def weights(tmp_path: Path) -> Path:
 
 def test_weights_are_loaded_from_a_file_and_stored_with_the_model(tmp_path: Path, weights: Path) -> None:
     hasher = Hasher("ae", 16, network=SMALL, width=2, weights=str(weights)).fit(DIGITS[:30], steps=2)
-    given = torch.load(weights, weights_only=True)
+    original = torch.load(weights, weights_only=True)
     state = hasher._parts()[1].state_dict()
-    assert all(torch.equal(state[f"encoder.0.classifier.{name}"], given[name]) for name in given if "fc." not in name)
+    assert all(
+        torch.equal(state[f"encoder.0.classifier.{name}"], original[name]) for name in original if "fc." not in name
+    )
     hasher.save(tmp_path / "model")
     codes = hasher.encode(DIGITS[:30])
     weights.unlink()
@@ -299,20 +302,20 @@ def test_weights_are_loaded_from_the_cache_of_torchvision(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    place = tmp_path / "home" / "hub" / "checkpoints" / "shufflenetv2_x0.5-f707e7126e.pth"
-    hasher = Hasher("ae", 16, network=SMALL, width=2)  # which asks for no weights yet
-    with pytest.raises(HashretError, match=f"download https://.*pth to {place}, or give the setting weights") as error:
+    path = tmp_path / "home" / "hub" / "checkpoints" / "shufflenetv2_x0.5-f707e7126e.pth"
+    hasher = Hasher("ae", 16, network=SMALL, width=2)  # weights are needed only for training
+    with pytest.raises(HashretError, match=f"download https://.*pth to {path}, or give the setting weights") as error:
         hasher.fit(DIGITS[:30], steps=2)
     assert "\n" not in str(error.value)
-    place.parent.mkdir(parents=True)
-    weights.rename(place)
+    path.parent.mkdir(parents=True)
+    weights.rename(path)
     state = hasher.fit(DIGITS[:30], steps=2)._parts()[1].state_dict()
-    assert torch.equal(state["encoder.0.classifier.conv1.0.weight"], torch.load(place)["conv1.0.weight"])
+    assert torch.equal(state["encoder.0.classifier.conv1.0.weight"], torch.load(path)["conv1.0.weight"])
 
 
-class Surprise:
+class TouchesFile:
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("surprise"),)
+        return Path.touch, (Path("touched"),)
 
 
 @pytest.mark.parametrize("wrong", ["of another network", "code", "text", "a folder", "a number"])
@@ -326,10 +329,10 @@ def test_a_file_without_the_weights_is_refused_in_one_line(
         Path("weights").write_text("no weights")
     else:
         network = torchvision.models.mobilenet_v3_small().state_dict()
-        torch.save({"of another network": network, "code": Surprise(), "a number": 3}[wrong], "weights")
+        torch.save({"of another network": network, "code": TouchesFile(), "a number": 3}[wrong], "weights")
     with pytest.raises(HashretError, match=r"^weights does not have the weights of .*: give another file$") as error:
         Hasher("ae", 16, network=SMALL, weights="weights").fit(DIGITS[:30], steps=1)
-    assert "\n" not in str(error.value) and not Path("surprise").exists()
+    assert "\n" not in str(error.value) and not Path("touched").exists()
 
 
 def test_unsuitable_backbones_are_refused_with_a_list() -> None:

@@ -28,10 +28,10 @@ from hashret.tasks import generation, restoration
 
 Vectors = NDArray[np.float32]
 RNG = np.random.default_rng(0)
-KINDS = RNG.integers(0, 6, 500)
-# Six clouds, far from 0, in 20 numbers of which some are a hundred times as large as others.
-CLOUDS = RNG.normal(size=(6, 20))[KINDS] + RNG.normal(size=(500, 20)) / 4
-VECTORS: Vectors = (50 + np.geomspace(1, 100, 20) * CLOUDS).astype(np.float32)
+CLUSTERS = RNG.integers(0, 6, 500)
+# Six clusters, far from the origin, in 20 dimensions whose scales span a factor of 100.
+POINTS = RNG.normal(size=(6, 20))[CLUSTERS] + RNG.normal(size=(500, 20)) / 4
+VECTORS: Vectors = (50 + np.geomspace(1, 100, 20) * POINTS).astype(np.float32)
 
 
 @cache
@@ -41,8 +41,8 @@ def hasher(model: str = "itq", bits: int = 16, **settings: Any) -> Hasher:
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Iterator[Collection]:
-    with Collection.create(tmp_path / "c", hasher()) as made:
-        yield made
+    with Collection.create(tmp_path / "c", hasher()) as collection:
+        yield collection
 
 
 def test_the_sha256_of_a_vector_is_that_of_its_float32_values() -> None:
@@ -71,32 +71,32 @@ def test_a_vector_has_no_picture(tmp_path: Path) -> None:
     with pytest.raises(HashretError, match="which has no picture"):
         contact_sheet(tmp_path / "v.npy", [Hit(0, 1, str(tmp_path / "v.npy"), [], None, None)], tmp_path / "s.png")
     model = Hasher("denoising", 8, width=1, corruption="gaussian").fit(VECTORS, steps=1)
-    asks: list[Callable[[], Any]] = [
+    calls: list[Callable[[], Any]] = [
         lambda: generation.reconstruct(model, model.preprocessing.batch(VECTORS[:2])),
         lambda: generation.sample(model, 2),
         lambda: generation.manifold(model),
         lambda: generation.interpolate(model, model.preprocessing.batch(VECTORS[:2])),
     ]
-    for ask in asks:
+    for call in calls:
         with pytest.raises(HashretError, match="vectors, which have no pictures"):
-            ask()
+            call()
     with pytest.raises(HashretError, match="vectors, which have no pictures to restore: give one"):
         restoration.denoise(model, np.zeros((9, 9, 1), np.uint8))
 
 
 def test_vectors_are_centred_and_scaled_by_one_number() -> None:
     preprocessing = VectorPreprocessing.fitted(VECTORS)
-    seen = preprocessing.batch(VECTORS)
-    assert seen.dtype == np.float32 and preprocessing.shape == (20,) and preprocessing.dim == 20
-    assert np.abs(seen.mean(0)).max() < 1e-5 and np.square(seen).mean() == pytest.approx(1, abs=1e-5)
+    inputs = preprocessing.batch(VECTORS)
+    assert inputs.dtype == np.float32 and preprocessing.shape == (20,) and preprocessing.dim == 20
+    assert np.abs(inputs.mean(0)).max() < 1e-5 and np.square(inputs).mean() == pytest.approx(1, abs=1e-5)
     exact = VECTORS.astype(np.float64)
-    assert seen == pytest.approx((exact - exact.mean(0)) / np.sqrt(exact.var(0).mean()), abs=1e-5)
-    near = np.square(seen[:, None] - seen).sum(2).argsort(1)[:, :5]
+    assert inputs == pytest.approx((exact - exact.mean(0)) / np.sqrt(exact.var(0).mean()), abs=1e-5)
+    near = np.square(inputs[:, None] - inputs).sum(2).argsort(1)[:, :5]
     assert (near == np.square(exact[:, None] - exact).sum(2).argsort(1)[:, :5]).mean() > 0.999
-    for i in (0, 499):  # alone as among others, from an array as from a file
+    for i in (0, 499):  # the same alone and in a batch, from an array and from a file
         alone = preprocessing(VECTORS[i])
-        assert alone[1:] == (20, 1) and (alone.pixels == seen[i]).all()
-        assert (preprocessing(content_bytes(VECTORS[i])).pixels == seen[i]).all()
+        assert alone[1:] == (20, 1) and (alone.pixels == inputs[i]).all()
+        assert (preprocessing(content_bytes(VECTORS[i])).pixels == inputs[i]).all()
 
 
 def test_vectors_that_are_all_equal_have_a_scale() -> None:
@@ -121,12 +121,12 @@ def test_other_contents_are_refused(content: Any, reason: str) -> None:
 
 def test_preprocessing_is_stored_whole() -> None:
     preprocessing = VectorPreprocessing.fitted(VECTORS)
-    told, tensors = preprocessing.to_dict(), preprocessing.tensors()
-    stored = stored_preprocessing(told, tensors)
+    fields, tensors = preprocessing.to_dict(), preprocessing.tensors()
+    stored = stored_preprocessing(fields, tensors)
     assert (stored.batch(VECTORS) == preprocessing.batch(VECTORS)).all()
     assert stored_preprocessing({"height": 3, "width": 4, "channels": 1}, {}) == ImagePreprocessing(3, 4, 1)
     nan, zero = np.full(20, np.nan, np.float32), np.array(0, np.float32)
-    for values, parts in (
+    for wrong_fields, wrong_tensors in (
         ({"numbers": 19}, tensors),
         ({"numbers": 20, "height": 1}, tensors),
         ({"numbers": 20}, {}),
@@ -137,7 +137,7 @@ def test_preprocessing_is_stored_whole() -> None:
         ({"height": 3, "width": 4, "channels": 1}, tensors),
     ):
         with pytest.raises(ValueError, match="preprocessing of"):
-            stored_preprocessing(values, parts)
+            stored_preprocessing(wrong_fields, wrong_tensors)
 
 
 def test_the_inputs_of_a_model_are_described() -> None:
@@ -148,14 +148,14 @@ def test_the_inputs_of_a_model_are_described() -> None:
 def test_a_sample_has_vectors_that_are_finite() -> None:
     broken = VECTORS.copy()
     broken[7, 3], broken[9] = np.nan, np.inf
-    taken = sample(LabelledSource(open_source(broken), KINDS.tolist()))
+    samples = sample(LabelledSource(open_source(broken), CLUSTERS.tolist()))
     kept = np.delete(np.arange(500), [7, 9])
-    assert (taken.images == VECTORS[kept]).all() and taken.labels == [str(kind) for kind in KINDS[kept]]
-    assert [name for name, _ in taken.failures] == ["7", "9"] and taken.seen == 500
-    some = sample(open_source(VECTORS), limit=50, seed=1)
-    assert len(some.images) == 50 and some.seen == 500
-    assert len(np.unique(some.images, axis=0)) == 50 and np.isin(some.images, VECTORS).all()
-    assert not np.array_equal(some.images, sample(open_source(VECTORS), limit=50, seed=2).images)
+    assert (samples.images == VECTORS[kept]).all() and samples.labels == [str(cluster) for cluster in CLUSTERS[kept]]
+    assert [name for name, _ in samples.failures] == ["7", "9"] and samples.seen == 500
+    subset = sample(open_source(VECTORS), limit=50, seed=1)
+    assert len(subset.images) == 50 and subset.seen == 500
+    assert len(np.unique(subset.images, axis=0)) == 50 and np.isin(subset.images, VECTORS).all()
+    assert not np.array_equal(subset.images, sample(open_source(VECTORS), limit=50, seed=2).images)
     with pytest.raises(HashretError, match="no image could be read; the first, 0: a vector with numbers"):
         sample(open_source(np.full_like(VECTORS, np.nan)))
     with pytest.raises(HashretError, match="array has vectors, which have no size in pixels"):
@@ -169,7 +169,7 @@ def in_batches(hasher: Hasher, vectors: Vectors, size: int) -> Codes:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_member_trains_on_vectors(tmp_path: Path, name: str) -> None:
     settings: dict[str, Any] = {"width": 4} if "width" in MODELS[name].defaults() else {}
-    labels: Any = KINDS[:400].tolist() if MODELS[name].labelled else False
+    labels: Any = CLUSTERS[:400].tolist() if MODELS[name].labelled else False
     model = Hasher(name, 16, **settings).fit(VECTORS[:400], steps=40, labels=labels)
     assert [model.settings.get(key, value) for key, value in (("network", "mlp"), ("likelihood", "gaussian"))] == [
         "mlp",
@@ -177,18 +177,18 @@ def test_every_member_trains_on_vectors(tmp_path: Path, name: str) -> None:
     ]
     assert model.preprocessing.shape == (20,) and "of vectors of 20 numbers" not in repr(model)
     codes = model.encode(VECTORS)
-    for size in (1, 7):  # a code depends on the vector and the model alone
+    for size in (1, 7):  # the same codes in batches of any size
         assert (in_batches(model, VECTORS[:100], size) == codes[:100]).all()
     assert (model.encode(list(VECTORS[:100].astype(np.float64))) == codes[:100]).all()
     nearest = np.argsort(hamming(codes[400:], codes[:400]), axis=1, kind="stable")[:, :10]
-    assert (KINDS[nearest] == KINDS[400:, None]).mean() > 0.5  # chance is a sixth
+    assert (CLUSTERS[nearest] == CLUSTERS[400:, None]).mean() > 0.5  # chance is a sixth
     if model.member.trainable:
-        seen = model.preprocessing.batch(VECTORS)
+        inputs = model.preprocessing.batch(VECTORS)
         with torch.no_grad():
-            remembered = model.member.reconstruct(torch.from_numpy(seen)).numpy()
-        assert remembered.min() < 0  # as no pixel is
-        if name != "twin":  # which remembers a vector by others of its batch
-            assert model.errors(seen) == pytest.approx(np.square(remembered - seen).sum(1), rel=1e-3)
+            reconstructed = model.member.reconstruct(torch.from_numpy(inputs)).numpy()
+        assert reconstructed.min() < 0  # unlike pixels
+        if name != "twin":  # reconstructs a vector from others of its batch
+            assert model.errors(inputs) == pytest.approx(np.square(reconstructed - inputs).sum(1), rel=1e-3)
     model.save(tmp_path / "model")
     stored = Hasher.load(tmp_path / "model")
     assert stored.fingerprint == model.fingerprint and (stored.encode(VECTORS) == codes).all()
@@ -231,21 +231,21 @@ def test_another_mean_is_another_model(tmp_path: Path) -> None:
     model = hasher()
     model.save(tmp_path / "model")
     data = bytearray((tmp_path / "model" / "model.safetensors").read_bytes())
-    at = data.find(model.preprocessing.tensors()["mean"].tobytes())
-    assert at > 0
-    data[at] ^= 1
+    position = data.find(model.preprocessing.tensors()["mean"].tobytes())
+    assert position > 0
+    data[position] ^= 1
     (tmp_path / "model" / "model.safetensors").write_bytes(data)
     with pytest.raises(HashretError, match="was changed since it was saved"):
         Hasher.load(tmp_path / "model")
 
 
-def test_views_of_vectors_have_noise_and_lack_numbers() -> None:
+def test_views_of_vectors_have_noise_and_masked_values() -> None:
     x = torch.ones(2000, 50)
-    still: dict[str, float] = {"crop": 1, "rotation": 0, "flip": 0, "light": 0, "erase": 0}
-    assert torch.equal(augment(x, **still), x)
-    masked = augment(x, **still, masking=0.3)
+    unchanged: dict[str, float] = {"crop": 1, "rotation": 0, "flip": 0, "light": 0, "erase": 0}
+    assert torch.equal(augment(x, **unchanged), x)
+    masked = augment(x, **unchanged, masking=0.3)
     assert set(masked.flatten().tolist()) == {0, 1} and float(masked.mean()) == pytest.approx(0.7, abs=0.01)
-    noisy = augment(x, **still, noise=0.5)
+    noisy = augment(x, **unchanged, noise=0.5)
     assert float(noisy.mean()) == pytest.approx(1, abs=0.01) and float(noisy.std()) == pytest.approx(0.5, abs=0.01)
     for name, value in (("noise", -0.1), ("masking", 1.5)):
         with pytest.raises(ValueError, match=f"{name} {value}"):
@@ -258,7 +258,7 @@ def as_npy(path: Path, vectors: NDArray[Any]) -> Path:
 
 
 def as_npz(path: Path, vectors: NDArray[Any]) -> Path:
-    np.savez(path.with_suffix(".npz"), vectors=vectors, labels=KINDS[: len(vectors)])
+    np.savez(path.with_suffix(".npz"), vectors=vectors, labels=CLUSTERS[: len(vectors)])
     return path.with_suffix(".npz")
 
 
@@ -279,13 +279,13 @@ def test_every_form_of_vectors_is_indexed_and_found(
         item = collection.get(i + 1)
         assert (item.width, item.height, item.paths) == (20, 1, [f"{root}#{i}"])
         assert item.sha256 == sha256(to_content(vectors[i])) and item.label == (
-            str(KINDS[i]) if form is as_npz else None
+            str(CLUSTERS[i]) if form is as_npz else None
         )
         expected = np.sort(hamming(codes[i : i + 1], codes)[0])[:5]
         assert [hit.distance for hit in collection.query_batch(vectors, 5)[i]] == expected.tolist()
     again = collection.index(form(tmp_path / "v", vectors))
     assert (again.added, again.decoded, again.unchanged) == (0, 0, 60)
-    assert collection.add(vectors[:3]) == [1, 2, 3]  # the contents are known
+    assert collection.add(vectors[:3]) == [1, 2, 3]  # the contents are indexed already
 
 
 def test_added_vectors_are_reindexed(tmp_path: Path, collection: Collection) -> None:
@@ -319,15 +319,15 @@ def test_a_collection_is_of_vectors_of_one_width_or_of_images(tmp_path: Path, co
     with pytest.raises(HashretError, match="array has images, and the model takes vectors of 20 numbers"):
         collection.index(images)
     for bad in (VECTORS[:2, :5], [VECTORS[0], VECTORS[1, :3]], images):
-        for use in (collection.query_batch, collection.add):
+        for method in (collection.query_batch, collection.add):
             with pytest.raises(HashretError, match="numbers|no vector"):
-                use(bad)
+                method(bad)
     assert len(collection) == 0
-    with Collection.create(tmp_path / "images", Hasher("lsh", 8).fit(images)) as pictures:
+    with Collection.create(tmp_path / "images", Hasher("lsh", 8).fit(images)) as of_images:
         with pytest.raises(HashretError, match="array has vectors of 20 numbers, and the model takes images of 8 × 8"):
-            pictures.index(VECTORS)
+            of_images.index(VECTORS)
         with pytest.raises(HashretError, match="no image: a vector of 20 numbers"):
-            pictures.query(VECTORS[0])
+            of_images.query(VECTORS[0])
 
 
 def test_near_duplicates_of_vectors_are_found_but_cannot_be_augmented(collection: Collection) -> None:
@@ -336,5 +336,5 @@ def test_near_duplicates_of_vectors_are_found_but_cannot_be_augmented(collection
     assert any({ids[3], ids[30]} <= {item.id for item in group.items} for group in groups)
     with pytest.raises(HashretError, match="vectors, which have no pictures to augment: give labelled pairs"):
         collection.calibrate()
-    told = collection.calibrate([(ids[3], ids[30], True), (ids[0], ids[1], False)])
-    assert told.recall[0] == 1
+    calibration = collection.calibrate([(ids[3], ids[30], True), (ids[0], ids[1], False)])
+    assert calibration.recall[0] == 1
