@@ -1,11 +1,10 @@
-"""Images per second of Collection.index, beside bare decoding and the bare forward pass of the same model.
+"""Measure images per second of `Collection.index`, of decoding alone and of the forward pass of the same model alone.
 
     python benchmarks/encode.py --arrays train-images-idx3-ubyte.gz --photos photos.tar.gz
 
-All use all cores in one run; each is measured `--repeats` times in turn, and medians are printed. When images are
-indexed, decoding and the model share the cores, so that photos can reach at most 1 / (1/decode + 1/forward); arrays can
-reach the forward pass. The share of this bound is printed. Codes in the collection are compared with those of the
-forward pass.
+All three use all cores and alternate `--repeats` times; medians are printed. During indexing, decoding and the model
+share the cores, so the upper bound for photos is 1 / (1/decode + 1/forward), and for arrays the forward pass. The share
+of this bound is printed. Codes in the collection are compared with those of the forward pass.
 """
 
 import argparse
@@ -26,14 +25,14 @@ from hashret.runtime import batch_slices
 from hashret.runtime.inputs import default_device, to_input
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def forward(hasher: Hasher, pixels: np.ndarray) -> None:
-    """Compute the outputs of all images, a batch at a time: the least work of encoding."""
+    """Compute the outputs of all images in batches, the minimum that encoding has to compute."""
     member = hasher.member
     with torch.inference_mode():
         for rows in batch_slices(pixels):
@@ -50,12 +49,14 @@ def measure(source: str | np.ndarray, steps: int, repeats: int, decoded: bool) -
             times["decode"].append(seconds(lambda: [None for _ in ordered_map(hasher.preprocessing, contents)]))
         times["forward"].append(seconds(lambda: forward(hasher, pixels)))
         with tempfile.TemporaryDirectory() as folder, Collection.create(Path(folder) / "c", hasher) as collection:
-            collection.query_codes(hasher.encode_pixels(pixels[:1]))  # loads what a first query loads
+            collection.query_codes(hasher.encode_pixels(pixels[:1]))  # loads everything that the first query needs
             times["index"].append(seconds(lambda: collection.index(source)))
             assert collection.info()["paths"] == len(pixels), "some images were not indexed"
             answers = collection.query_codes(hasher.encode_pixels(pixels[:100]), k=1)
-            assert all(hits[0].distance == 0 for hits in answers), "codes differ from those of the bare passes"
-    rates = {name: len(pixels) / statistics.median(took) for name, took in times.items() if took}
+            assert all(hits[0].distance == 0 for hits in answers), (
+                "codes in the collection differ from those of the forward pass"
+            )
+    rates = {name: len(pixels) / statistics.median(values) for name, values in times.items() if values}
     bound = 1 / (1 / rates["decode"] + 1 / rates["forward"]) if decoded else rates["forward"]
     return rates | {"bound": bound, "share": rates["index"] / bound}
 
@@ -64,7 +65,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arrays", default="fashion-mnist:train", help="a source of arrays")
     parser.add_argument("--photos", help="a source of image files")
-    parser.add_argument("--steps", type=int, default=20, help="training steps of the default model: any will do")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="training steps of the default model; speed does not depend on them"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Figures of the members of the family beside published ones: one row per run.
+"""Measure members of the family beside published figures, one row per run.
 
     python benchmarks/family.py ae30-2006 --train train-images-idx3-ubyte.gz --test t10k-images-idx3-ubyte.gz
 
-Protocol: a member is trained with a fixed seed on the images of --train, some of which `training.loop.split` holds out.
-The weights after the last step are measured on all images of --test. Each row has a default length; --epochs, --budget
-or --steps override it. The docstring of each row below states what is particular to it."""
+Protocol: a member is trained with a fixed seed on the images of --train, except those that `training.loop.split` holds
+out. The weights after the last step are measured on all images of --test. Each row has a default training length, which
+--epochs, --budget or --steps override. The docstring of each row's function states its exceptions."""
 
 import argparse
 import ast
@@ -45,7 +45,7 @@ DRAWS = 5  # binarisations of each training image
 
 
 class Line(NamedTuple):
-    """A figure of ours, published figures by name, and the target."""
+    """A measured figure, other figures by their source, and the target; `what` is its title, a key of the JSON."""
 
     what: str
     ours: float
@@ -54,25 +54,25 @@ class Line(NamedTuple):
 
 
 def load(source: str) -> tuple[Pixels, NDArray[Any]]:
-    """Images of one size, (n, h, w, c), and their labels."""
+    """Return images of one size, uint8 (n, h, w, c), and their labels (n,)."""
     records = [(decode(record.read()).pixels, record.label) for record in open_source(source)]
     return np.stack([pixels for pixels, _ in records]), np.array([label for _, label in records])
 
 
-def fit(args: argparse.Namespace, epochs: int, model: str, source: Any, bits: int = 32, **how: Any) -> Hasher:
-    """Return a fitted hasher. `how`, overridden by --set, holds settings of the member and arguments of `fit`."""
-    how |= args.set
-    settings = {name: how.pop(name) for name in MODELS[model].defaults() if name in how}
+def fit(args: argparse.Namespace, epochs: int, model: str, source: Any, bits: int = 32, **options: Any) -> Hasher:
+    """Return a fitted hasher. `options` are settings of the member and arguments of `fit`; --set overrides them."""
+    options |= args.set
+    settings = {name: options.pop(name) for name in MODELS[model].defaults() if name in options}
     head = "lsh" if settings.get("latent", bits) != bits else None
-    given = {name: value for name in ("epochs", "budget", "steps") if (value := getattr(args, name))}
-    how = {"epochs": epochs, "seed": args.seed} | how
-    if given:
-        how = {name: value for name, value in how.items() if name != "epochs"} | given
-    hasher = Hasher(model, bits, head, **settings).fit(source, **how)
+    length = {name: value for name in ("epochs", "budget", "steps") if (value := getattr(args, name))}
+    options = {"epochs": epochs, "seed": args.seed} | options
+    if length:
+        options = {name: value for name, value in options.items() if name != "epochs"} | length
+    hasher = Hasher(model, bits, head, **settings).fit(source, **options)
     record = hasher.training
-    rates = {name: value for name, value in how.items() if name in ("batch", "learning_rate", "weight_decay")}
-    settled = " ".join(f"{name}={value}" for name, value in (settings | rates).items())
-    args.trainings.append(f"{model} {settled}: {record['steps']:,} steps, {record['seconds']:.0f} s")
+    rates = {name: value for name, value in options.items() if name in ("batch", "learning_rate", "weight_decay")}
+    description = " ".join(f"{name}={value}" for name, value in (settings | rates).items())
+    args.trainings.append(f"{model} {description}: {record['steps']:,} steps, {record['seconds']:.0f} s")
     return hasher
 
 
@@ -81,7 +81,7 @@ def batches(images: Pixels, size: int = 500) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def through(function: Callable[[Tensor], Tensor], images: Pixels) -> NDArray[np.float32]:
+def apply_in_batches(function: Callable[[Tensor], Tensor], images: Pixels) -> NDArray[np.float32]:
     """Apply `function` to images (n, c, h, w) in [0, 1] in batches, with the same random numbers in each run."""
     torch.manual_seed(0)
     return torch.cat([function(x).cpu() for x in batches(images)]).numpy()
@@ -89,12 +89,12 @@ def through(function: Callable[[Tensor], Tensor], images: Pixels) -> NDArray[np.
 
 def pca(args: argparse.Namespace) -> list[Line]:
     """Measure the squared error of scikit-learn's principal components, by the same function as for members."""
-    images, unseen = (load(source)[0] / 255 for source in (args.train, args.test))
-    images, unseen = images.reshape(len(images), -1), unseen.reshape(len(unseen), -1)
+    images, tests = (load(source)[0] / 255 for source in (args.train, args.test))
+    images, tests = images.reshape(len(images), -1), tests.reshape(len(tests), -1)
     lines = []
     for components, outside in ((6, 32.65), (18, 19.69), (30, 13.87)):
         fitted = PCA(components, svd_solver="covariance_eigh").fit(images)
-        error = squared_error(unseen, fitted.inverse_transform(fitted.transform(unseen)))
+        error = squared_error(tests, fitted.inverse_transform(fitted.transform(tests)))
         lines.append(Line(f"PCA-{components}, squared error", error, {"PCA": outside}, f"{outside} ± 0.1"))
     return lines
 
@@ -106,13 +106,13 @@ def reconstruction_error(
     outside: dict[str, float],
     target: str,
     model: str = "ae",
-    **how: Any,
+    **options: Any,
 ) -> list[Line]:
     """Measure the squared error per test image with a bottleneck of `latent` real numbers. Training minimises the
     cross-entropy of the pixels, as in 2006: outputs within [0, 1] have smaller errors than unbounded ones."""
-    hasher = fit(args, epochs, model, args.train, latent=latent, **{"likelihood": "bernoulli"} | BATCHES | how)
-    unseen, _ = load(args.test)
-    error = squared_error(through(lambda x: x, unseen), through(hasher.member.reconstruct, unseen))
+    hasher = fit(args, epochs, model, args.train, latent=latent, **{"likelihood": "bernoulli"} | BATCHES | options)
+    tests, _ = load(args.test)
+    error = squared_error(apply_in_batches(lambda x: x, tests), apply_in_batches(hasher.member.reconstruct, tests))
     return [Line(f"{latent} numbers, squared error", error, outside, target)]
 
 
@@ -122,12 +122,12 @@ def ae30_2006(args: argparse.Namespace, epochs: int = 100, target: str = "≤ 2.
 
 
 def ae30(args: argparse.Namespace) -> list[Line]:
-    """Train the member with the network of 2006 for longer, from which it gains the most."""
+    """Train longer with the network of 2006."""
     return ae30_2006(args, 203, "≤ 2.0")
 
 
 def ae6(args: argparse.Namespace) -> list[Line]:
-    """Regularise by noise instead of shifts: six numbers cannot also encode the position of an image."""
+    """Regularise by noise instead of shifts: six dimensions cannot encode the shift of an image too."""
     outside = {"PCA-6": 32.65, "PCA-18": 19.69, "PCA-30": 13.87}
     noise: dict[str, Any] = {"corruption": "gaussian", "strength": 0.4}
     return reconstruction_error(args, 203, 6, outside, "≤ 12.0", "denoising", network="deep", **noise)
@@ -141,13 +141,13 @@ def vae(args: argparse.Namespace) -> list[Line]:
         drawn = np.random.default_rng(seed).random(images.shape, np.float32) * 255 < images
         return drawn * np.uint8(255)
 
-    images, unseen = load(args.train)[0], binarised(load(args.test)[0], seed=1)
+    images, tests = load(args.train)[0], binarised(load(args.test)[0], seed=1)
     draws = np.concatenate([binarised(images, seed=2 + i) for i in range(DRAWS)])
     hasher = fit(args, 40, "vae", draws, bits=40, network="mlp", width=32, learning_rate=6e-3, limit=len(draws))
     member = hasher.member
     assert isinstance(member, Variational)
-    nll = -through(lambda x: member.log_likelihood(x, args.samples), unseen).mean()
-    elbo = -through(lambda x: member.elbo(x, 1), unseen).mean()
+    nll = -apply_in_batches(lambda x: member.log_likelihood(x, args.samples), tests).mean()
+    elbo = -apply_in_batches(lambda x: member.elbo(x, 1), tests).mean()
     outside = {"VAE": 89.8, "IWAE": 86.8, "VAMP": 85.8}
     return [
         Line(f"−log-likelihood, {args.samples} samples", float(nll), outside, "≤ 88"),
@@ -157,14 +157,14 @@ def vae(args: argparse.Namespace) -> list[Line]:
 
 def denoise(args: argparse.Namespace) -> list[Line]:
     """Measure the mean PSNR in decibels of denoised images, beside the better of two median filters."""
-    unseen, _ = load(args.test)
-    clean = through(lambda x: x, unseen)
+    tests, _ = load(args.test)
+    clean = apply_in_batches(lambda x: x, tests)
     lines = []
     for corruption in ("masking", "gaussian"):
-        how: dict[str, Any] = {"corruption": corruption, "strength": 0.3, "network": "unet", "width": 8}
-        member = fit(args, 8, "denoising", args.train, likelihood="gaussian", **how).member
-        noisy = through(member.corrupt, unseen)
-        restored = through(partial(restore, member), unseen)
+        options: dict[str, Any] = {"corruption": corruption, "strength": 0.3, "network": "unet", "width": 8}
+        member = fit(args, 8, "denoising", args.train, likelihood="gaussian", **options).member
+        noisy = apply_in_batches(member.corrupt, tests)
+        restored = apply_in_batches(partial(restore, member), tests)
         filtered = max(psnr(clean, median_filter(noisy, (1, 1, side, side)).clip(0, 1)) for side in (3, 5))
         outside = {"noisy": psnr(clean, noisy), "median": filtered}
         lines.append(Line(f"{corruption} 0.3, dB", psnr(clean, restored), outside, f"≥ {filtered + 4:.2f}"))
@@ -172,12 +172,13 @@ def denoise(args: argparse.Namespace) -> list[Line]:
 
 
 def restore(member: Member, x: Tensor) -> Tensor:
-    return member.reconstruct(member.corrupt(x))  # with the noise that `through` gives to `corrupt` alone
+    # `apply_in_batches` sets the seed, so the noise equals that of `corrupt` alone.
+    return member.reconstruct(member.corrupt(x))
 
 
 def super_resolution(args: argparse.Namespace) -> list[Line]:
     """Measure the mean PSNR in decibels of photos that were halved (bilinear, antialiased) and upscaled. The training
-    set are tiles of photos at full resolution; every tenth photo is held out and measured."""
+    set consists of tiles of photos at full resolution. Every tenth photo is held out and measured."""
     photos = [decode(record.read()).pixels for record in open_source(args.train)]
     photos = [np.broadcast_to(photo, (*photo.shape[:2], 3)) for photo in photos if min(photo.shape[:2]) >= TILE]
     rng = np.random.default_rng(args.seed)
@@ -186,8 +187,8 @@ def super_resolution(args: argparse.Namespace) -> list[Line]:
         for _ in range(TILES):
             top, left = (int(rng.integers(side - TILE + 1)) for side in photo.shape[:2])
             tiles.append(photo[top : top + TILE, left : left + TILE])
-    how: dict[str, Any] = {"corruption": "downscaling", "network": "unet", "width": 8, "likelihood": "gaussian"}
-    hasher = fit(args, 20, "denoising", np.stack(tiles), size=(TILE, TILE), batch=32, **how)
+    options: dict[str, Any] = {"corruption": "downscaling", "network": "unet", "width": 8, "likelihood": "gaussian"}
+    hasher = fit(args, 20, "denoising", np.stack(tiles), size=(TILE, TILE), batch=32, **options)
     ours, bicubic = [], []
     for photo in photos[::HELD_OUT]:
         photo = photo[: photo.shape[0] // 2 * 2, : photo.shape[1] // 2 * 2]
@@ -198,29 +199,29 @@ def super_resolution(args: argparse.Namespace) -> list[Line]:
         bicubic.append(psnr(photo[None] / 255, (twice * 255).round().permute(0, 2, 3, 1) / 255))
         low = (half[0] * 255).round().byte().permute(1, 2, 0).numpy()
         ours.append(psnr(photo[None] / 255, upscale(hasher, low)[None] / 255))
-    plain = statistics.fmean(bicubic)
+    baseline = statistics.fmean(bicubic)
     return [
-        Line(f"×2, {len(ours)} photos, dB", statistics.fmean(ours), {"bicubic": plain}, f"≥ {plain + 0.5:.2f}"),
+        Line(f"×2, {len(ours)} photos, dB", statistics.fmean(ours), {"bicubic": baseline}, f"≥ {baseline + 0.5:.2f}"),
     ]
 
 
 def stacked(args: argparse.Namespace) -> list[Line]:
     """Measure the classification error on test images of a network trained with few labels, after greedy pretraining on
     all images or from scratch. Each of three seeds draws its own labelled images, equally many per class."""
-    (images, labels), (unseen, wanted) = load(args.train), load(args.test)
-    how: dict[str, Any] = {"bits": 64, "width": 48}
+    (images, labels), (tests, test_labels) = load(args.train), load(args.test)
+    options: dict[str, Any] = {"bits": 64, "width": 48}
     lines = []
     for seed in range(args.seed, args.seed + 3):
         rng = np.random.default_rng(seed)
-        each = args.labelled // len(np.unique(labels))
-        rows = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:each] for c in np.unique(labels)])
-        pretrained = fit(args, 20, "stacked", images, seed=seed, **how)
-        known: dict[str, Any] = {"labels": labels[rows].tolist(), "fine_tune": True, "pretrain": 0.0, "batch": 100}
+        per_class = args.labelled // len(np.unique(labels))
+        rows = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)])
+        pretrained = fit(args, 20, "stacked", images, seed=seed, **options)
+        tuning: dict[str, Any] = {"labels": labels[rows].tolist(), "fine_tune": True, "pretrain": 0.0, "batch": 100}
         errors = []
         for init in (pretrained, None):
-            hasher = fit(args, 100, "stacked", images[rows], seed=seed, init=init, **known, **how)
-            predicted = through(partial(classify, hasher.member), unseen)
-            errors.append(float((np.array(hasher.training["classes"])[predicted] != wanted).mean()))
+            hasher = fit(args, 100, "stacked", images[rows], seed=seed, init=init, **tuning, **options)
+            predicted = apply_in_batches(partial(classify, hasher.member), tests)
+            errors.append(float((np.array(hasher.training["classes"])[predicted] != test_labels).mean()))
         lines.append(Line(f"{len(rows):,} labels, seed {seed}, error", errors[0], {"scratch": errors[1]}, "fewer"))
     return lines
 
@@ -231,66 +232,70 @@ def classify(member: Member, x: Tensor) -> Tensor:
 
 
 def ortho(args: argparse.Namespace) -> list[Line]:
-    """Mean average precision of all training images, ranked for each test image, with ties averaged."""
-    (images, labels), (unseen, wanted) = load(args.train), load(args.test)
+    """Measure the mean average precision over all training images, ranked for each test image; ties are averaged."""
+    (images, labels), (tests, test_labels) = load(args.train), load(args.test)
     hasher = fit(args, 30, "ortho", args.train, labels=True, width=48, learning_rate=4e-3)
-    reached = mean_average_precision(hasher.encode(unseen), wanted, hasher.encode(images), labels)
-    return [Line("32 bits, mAP@all", reached, {"MNIST": 0.99}, "MNIST ≥ 0.985, Fashion-MNIST ≥ 0.92")]
+    score = mean_average_precision(hasher.encode(tests), test_labels, hasher.encode(images), labels)
+    return [Line("32 bits, mAP@all", score, {"MNIST": 0.99}, "MNIST ≥ 0.985, Fashion-MNIST ≥ 0.92")]
 
 
 def speed(args: argparse.Namespace) -> list[Line]:
-    """Milliseconds a step of `train`, and of a bare loop with the same batches, whose losses have to be the same."""
+    """Measure milliseconds per step of `train` and of a bare loop over the same batches; check that losses agree."""
     images, _ = load(args.train)
     steps = args.steps or 60
     lines = []
     for network in ("mlp", "conv"):
         torch.manual_seed(args.seed)
-        fresh = MODELS["ae"]((images.shape[3], *images.shape[1:3]), 32, network=network)
+        initial = MODELS["ae"]((images.shape[3], *images.shape[1:3]), 32, network=network)
         ours, bare = [], []
         for _ in range(5):
-            member, other = copy.deepcopy(fresh), copy.deepcopy(fresh)
-            done = train(member, images, TrainingOptions(steps=steps, seed=args.seed, compiled=args.compile))
-            ours.append(1000 * done.seconds / steps)
-            bare.append(1000 * bare_loop(other, images, steps, done.batch, args) / steps)
+            member, other = copy.deepcopy(initial), copy.deepcopy(initial)
+            training = train(member, images, TrainingOptions(steps=steps, seed=args.seed, compiled=args.compile))
+            ours.append(1000 * training.seconds / steps)
+            bare.append(1000 * bare_loop(other, images, steps, training.batch, args) / steps)
             x = next(batches(images))
-            losses = [float(one.eval().loss(x)["reconstruction"].detach()) for one in (member, other)]
-            assert abs(losses[0] / losses[1] - 1) < 0.01, f"the bare loop learned something else: {losses}"
-        plain = statistics.median(bare)
+            losses = [float(trained.eval().loss(x)["reconstruction"].detach()) for trained in (member, other)]
+            assert abs(losses[0] / losses[1] - 1) < 0.01, f"the losses of the two loops differ: {losses}"
+        baseline = statistics.median(bare)
         lines.append(
-            Line(f"ae {network}, ms a step", statistics.median(ours), {"bare loop": plain}, f"≤ {1.15 * plain:.2f}")
+            Line(
+                f"ae {network}, ms a step", statistics.median(ours), {"bare loop": baseline}, f"≤ {1.15 * baseline:.2f}"
+            )
         )
     return lines
 
 
 def bare_loop(member: Member, images: Pixels, steps: int, batch: int, args: argparse.Namespace) -> float:
-    """Seconds of so many steps of PyTorch alone on images that are ready for it."""
+    """Return the seconds that training steps take in plain PyTorch, with the images in memory as tensors."""
     data = torch.cat(list(batches(images)))
     rows, _ = split(len(images), args.seed)
     epochs = [np.random.default_rng((args.seed, i)).permutation(rows) for i in range(steps * batch // len(rows) + 2)]
-    picked = [part for epoch in epochs for part in epoch[: len(rows) // batch * batch].reshape(-1, batch)][:steps]
+    indices_by_step = [part for epoch in epochs for part in epoch[: len(rows) // batch * batch].reshape(-1, batch)][
+        :steps
+    ]
     member.to(default_device()).train()
-    own = member.training_defaults
-    optimiser = torch.optim.AdamW(member.parameters(), own.learning_rate, weight_decay=own.weight_decay)
+    defaults = member.training_defaults
+    optimiser = torch.optim.AdamW(member.parameters(), defaults.learning_rate, weight_decay=defaults.weight_decay)
 
     def loss(x: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(member.decoder(member.encoder(x)), x, reduction="sum") / len(x)
 
     forward = torch.compile(loss) if args.compile else loss
-    began = time.monotonic()
-    for step, indices in enumerate(picked):
+    start = time.monotonic()
+    for step, indices in enumerate(indices_by_step):
         for group in optimiser.param_groups:
-            group["lr"] = own.learning_rate * _schedule(step, steps)
+            group["lr"] = defaults.learning_rate * _schedule(step, steps)
         with torch.autocast(data.device.type, torch.bfloat16, enabled=in_bfloat16(data.device)):
             value = forward(data[indices])
         optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     float(value.detach())  # waits for a GPU
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def to_value(text: str) -> Any:
-    """A number where the text is one."""
+    """Return the Python literal in the text, or the text if it is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -314,27 +319,33 @@ ROWS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("row", choices=ROWS)
-    parser.add_argument("--data", default="mnist", help="a data set by name, of which :train and :test are used")
-    parser.add_argument("--train", help="a source instead; for super-resolution, of photos, some of which are held out")
-    parser.add_argument("--test", help="a source instead")
+    parser.add_argument("--data", default="mnist", help="name of a data set; its parts :train and :test are used")
+    parser.add_argument("--train", help="training images, instead of --data; for super-resolution, photos")
+    parser.add_argument("--test", help="test images, instead of --data")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int)
-    length.add_argument("--budget", help="seconds, or a time such as 10m, for each training")
+    length.add_argument("--budget", help="time of each training, such as 10m")
     length.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of a member, or of `fit`")
-    parser.add_argument("--samples", type=int, default=200, help="of each image's posterior, for the row vae")
-    parser.add_argument("--labelled", type=int, default=1000, help="images with labels, for the row stacked")
-    parser.add_argument("--compile", action="store_true", help="both loops, for the row speed")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the member, or an argument of `fit`",
+    )
+    parser.add_argument("--samples", type=int, default=200, help="samples of each posterior, in the row vae")
+    parser.add_argument("--labelled", type=int, default=1000, help="labelled images, in the row stacked")
+    parser.add_argument("--compile", action="store_true", help="compile both loops, in the row speed")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     args.train, args.test = args.train or f"{args.data}:train", args.test or f"{args.data}:test"
     args.set = {name: to_value(value) for name, _, value in (text.partition("=") for text in args.set)}
     args.trainings = []
-    began = time.monotonic()
+    start = time.monotonic()
     lines = ROWS[args.row](args)
     record = {"row": args.row, "seed": args.seed, "threads": torch.get_num_threads(), "device": default_device().type}
-    record |= {"seconds": round(time.monotonic() - began), "trainings": args.trainings}
+    record |= {"seconds": round(time.monotonic() - start), "trainings": args.trainings}
     if args.json:
         print(json.dumps(record | {"lines": [line._asdict() for line in lines]}))
         return

@@ -1,16 +1,16 @@
-"""Retrieval quality of codes under the named protocols: the rows of docs/quality.md, which it fills over days.
+"""Measure the retrieval quality of codes under the named protocols, and write docs/quality.md. All rows take days.
 
-    python benchmarks/quality.py --list                                  # which rows are done, and which are not
-    python benchmarks/quality.py --data DIR --rows 'mnist/*/32/*'        # measure those that are not
-    python benchmarks/quality.py --write                                 # write docs/quality.md from the rows done
+    python benchmarks/quality.py --list                                  # list rows, finished and not
+    python benchmarks/quality.py --data DIR --rows 'mnist/*/32/*'        # measure the unfinished rows of a pattern
+    python benchmarks/quality.py --write                                 # write docs/quality.md from finished rows
 
-A row is DATA/MODEL/HEAD/BITS/BUDGET/SEED; a finished one is kept in benchmarks/quality.json and not measured again.
-Every model is that of the last step, learned without labels (but those called -labels) from the training images of the
-protocol (see `hashret.evaluation.protocols`), with no setting but the ones in its row's name. DIR holds
-mnist/ and fashion-mnist/ with the four original files, cifar10/cifar10-jpeg.tar.gz of train/CLASS/NAME.jpg and
-test/CLASS/NAME.jpg, and photos/photos.tar.gz of photos/CLASS/NAME.jpg; without it, torchvision gets all but the photos.
+A row is DATA/MODEL/HEAD/BITS/BUDGET/SEED. Finished rows are stored in benchmarks/quality.json and not measured again.
+A model is trained on the training images of the protocol (see `hashret.evaluation.protocols`), with default settings,
+and evaluated after the last step. Only models named -labels are trained with labels. DIR has mnist/ and fashion-mnist/
+with the four original files, cifar10/cifar10-jpeg.tar.gz of train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, and
+photos/photos.tar.gz of photos/CLASS/NAME.jpg. Without DIR, torchvision downloads all data sets except the photos.
 
-The file is longer than most so that a figure, what made it and the page it stands on are in one place.
+The file is longer than 300 lines because it has the measurement and the page that reports it.
 """
 
 import argparse
@@ -55,9 +55,9 @@ from hashret.runtime.inputs import default_device
 
 HERE = Path(__file__).parent
 BASELINES = ("lsh", "pca", "itq", "anchor-graph")
-HEADS = ("anchor-itq", "itq", "anchor-graph")  # of the default model: the one it has, and what it is compared with
+HEADS = ("anchor-itq", "itq", "anchor-graph")  # heads of the default model that are compared
 PERCEPTUAL = ("phash", "dhash")
-DATA = {  # budget, and bits
+DATA = {  # time budget, and bits
     "digits": ("20s", (64,)),
     "mnist": ("2m", (16, 32, 64)),
     "fashion-mnist": ("2m", (32, 64)),
@@ -65,9 +65,10 @@ DATA = {  # budget, and bits
     "cifar10-1k-59k": ("20m", (64,)),
     "photos": ("10m", (64,)),
 }
-LONGER = {"mnist": ("4m", "8m"), "fashion-mnist": ("4m", "8m")}  # twice and four times the budget: is there drift?
+# Twice and four times the budget, to detect overtraining.
+LONGER = {"mnist": ("4m", "8m"), "fashion-mnist": ("4m", "8m")}
 SEEDS = (0, 1, 2)
-GPU = "-gpu"  # ends a budget that is of a GPU's time: others are of the processor's, and a machine measures its own
+GPU = "-gpu"  # suffix of budgets in GPU time; a machine with a GPU measures only these, others only budgets in CPU time
 
 
 class Row(NamedTuple):
@@ -83,54 +84,54 @@ class Row(NamedTuple):
 
 
 def plan(budget: str | None) -> list[Row]:
-    """Return all planned rows; for trials, with `budget` in place of their own."""
+    """Return all planned rows; `budget`, if given, replaces their own."""
     own, rows = MODELS[DEFAULT_MODEL].head, []
-    learned = {name: member for name, member in MODELS.items() if member.trainable}
-    for data, (long, widths) in DATA.items():
+    trainable = {name: member for name, member in MODELS.items() if member.trainable}
+    for data, (default_budget, widths) in DATA.items():
         seeds = SEEDS[:1] if data == "digits" else SEEDS
         for bits in widths:
-            rows += [Row(data, DEFAULT_MODEL, own, bits, long, seed) for seed in seeds]
-            rows += [Row(data, DEFAULT_MODEL, head, bits, long, 0) for head in HEADS if head != own]
-            for name in BASELINES:  # of which pca has nothing by chance
+            rows += [Row(data, DEFAULT_MODEL, own, bits, default_budget, seed) for seed in seeds]
+            rows += [Row(data, DEFAULT_MODEL, head, bits, default_budget, 0) for head in HEADS if head != own]
+            for name in BASELINES:  # pca is deterministic
                 rows += [Row(data, name, name, bits, "none", seed) for seed in seeds[: 1 if name == "pca" else None]]
         if data == "photos":
             rows += [Row(data, name, "none", 64, "none", 0) for name in PERCEPTUAL]
         if data in LONGER:
             rows += [
-                Row(data, DEFAULT_MODEL, own, bits, more, seed)
-                for bits, more, seed in product(widths, LONGER[data], SEEDS)
+                Row(data, DEFAULT_MODEL, own, bits, longer, seed)
+                for bits, longer, seed in product(widths, LONGER[data], SEEDS)
             ]
-            for name, member in learned.items():
+            for name, member in trainable.items():
                 if not member.labelled and name != DEFAULT_MODEL:
-                    rows.append(Row(data, name, member.head, 32, long, 0))
+                    rows.append(Row(data, name, member.head, 32, default_budget, 0))
                 if member.labelled or name == "stacked":
-                    rows.append(Row(data, f"{name}-labels", member.head, 32, long, 0))
+                    rows.append(Row(data, f"{name}-labels", member.head, 32, default_budget, 0))
         if data == "cifar10":
             rows += [Row(data, DEFAULT_MODEL, own, 64, f"25m{GPU}", seed) for seed in SEEDS]
     if budget:
-        rows = [row if row.budget == "none" else row._replace(budget=budget + on(row)) for row in rows]
-    # Rows of one network are consecutive:
+        rows = [row if row.budget == "none" else row._replace(budget=budget + device_suffix(row)) for row in rows]
+    # Rows that share a network are consecutive.
     return sorted(dict.fromkeys(rows), key=lambda row: (list(DATA).index(row.data), row.model, row.seed, row.budget))
 
 
-def on(row: Row) -> str:
-    """Return the suffix of the budget that names the type of machine."""
+def device_suffix(row: Row) -> str:
+    """Return the suffix of the budget that names the device: `GPU`, or nothing for the CPU."""
     return GPU if row.budget.endswith(GPU) else ""
 
 
 class DataSets:
-    """The images of all data sets: files in `folder`, or torchvision's downloads; `scratch` is for our files."""
+    """Images of all data sets, from files in `folder` or torchvision's downloads; `scratch` is for temporary files."""
 
     def __init__(self, folder: Path | None, root: Path | None, scratch: Path) -> None:
         self.folder, self.root, self._scratch = folder, root, scratch
         self._images: dict[tuple[str, ImagePreprocessing], ProtocolImages] = {}
-        self.learned: dict[Row, Hasher] = {}  # the last network of the default model, by its row
+        self.trained: dict[Row, Hasher] = {}  # the last trained network of the default model, by its row
 
     def protocol(self, data: str) -> Protocol:
         if data == "digits" or (self.folder is None and data != "photos"):
             return PROTOCOLS[data]
         if self.folder is None:
-            raise HashretError("photos are nowhere to be got: give --data DIR, with photos/photos.tar.gz in it")
+            raise HashretError("the photos cannot be downloaded: give --data DIR with photos/photos.tar.gz in it")
         if data == "photos":
             return choose_protocol(str(self.folder / "photos" / "photos.tar.gz"))
         if data.startswith("cifar10"):
@@ -140,7 +141,7 @@ class DataSets:
 
     @cached_property
     def _unpacked(self) -> list[str]:
-        """The two parts of CIFAR-10, which are in one archive, as files of arrays."""
+        """Convert the archive of CIFAR-10 to files of arrays, and return the paths of its two parts."""
         parts: dict[str, list[Any]] = {"train": [], "test": []}
         for record in open_source(f"{self.folder}/cifar10/cifar10-jpeg.tar.gz"):
             pixels = np.broadcast_to(decode(record.read()).pixels, (32, 32, 3))
@@ -163,51 +164,53 @@ class DataSets:
 
 
 def measure(row: Row, data_sets: DataSets) -> dict[str, Any]:
-    """Measure a row."""
-    began = time.monotonic()
+    """Return the fields of a row and its measurements."""
+    start = time.monotonic()
     record: dict[str, Any] = {}
     encode: Callable[[Iterable[Any]], Codes]
     if row.model in PERCEPTUAL:
         encode, images = perceptual(row.model), data_sets.images(row.data, ImagePreprocessing(32, 32, 3))
         codes = encode(photos(data_sets))
     else:
-        hasher, learned = fit(row, data_sets)
+        hasher, trained = fit(row, data_sets)
         encode, images = hasher.encode, data_sets.images(row.data, hasher.preprocessing)
         codes = hasher.encode_pixels(images.pixels)
-        record |= {name: learned.training.get(name) for name in ("images", "steps", "seconds")}
-    done = score(data_sets.protocol(row.data), images, codes)
-    record |= {"measures": done.measures, "health": done.health._asdict(), "queries": done.queries}
-    record |= {"left_out": done.left_out, "unreadable": done.unreadable}
+        record |= {name: trained.training.get(name) for name in ("images", "steps", "seconds")}
+    result = score(data_sets.protocol(row.data), images, codes)
+    record |= {"measures": result.measures, "health": result.health._asdict(), "queries": result.queries}
+    record |= {"left_out": result.left_out, "unreadable": result.unreadable}
     if row.data.startswith("cifar10") and data_sets.folder:
         record["copy"] = " (JPEG copy)"
     if row.data == "photos":
         record["near_duplicates"] = find_copies(encode, codes, data_sets)
     record |= {"hashret": hashret.__version__, "device": default_device().type, "threads": torch.get_num_threads()}
-    return row._asdict() | record | {"seconds_in_all": round(time.monotonic() - began, 1)}
+    return row._asdict() | record | {"seconds_in_all": round(time.monotonic() - start, 1)}
 
 
 def fit(row: Row, data_sets: DataSets) -> tuple[Hasher, Hasher]:
-    """Return the model of a row, and the one that its network was trained for: the network of the default model is the
-    same for several widths and all heads, and is trained once."""
+    """Return the hasher of a row, and the hasher whose training made its network.
+
+    Rows of the default model that differ in the head, or in bits up to `MIN_LATENT`, share a network, trained once.
+    """
     model = row.model.removesuffix("-labels")
     labels = model != row.model
     settings = {"fine_tune": True} if row.model == "stacked-labels" else {}
-    how: dict[str, Any] = {"seed": row.seed, "labels": labels, "data_root": data_sets.root}
+    options: dict[str, Any] = {"seed": row.seed, "labels": labels, "data_root": data_sets.root}
     source = data_sets.training(row.data)
     if row.model != DEFAULT_MODEL or row.bits > MIN_LATENT:
-        hasher = Hasher(model, row.bits, row.head, **settings).fit(source, **how, **length(row))
+        hasher = Hasher(model, row.bits, row.head, **settings).fit(source, **options, **length(row))
         return hasher, hasher
-    network = row._replace(head=MODELS[DEFAULT_MODEL].head, bits=MIN_LATENT)
-    if network not in data_sets.learned:
-        data_sets.learned = {network: Hasher(model, network.bits, network.head).fit(source, **how, **length(row))}
-    learned = data_sets.learned[network]
-    if row == network:
-        return learned, learned
-    return Hasher(model, row.bits, row.head).fit(source, **how, init=learned, steps=0), learned
+    shared = row._replace(head=MODELS[DEFAULT_MODEL].head, bits=MIN_LATENT)
+    if shared not in data_sets.trained:
+        data_sets.trained = {shared: Hasher(model, shared.bits, shared.head).fit(source, **options, **length(row))}
+    trained = data_sets.trained[shared]
+    if row == shared:
+        return trained, trained
+    return Hasher(model, row.bits, row.head).fit(source, **options, init=trained, steps=0), trained
 
 
 def length(row: Row) -> dict[str, Any]:
-    """Return the length of a row's training, for `Hasher.fit`."""
+    """Return the training length of a row, as an argument of `Hasher.fit`."""
     budget = row.budget.removesuffix(GPU)
     if budget.endswith("steps"):
         return {"steps": int(budget.removesuffix("steps"))}
@@ -215,7 +218,7 @@ def length(row: Row) -> dict[str, Any]:
 
 
 def perceptual(name: str) -> Callable[[Iterable[Image.Image]], Codes]:
-    """A hash of 64 bits that needs no training: imagehash's."""
+    """Return a function that encodes images by a 64-bit perceptual hash of imagehash."""
     import imagehash
 
     function = getattr(imagehash, name)
@@ -259,8 +262,8 @@ def find_copies(encode: Callable[[Iterable[Any]], Codes], codes: Codes, data_set
     return found | {"all": statistics.fmean(found.values())}
 
 
-def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
-    """docs/quality.md."""
+def page(finished: list[dict[str, Any]], missing: list[Row]) -> str:
+    """Return the text of docs/quality.md."""
     names = "\n".join(
         f"- `{name}`: {protocol.description}." for name, protocol in PROTOCOLS.items() if protocol.sources
     )
@@ -282,15 +285,15 @@ def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
         f"original ranks first; an original that ties with n − 1 others for the first rank counts 1/n.\n\n{copies}",
     ]
     for data in DATA:
-        rows = [row for row in done if row["data"] == data]
-        copied = [row for row in rows if "near_duplicates" in row]
-        parts += [f"## {data}", table(rows, retrieved)] if rows else []
+        rows = [row for row in finished if row["data"] == data]
+        with_copies = [row for row in rows if "near_duplicates" in row]
+        parts += [f"## {data}", table(rows, retrieval_figures)] if rows else []
         parts += (
             [
                 "Near-duplicate retrieval: share of copies whose original ranks first.",
-                table(copied, itemgetter("near_duplicates")),
+                table(with_copies, itemgetter("near_duplicates")),
             ]
-            if copied
+            if with_copies
             else []
         )
     parts += [
@@ -298,9 +301,9 @@ def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
         "between the best of the three heads of `contrastive` and this one. Each line gives its maximum over the "
         "combinations of data set and code length for which all three heads are measured (seed 0, the default "
         "budget), and the number of these combinations.",
-        regret(done),
+        regret(finished),
         "## Rows not measured",
-        "\n".join(unmeasured(missing)) or "None.",
+        "\n".join(missing_lines(missing)) or "None.",
         "## Reproduce a row",
         "A row is DATA/MODEL/HEAD/BITS/BUDGET/SEED. `python benchmarks/quality.py --data DIR --rows 'mnist/itq/*' "
         "--file again.json` measures the rows that match a pattern; `--help` describes the contents of DIR. Without "
@@ -311,24 +314,25 @@ def page(done: list[dict[str, Any]], missing: list[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def retrieved(row: dict[str, Any]) -> dict[str, float]:
+def retrieval_figures(row: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of a row in the table of retrieval, by column."""
     health = row["health"]
     share = {"distinct codes, %": 100 * health["distinct_codes"] / health["codes"]}
-    counted = {name.replace("_", " "): health[name] for name in ("largest_bucket", "dead_bits", "correlation")}
-    return row["measures"] | share | counted | {"steps": row.get("steps") or 0, "threads": row["threads"]}
+    codes = {name.replace("_", " "): health[name] for name in ("largest_bucket", "dead_bits", "correlation")}
+    return row["measures"] | share | codes | {"steps": row.get("steps") or 0, "threads": row["threads"]}
 
 
 def table(rows: list[dict[str, Any]], figures: Callable[[dict[str, Any]], dict[str, float]]) -> str:
-    """Return a table with a line per model, the mean over its seeds, sorted by bits and then by the first figure."""
+    """Return a table with a line per model, the means over its seeds, sorted by bits and then by the first figure."""
 
-    def recipe(row: dict[str, Any]) -> tuple[Any, ...]:
+    def table_key(row: dict[str, Any]) -> tuple[Any, ...]:
         return row["bits"], row["model"] + row.get("copy", ""), row["head"], row["budget"]
 
     lines = []
-    for key, group in groupby(sorted(rows, key=recipe), recipe):
-        found = [figures(row) for row in group]
-        columns = [[one[name] for one in found] for name in found[0]]
-        lines.append((key, len(found), columns))
+    for key, group in groupby(sorted(rows, key=table_key), table_key):
+        by_seed = [figures(row) for row in group]
+        columns = [[values[name] for values in by_seed] for name in by_seed[0]]
+        lines.append((key, len(by_seed), columns))
     lines.sort(key=lambda line: (line[0][0], -statistics.fmean(line[2][0])))
     names = ["bits", "model", "head", "budget", "seeds", *figures(rows[0])]
     cells = [[*map(str, key), str(seeds), *map(spread, columns)] for key, seeds, columns in lines]
@@ -336,16 +340,16 @@ def table(rows: list[dict[str, Any]], figures: Callable[[dict[str, Any]], dict[s
 
 
 def spread(values: list[float]) -> str:
-    """Return the mean, and half the range unless it is 0."""
+    """Return the mean and, unless it is 0, half the range as text."""
     mean, half = statistics.fmean(values), (max(values) - min(values)) / 2
     digits = 0 if all(isinstance(value, int) for value in values) else 1 if mean >= 10 else 3
     return f"{mean:,.{digits}f}" + (f" ± {half:.{digits}f}" if half else "")
 
 
-def regret(done: list[dict[str, Any]]) -> str:
-    """Return the largest shortfall of each head of the default model behind the best head."""
-    behind: dict[tuple[str, str], list[float]] = {}
-    own = [row for row in done if row["model"] == DEFAULT_MODEL and row["seed"] == 0 and row["head"] in HEADS]
+def regret(finished: list[dict[str, Any]]) -> str:
+    """Return lines of Markdown with the maximum regret of each head of the default model."""
+    regrets: dict[tuple[str, str], list[float]] = {}
+    own = [row for row in finished if row["model"] == DEFAULT_MODEL and row["seed"] == 0 and row["head"] in HEADS]
     own = sorted(
         (row for row in own if row["budget"] == DATA[row["data"]][0]), key=lambda row: (row["data"], row["bits"])
     )
@@ -354,13 +358,13 @@ def regret(done: list[dict[str, Any]]) -> str:
     for group, name in product(groups, ("mAP@all", "mAP@1000")):
         best = max(row["measures"][name] for row in group)
         for row in group:
-            behind.setdefault((row["head"], name), []).append(best - row["measures"][name])
-    lines = [f"- `{head}`, {name}: {max(values):.3f} over {len(values)}" for (head, name), values in behind.items()]
-    return "\n".join(lines) or "Not measured yet for all three anywhere."
+            regrets.setdefault((row["head"], name), []).append(best - row["measures"][name])
+    lines = [f"- `{head}`, {name}: {max(values):.3f} over {len(values)}" for (head, name), values in regrets.items()]
+    return "\n".join(lines) or "Not measured yet."
 
 
-def unmeasured(missing: list[Row]) -> Iterator[str]:
-    """Yield a line per model and data set."""
+def missing_lines(missing: list[Row]) -> Iterator[str]:
+    """Yield a line of Markdown with the missing rows of each data set and model."""
     for (data, model), group in groupby(sorted(missing), itemgetter(0, 1)):
         names = {"/".join(map(str, row[2:5])): [r.seed for r in missing if r[:5] == row[:5]] for row in group}
         items = (f"{name} ({', '.join(f'seed {seed}' for seed in seeds)})" for name, seeds in names.items())
@@ -368,7 +372,7 @@ def unmeasured(missing: list[Row]) -> Iterator[str]:
 
 
 def load(file: Path) -> dict[str, dict[str, Any]]:
-    """Return the finished rows, by name."""
+    """Return the finished rows by name; none if the file is missing."""
     return json.loads(file.read_text()) if file.exists() else {}
 
 
@@ -388,17 +392,21 @@ def show(row: dict[str, Any], first: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", action="append", metavar="PATTERN", help="only these, such as 'mnist/*/32/*'")
-    parser.add_argument("--list", action="store_true", help="say which rows are done, and measure nothing")
+    parser.add_argument(
+        "--rows", action="append", metavar="PATTERN", help="measure only these rows, such as 'mnist/*/32/*'"
+    )
+    parser.add_argument("--list", action="store_true", help="list the rows, finished or not, and measure nothing")
     parser.add_argument("--write", action="store_true", help="write the page, and measure nothing")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the files, instead of what torchvision gets")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where torchvision's files are or go")
-    parser.add_argument("--file", type=Path, metavar="JSON", default=HERE / "quality.json", help="of the rows done")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of data files, instead of downloads")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="the folder of torchvision's downloads")
+    parser.add_argument(
+        "--file", type=Path, metavar="JSON", default=HERE / "quality.json", help="the file of finished rows"
+    )
     parser.add_argument("--page", type=Path, metavar="MD", default=HERE.parent / "docs" / "quality.md")
     trial = parser.add_mutually_exclusive_group()
-    trial.add_argument("--budget", help="for a trial, instead of each row's own")
-    trial.add_argument("--steps", type=int, help="the same in steps")
-    parser.add_argument("--json", action="store_true", help="the rows as they are in the file")
+    trial.add_argument("--budget", help="time of each training, such as 30s, for trials")
+    trial.add_argument("--steps", type=int, help="steps of each training, for trials")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     args = parser.parse_args()
     done = load(args.file)
     rows = plan(f"{args.steps}steps" if args.steps else args.budget)
@@ -410,7 +418,7 @@ def main() -> None:
         print(*(f"{'done' if str(row) in done else 'not done':10}{row}" for row in rows), sep="\n")
         return
     here = GPU if default_device().type == "cuda" else ""
-    rows = [row for row in rows if str(row) in done or row.budget == "none" or on(row) == here]
+    rows = [row for row in rows if str(row) in done or row.budget == "none" or device_suffix(row) == here]
     with tempfile.TemporaryDirectory() as scratch:
         data_sets = DataSets(args.data, args.root, Path(scratch))
         for i, row in enumerate(rows):

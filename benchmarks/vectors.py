@@ -1,15 +1,15 @@
-"""Recall of the nearest vectors by codes of a few bytes, beside FAISS at equal size.
+"""Measure the recall of nearest vectors by short codes, beside FAISS with codes of equal size.
 
     python benchmarks/vectors.py --vectors embeddings.npy
     python benchmarks/vectors.py --images train-images-idx3-ubyte.gz
 
 Protocol: --queries vectors are drawn at random and held out; every method is fitted to all others and encodes them. The
-ground truth are the 10 nearest vectors by Euclidean distance (with --normalise, by cosine). `recall` is the share of
-these among the 10 nearest by Hamming distance, ties by position; `by query` is the share if the query is not encoded
-(asymmetric distance): for hashret the order of `rank="asymmetric"`, for product quantisation its only order.
-Without --vectors they are made from --images: the leading principal components, each divided by the square root of its
-standard deviation (half-whitened), so that their spectrum decays about as slowly as that of embeddings. They are no
-embeddings of CLIP or DINO, for which figures will differ.
+ground truth is the 10 nearest vectors by Euclidean distance (with --normalise, by cosine). `recall` is the share of
+these among the 10 nearest by Hamming distance, with ties in the order of rows. `by query` is the share by asymmetric
+distance, for which the query is not encoded: hashret with `rank="asymmetric"`, and product quantisation.
+Without --vectors, vectors are made from --images: the leading principal components, each divided by the square root of
+its standard deviation (half-whitened), so that their spectrum decays about as slowly as that of embeddings. Figures for
+embeddings of CLIP or DINO will differ.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Vectors = NDArray[np.float32]
 Answer = tuple[NDArray[Any] | None, NDArray[Any] | None]  # ids of the K nearest by codes, and by asymmetric distance
 
 
-def make(args: argparse.Namespace) -> tuple[Vectors, str]:
+def half_whitened(args: argparse.Namespace) -> tuple[Vectors, str]:
     """Return the half-whitened leading principal components of the images, and their description."""
     images = sample(open_source(args.images), limit=args.limit, seed=args.seed).images
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
@@ -64,7 +64,7 @@ def by_hashret(model: str, bits: int, vectors: Vectors, queries: Vectors, args: 
 
 
 def by_threshold(bits: int, vectors: Vectors, queries: Vectors) -> Answer:
-    """Search by one bit per coordinate: whether it is above its mean."""
+    """Search by one bit per coordinate, which is 1 above the mean of the coordinate."""
     mean = vectors.mean(0)
     index = faiss.IndexBinaryFlat(bits)
     index.add(np.packbits(vectors > mean, axis=1))
@@ -84,29 +84,31 @@ def by_product(bits: int, vectors: Vectors, queries: Vectors) -> Answer:
     missing = -vectors.shape[1] % parts
     vectors, queries = (np.ascontiguousarray(np.pad(x, ((0, 0), (0, missing)))) for x in (vectors, queries))
     index = faiss.IndexPQ(vectors.shape[1], parts, 8)
-    index.pq.cp.min_points_per_centroid = 1  # no warning where there are few
+    index.pq.cp.min_points_per_centroid = 1  # no warning about few vectors
     index.train(vectors)
     index.add(vectors)
     return None, index.search(queries, K)[1]
 
 
-def recall(found: NDArray[Any] | None, truth: NDArray[np.int64]) -> float | None:
-    if found is None:
+def recall(ids: NDArray[Any] | None, truth: NDArray[np.int64]) -> float | None:
+    if ids is None:
         return None
-    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, truth, strict=True)]) / K)
+    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, truth, strict=True)]) / K)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vectors", help="a .npy or .npz of floats (n, d)")
-    parser.add_argument("--images", default="digits", help="a source to make vectors of instead")
-    parser.add_argument("--numbers", type=int, default=256, help="of such a vector")
-    parser.add_argument("--normalise", action="store_true", help="to length 1, so that the cosine counts")
+    parser.add_argument("--images", default="digits", help="a source of images to make vectors from")
+    parser.add_argument("--numbers", type=int, default=256, help="dimension of vectors made from images")
+    parser.add_argument("--normalise", action="store_true", help="scale vectors to length 1, for cosine similarity")
     parser.add_argument("--models", default="lsh,pca,itq,anchor-graph,contrastive")
     parser.add_argument("--bits", default="64,128,256")
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--limit", type=int, default=100_000, help="vectors or images, drawn at random")
-    parser.add_argument("--steps", type=int, default=1000, help="of each training")
+    parser.add_argument(
+        "--limit", type=int, default=100_000, help="maximum number of vectors or images, drawn at random"
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of each model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -116,7 +118,7 @@ def main() -> None:
             args.vectors,
         )
     else:
-        all_vectors, description = make(args)
+        all_vectors, description = half_whitened(args)
     if args.normalise:
         all_vectors = all_vectors / np.linalg.norm(all_vectors, axis=1, keepdims=True)
     order = np.random.default_rng(args.seed).permutation(len(all_vectors))
@@ -139,10 +141,10 @@ def main() -> None:
             methods[f"FAISS ITQ{bits},LSH"] = lambda bits=bits: by_itq_lsh(bits, vectors, queries)
         methods["FAISS PQ"] = lambda bits=bits: by_product(bits, vectors, queries)
         for name, answer in methods.items():
-            began = time.monotonic()
-            by_code, by_query = (recall(found, truth) for found in answer())
+            start = time.monotonic()
+            by_code, by_query = (recall(ids, truth) for ids in answer())
             row = {"method": name, "bits": bits, "bytes": bits // 8, "recall": by_code, "by_query": by_query}
-            rows.append(row | {"seconds": round(time.monotonic() - began, 1)})
+            rows.append(row | {"seconds": round(time.monotonic() - start, 1)})
             if not args.json:
                 shares = "".join(
                     f"{'' if share is None else f'{share:.3f}':>{w}}" for share, w in ((by_code, 11), (by_query, 10))

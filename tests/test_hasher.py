@@ -282,7 +282,9 @@ def test_labels_are_read_only_by_members_that_learn_from_them() -> None:
         Hasher("ortho", 16).fit(DIGITS, steps=1, labels=True)
 
 
-@pytest.mark.parametrize(("extra", "reason"), [(1, "only 100 of the 101 images"), (-1, "more than the 99 images")])
+@pytest.mark.parametrize(
+    ("extra", "reason"), [(1, "only 100 images for 101 labels"), (-1, "more images than the 99 labels")]
+)
 def test_labels_must_be_as_many_as_images(extra: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Hasher("ortho", 16).fit(DIGITS[:100], steps=1, labels=[i % 2 for i in range(100 + extra)])

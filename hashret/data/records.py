@@ -73,10 +73,14 @@ class LabelledSource(Source):
             yield record._replace(label=None if label is None else str(label))
         self.ignored = self._source.ignored
         if count != len(self._labels):
-            images = "more images" if count > len(self._labels) else f"only {format_count(count, 'image')}"
-            raise ValueError(
-                f"there are {images} for {format_count(len(self._labels), 'label')}: give one label per image"
+            label_count = format_count(len(self._labels), "label")
+            many = count > len(self._labels)
+            reason = (
+                f"more images than the {label_count}"
+                if many
+                else f"only {format_count(count, 'image')} for {label_count}"
             )
+            raise ValueError(f"there are {reason}: give one label per image")
 
 
 def read(record: Record) -> Content | HashretError:
