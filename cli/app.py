@@ -58,7 +58,7 @@ class _GroupedCommands(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, self.commands))
-        limit = formatter.width - 6 - width  # what Typer leaves to a description
+        limit = formatter.width - 6 - width  # the width of descriptions in Typer
         groups: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.commands[name]

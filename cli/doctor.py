@@ -52,4 +52,4 @@ def _recover(folder: Path, collection: Path | None) -> None:
     items = format_count(recovered.items, "item")
     say(f"recovered {items}, and left out {recovered.dropped:,} incomplete; the old database is {recovered.backup}")
     for root in recovered.roots:
-        say(f"to index again what was lost: {command_line('index', Root(root).location, collection=collection)}")
+        say(f"to index the lost images again: {command_line('index', Root(root).location, collection=collection)}")

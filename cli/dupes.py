@@ -1,4 +1,4 @@
-"""hashret dupes and verdict: groups of near-duplicates, and what a person says of two images."""
+"""hashret dupes and verdict: find groups of near-duplicates, and record verdicts on pairs of images."""
 
 import json
 import shlex

@@ -69,7 +69,7 @@ def evaluate(
 
 
 def as_document(evaluation: "Evaluation") -> dict[str, Any]:
-    """Return what was measured, and on what, for JSON."""
+    """Return the measures, the health of the codes and the sources, for JSON."""
     return {
         "sources": evaluation.roots,
         "queries": evaluation.queries,
@@ -81,7 +81,7 @@ def as_document(evaluation: "Evaluation") -> dict[str, Any]:
 
 
 def print_table(origin: dict[str, str], evaluation: "Evaluation", choices: dict[str, str]) -> None:
-    """Print the model, the protocol and its choices, then what was measured."""
+    """Print the model, the protocol and its choices, then the measures."""
     queries = (
         f"{evaluation.queries:,}; {evaluation.left_out:,} left out that have no label, or are the only image with "
         f"theirs; {evaluation.unreadable:,} unreadable"

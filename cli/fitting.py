@@ -1,4 +1,4 @@
-"""Train a hasher with a progress bar, and print what is trained and what it chose: for `train` and `index`."""
+"""Train a hasher with a progress bar, and print its options and the settings that it chose, for `train` and `index`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ def fit(
     quiet: bool,
     **learning: Any,
 ) -> str | None:
-    """Train on a source called `name` with a progress bar, and print what is trained and how; return the step at which
-    the training was interrupted, or None."""
+    """Train on a source called `name` with a progress bar, and print the options and settings. Return the step at
+    which the training was interrupted, or None."""
     announced = False
     with progress(quiet) as show:
 
@@ -44,7 +44,7 @@ def fit(
 
 
 def _describe_request(hasher: "Hasher", source: str, options: "TrainingOptions") -> str:
-    """Describe the training that was asked for."""
+    """Describe a requested training."""
     length = ""
     if MODELS[hasher.model].trainable:
         if options.steps is not None:
@@ -58,7 +58,7 @@ def _describe_request(hasher: "Hasher", source: str, options: "TrainingOptions")
 
 
 def _describe_training(hasher: "Hasher") -> str:
-    """Describe what was trained on, and for how long."""
+    """Describe the training images of a finished training, and its length."""
     record = hasher.training
     sampled = f"{record['images']:,} of " if record["images"] < record["images_seen"] else ""
     inputs = f"{sampled}{record['images_seen']:,} {hasher.preprocessing.describe()}"  # "1,597 images of 8 × 8 × 1"

@@ -118,7 +118,7 @@ def _print_lines(batch: "list[Indexed]") -> None:
 
 
 def _report(report: "IndexReport", source: str, folder: Path, items: int, as_json: bool, quiet: bool) -> None:
-    """Print what was indexed; raise HashretError if the source has no images."""
+    """Print the report of indexing; raise HashretError if the source has no images."""
     from hashret.cli.train import CHECKPOINT
 
     if items:

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def draw_contact_sheet(hasher: Hasher, images: Any, labels: list[Any], path: Path) -> None:
-    """A digit that was not trained on beside its ten nearest neighbours."""
+    """Draw a digit that was not in the training set, and its ten nearest neighbours."""
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -65,7 +65,7 @@ def draw_contact_sheet(hasher: Hasher, images: Any, labels: list[Any], path: Pat
 
 
 def draw_codes(hasher: Hasher, images: Any, labels: list[Any], path: Path) -> None:
-    """Digits over their codes; bits that differ from the first digit's code are marked."""
+    """Draw digits above their codes, and mark the bits that differ from the first digit's code."""
     chosen = [labels.index("3"), *(i for i in range(labels.index("3") + 1, 200) if labels[i] == "3")][:4]
     chosen += [labels.index("8"), labels.index("1")]
     codes = unpack(hasher.encode(images[chosen]))
@@ -86,7 +86,7 @@ def draw_codes(hasher: Hasher, images: Any, labels: list[Any], path: Path) -> No
 
 
 def draw_substrings(path: Path) -> None:
-    """How a query's code is cut into substrings, whose neighbours are looked up in a table each."""
+    """Draw how a query's code is split into substrings, with one table for each."""
     query = np.random.default_rng(3).integers(0, 2, 16)
     figure = new_figure(8.4, 3.6)
     axes = figure.subplots()
@@ -116,7 +116,7 @@ def draw_substrings(path: Path) -> None:
 
 
 def draw_probes(path: Path) -> None:
-    """How many buckets one table, and four tables of substrings, look up for all codes within a radius."""
+    """Plot the number of buckets that one table, and four tables of substrings, probe for all codes within a radius."""
     radii = np.arange(0, 17)
     single = [sum(comb(64, bits) for bits in range(radius + 1)) for radius in radii]
     several = [sum(comb(16, level // 4) for level in range(radius + 1)) for radius in radii]

@@ -15,7 +15,7 @@ LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "lin
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the reference of all commands in its place."""
+    """Replace the marker of the reference of commands by the reference."""
     return markdown.replace(COMMANDS, command_reference()) if COMMANDS in markdown else markdown
 
 
@@ -47,7 +47,7 @@ class _Loaded(HTMLParser):
 
 
 def command_reference() -> str:
-    """Markdown with a section for each command, made from what `--help` shows."""
+    """Return Markdown with a section for each command, made from its `--help`."""
     root: Any = typer.main.get_command(app)
     return "\n\n".join(_sections("hashret", root))
 
@@ -68,13 +68,13 @@ def _section(name: str, command: Any) -> str:
 
 
 def _plain(text: str | None) -> str:
-    """A docstring as paragraphs of Markdown."""
+    """Return a docstring as paragraphs of Markdown."""
     paragraphs = re.split(r"\n\s*\n", (text or "").strip())
     return "\n\n".join(_escaped(" ".join(paragraph.split())) for paragraph in paragraphs)
 
 
 def _table(context: Any, title: str, params: list[Any]) -> str:
-    """Names and descriptions, in the order of `--help`."""
+    """Return a table of names and descriptions, in the order of `--help`."""
     records = [record for param in params if (record := param.get_help_record(context))]
     if not records:
         return ""

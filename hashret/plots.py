@@ -240,7 +240,7 @@ def _plain(text: str, length: int = 200) -> str:
 
 @cache
 def _glyphs() -> frozenset[int]:
-    """The code points of the default font."""
+    """Return the code points of the default font."""
     from matplotlib.font_manager import FontProperties, findfont
     from matplotlib.ft2font import FT2Font
 

@@ -24,7 +24,7 @@ Counts = NDArray[np.float64]  # (bits + 1,), one for each distance or radius
 
 
 def is_key(text: str) -> bool:
-    """Whether a text can be a metadata key: 1 to 200 characters without quotation marks, backslashes or controls."""
+    """Return whether a text can be a metadata key: 1 to 200 characters, no quotation marks, backslashes or controls."""
     return _KEY.fullmatch(text) is not None
 
 
@@ -65,11 +65,11 @@ class Root(str):
 
     @property
     def is_folder(self) -> bool:
-        """Whether this is the root of an existing folder."""
+        """Return whether this is the root of an existing folder."""
         return self.endswith("/") and Path(self).is_dir()
 
     def within(self, path: str) -> bool:
-        """Whether this is the root of the folder, archive or file at `path`, or of one inside it."""
+        """Return whether this is the root of the folder, archive or file at `path`, or of one inside it."""
         folder = path.rstrip("/") + "/"
         if self == folder and self.endswith("!/"):  # of a folder "x!", unless only an archive "x" exists
             return self.is_folder or not Path(self.removesuffix("!/")).is_file()

@@ -30,9 +30,8 @@ from hashret.stores.protocol import (
 class Tables:
     settings: dict[str, str]
     items: dict[int, ItemRow] = field(default_factory=dict)
-    paths: dict[tuple[str, str], tuple[int, str | None, int, int]] = field(
-        default_factory=dict
-    )  # id, label, size, mtime
+    # Id, label, size and modification time, by root and name.
+    paths: dict[tuple[str, str], tuple[int, str | None, int, int]] = field(default_factory=dict)
     codes: dict[tuple[str, int], bytes] = field(default_factory=dict)
     failures: dict[tuple[str, str], FailedPath] = field(default_factory=dict)
     verdicts: dict[tuple[int, int], str] = field(default_factory=dict)

@@ -24,11 +24,11 @@ from hashret.cli.app import run
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HOME, ADDRESS = "/home/ada", "http://127.0.0.1:8000"  # as the documentation has them
-STEPS = "3"  # of a training, in place of the budget that is documented
+STEPS = "3"  # training steps, instead of the documented budget
 
 
 class Block(NamedTuple):
-    """A fenced block of code, and what the comment before it says."""
+    """A fenced block of code and the comment before it."""
 
     line: int
     language: str
@@ -41,7 +41,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page."""
+    """Return the fenced blocks of a page."""
     text = page.read_text("utf-8")
     pattern = r"(?:^<!-- ([^\n]*) -->\n\n?)?^([ ]*)```(\w*)\n(.*?)^\2```$"
     return [
@@ -51,7 +51,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 class Reader:
-    """Runs the blocks of one page in the working directory; `serve` serves the collection there, for its address."""
+    """Runs the blocks of a page in the working directory; `serve` serves its collection and returns the address."""
 
     def __init__(self, home: Path, serve: Callable[[], str]) -> None:
         self._home, self._serve = home, serve
@@ -75,7 +75,7 @@ class Reader:
             check_lines(f"{name}: {command}\n{output}", expected, output.splitlines(), "numbers vary" in block.comment)
 
     def _run(self, command: str) -> str:
-        """The output of one command line; fails unless it succeeds."""
+        """Run a command line, check that it succeeds, and return its output."""
         command = command.replace(ADDRESS, self._address)
         if command.startswith("cd "):
             os.chdir(command.split()[1])
@@ -103,7 +103,7 @@ class Reader:
 
 
 def _redirected(command: str) -> tuple[str, str, str]:
-    """A command line without the redirection at its end, and the files of its output and its input."""
+    """Return a command line without its redirection, the output file and the input file; "" for none."""
     redirection = re.search(r" ([<>]) (\S+)$", command)
     if redirection is None:
         return command, "", ""
@@ -112,7 +112,7 @@ def _redirected(command: str) -> tuple[str, str, str]:
 
 
 def quick(words: list[str]) -> list[str]:
-    """A command line whose training takes a few steps instead of minutes."""
+    """Return the command line with a training of a few steps instead of minutes."""
     if words[0] == "demo":
         return [*words, "--budget", "1s"]
     if words[0] != "train" or "--steps 0" in " ".join(words):
@@ -123,7 +123,7 @@ def quick(words: list[str]) -> list[str]:
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
-    """The command lines of a console block, each with the output lines below it."""
+    """Yield the command lines of a console block, each with its output lines."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, *lines = part.replace("\\\n", " ").splitlines()
         while lines and not lines[-1].strip():

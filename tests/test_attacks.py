@@ -360,7 +360,7 @@ def slow_bmp(side: int) -> bytes:
 def test_a_slow_image_does_not_delay_other_requests(
     address: str, monkeypatch: Any, path: str, other_path: str, clients: int, good_images: int
 ) -> None:
-    """It is decoded at most twice, also to find it in a batch."""
+    """A slow image is decoded at most twice, even if it is found in a batch."""
     monkeypatch.setattr(images, "DECODE_SECONDS", 1.0)
     slow, decoded, preprocess = slow_bmp(9000), [], ImagePreprocessing.__call__
 

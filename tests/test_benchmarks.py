@@ -29,7 +29,7 @@ Rows = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Row:
-    """Runs a row as the command does, and gives what it prints with --json."""
+    """Return a function that runs the command with --json for a row, and returns the printed results."""
 
     def run(name: str, *options: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [str(FAMILY), name, "--json", *options])
@@ -98,7 +98,7 @@ def test_pca_errors_on_mnist_equal_the_published_ones(row: Row, shared_data: Pat
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Rows:
-    """Measures rows as the command does, into a file of the test, and gives what it prints with --json."""
+    """Return a function that measures rows with --json into a file of the test, and returns the printed rows."""
 
     def run(*options: str) -> list[dict[str, Any]]:
         command = [
@@ -189,7 +189,7 @@ def test_the_page_is_written_from_the_rows(rows: Rows, tmp_path: Path) -> None:
 
 
 def put_images(folder: Path, sizes: list[tuple[str, int, int]], archive: str) -> None:
-    """An archive of images of blocks of colour, in files of these names, widths and heights."""
+    """Write an archive of images of coloured blocks, with these names, widths and heights."""
     rng = np.random.default_rng(0)
     (folder / archive).parent.mkdir(parents=True)
     with tarfile.open(folder / archive, "w:gz") as tar:
@@ -207,9 +207,9 @@ def test_local_files_are_measured(rows: Rows, tmp_path: Path) -> None:
     (data / "mnist").mkdir(parents=True)
     digits, labels = (load_digits().images * 15).astype(np.uint8), load_digits().target.astype(np.uint8)
     for part, chosen in (("train", slice(0, 100)), ("t10k", slice(100, 130))):
-        for kind, array in ((f"{part}-images-idx3", digits[chosen]), (f"{part}-labels-idx1", labels[chosen])):
+        for name, array in ((f"{part}-images-idx3", digits[chosen]), (f"{part}-labels-idx1", labels[chosen])):
             header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
-            (data / f"mnist/{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+            (data / f"mnist/{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
     names = [f"{part}/{i % 4}/{i:04}.jpg" for part, n in (("train", 1000), ("test", 100)) for i in range(n)]
     put_images(data, [(name, 32, 32) for name in names], "cifar10/cifar10-jpeg.tar.gz")
     names = [f"photos/{i % 3}/{i:02}.jpg" for i in range(20)]

@@ -106,9 +106,9 @@ def test_a_scan_goes_from_one_chunk_to_the_next(bits: int, beyond: int, monkeypa
 
 
 def test_queries_that_cost_more_by_flipping_share_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        tables, "_make_plan", lambda *arguments: Plan(0, 30, -1, 30, promising_distance=30, candidate_budget=10**6)
-    )  # flipping costs more than a shared scan for every query
+    # For every query, flipping costs more than a shared scan.
+    plan = Plan(0, 30, -1, 30, promising_distance=30, candidate_budget=10**6)
+    monkeypatch.setattr(tables, "_make_plan", lambda *arguments: plan)
     codes, queries, ids = make_codes(64, 5000, 1, 40, 0.2), make_codes(64, 60, 2, 40, 0.2), np.arange(5000)
     index = BitFlipIndex(64)
     index.add(codes, ids)

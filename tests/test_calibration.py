@@ -41,17 +41,17 @@ def test_pairs_of_one_label_raise_an_error(verdicts: list[bool]) -> None:
         from_pairs("pairs.csv", codes, codes, np.array(verdicts, np.bool_))
 
 
-@pytest.mark.parametrize("drawn", [60, 23])
-def test_copies_are_searched_for_among_all_items(drawn: int) -> None:
+@pytest.mark.parametrize("sample_size", [60, 23])
+def test_copies_are_searched_for_among_all_items(sample_size: int) -> None:
     codes = np.concatenate([random_codes(50), np.zeros((10, BITS // 8), np.uint8)])
     rows = np.array([3, 55, 9, 59])
-    altered = {kind: near(codes[rows], 0.1) for kind in ("cropped", "turned")}
-    pool = np.sort(RNG.permutation(60)[:drawn])
+    copies = {transform: near(codes[rows], 0.1) for transform in ("cropped", "turned")}
+    pool = np.sort(RNG.permutation(60)[:sample_size])
     own = np.array([np.flatnonzero(pool == row)[0] if row in pool else -1 for row in rows])
-    found = from_augmented(codes[rows], altered, own, codes[pool], 60)
+    found = from_augmented(codes[rows], copies, own, codes[pool], 60)
     for radius in range(BITS + 1):
         right, wrong = 0, 0.0
-        for queries in altered.values():
+        for queries in copies.values():
             for query, row in zip(queries, rows.tolist(), strict=True):
                 others = pool[pool != row]
                 right += int(hamming(query[None], codes[[row]])[0, 0] <= radius)
@@ -59,7 +59,7 @@ def test_copies_are_searched_for_among_all_items(drawn: int) -> None:
         assert found.recall[radius] == pytest.approx(right / 8)
         assert found.precision()[radius] == pytest.approx(right / (right + wrong) if right + wrong else 1)
         assert found.precision(119)[radius] == pytest.approx(right / (right + 2 * wrong) if right + wrong else 1)
-    assert set(found.recalls) == set(altered)
+    assert set(found.recalls) == set(copies)
 
 
 def test_the_only_item_has_no_others() -> None:

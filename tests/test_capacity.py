@@ -24,7 +24,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(estimated: Estimate) -> None:
-    """It grows in proportion to what was measured."""
+    """Check that an estimate is proportional to its measurements."""
     assert estimated.seconds == pytest.approx(estimated.images / estimated.images_per_second)
     assert estimated.images_per_second == pytest.approx(estimated.measured / estimated.measured_seconds)
     assert estimated.disk == pytest.approx(estimated.images * (estimated.database_bytes + estimated.index_bytes), abs=1)

@@ -30,7 +30,7 @@ def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unchanged_folder(filled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, shared by tests that change nothing in it."""
+    """Return the working directory, shared by tests that do not change it."""
     monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
     monkeypatch.chdir(filled_folder)
     return filled_folder
@@ -189,7 +189,7 @@ def test_python_can_run_the_package() -> None:
 
 
 def complete(line: str) -> tuple[list[str], set[str]]:
-    """Return what bash is offered at the end of a line, and the modules that this loads."""
+    """Return the completions that bash gets for a line, and the modules that this loads."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
     code = "import sys\nfrom hashret.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
     environment = os.environ | {"_HASHRET_COMPLETE": "complete_bash"} | words

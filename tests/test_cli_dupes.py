@@ -16,7 +16,7 @@ ODD_NAMES = ["-rf.png", "a\nrm -- kept.png", 'it\'s $(touch pwned) `x` "q".png',
 
 @pytest.fixture
 def copies(folder: Path, hashret: Command) -> Path:
-    """An indexed folder of equal files with odd names, and of a file with other contents but the same code."""
+    """Return an indexed folder of equal files with odd names, and of a file with other contents but the same code."""
     copies = folder / "copies"
     copies.mkdir()
     for name in ODD_NAMES:

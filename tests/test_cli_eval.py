@@ -16,7 +16,7 @@ from hashret.hasher import Hasher
 
 @pytest.fixture(scope="module")
 def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos of digits, a collection of them, and another model."""
+    """Return a folder with photos of digits, a collection of them, and another model."""
     folder, digits = tmp_path_factory.mktemp("eval"), load_digits()
     for i in range(60):
         path = folder / f"photos/{digits.target[i]}/{i:02}.png"
@@ -30,7 +30,7 @@ def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(filled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, which no test changes."""
+    """Return the working directory, which no test changes."""
     monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
     monkeypatch.chdir(filled_folder)
     return filled_folder

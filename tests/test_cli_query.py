@@ -14,7 +14,7 @@ from hashret.collection import Collection
 
 
 def hits(k: int | None, radius: int | None = None, image: str = "0/00.png", collection: str = ".hashret") -> list[Any]:
-    """Return what `Collection.query` gives for a photo, as the JSON documents have it."""
+    """Return the hits of `Collection.query` for a photo, as in the JSON documents."""
     with Collection.open(collection, read_only=True) as images:
         found = images.query(f"photos/{image}", k, radius)
     return [

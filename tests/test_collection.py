@@ -354,7 +354,7 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture
 def anywhere() -> Iterator[Path]:
-    """A folder that every user may write to; pytest's own is closed to others."""
+    """Return a collection's folder that every user may write to; pytest's own is closed to others."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Collection.create(
@@ -1009,11 +1009,8 @@ def test_removed_contents_leave_no_blob(collection: Collection, photos: Path) ->
     check_answers(collection)
     assert collection.add(digits()[:1]) == [ids[2] + 1]
     assert collection.remove([]) == 0
-    assert nonzero_counts(collection.index(photos)) == {
-        "added": 1,
-        "unchanged": 11,
-        "decoded": 1,
-    }  # the file still exists
+    counts = nonzero_counts(collection.index(photos))
+    assert counts == {"added": 1, "unchanged": 11, "decoded": 1}  # the file still exists
 
 
 def test_removing_a_folder_removes_items_without_other_paths(collection: Collection, photos: Path) -> None:
@@ -1582,7 +1579,7 @@ def test_a_read_only_collection_is_not_written_to(collection: Collection, photos
 
 
 def test_damage_is_reported_or_harmless(tmp_path: Path) -> None:
-    """Whichever page of the database is lost, there is a HashretError or a result, never another exception."""
+    """Whichever page of the database is damaged, a call returns a result or raises HashretError."""
     with Collection.create(tmp_path / "whole", hasher()) as intact:
         intact.index(write(tmp_path / "photos", {f"{i}.png": i for i in range(60)}))
         intact.add(digits()[:20])
@@ -1617,23 +1614,18 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half_written(collection: Col
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     outcomes = set()
-    for limit in (
-        0,
-        40_000,
-        70_000,
-        120_000,
-        250_000,
-    ):  # the maximum size of a file; beyond it the system reports EFBIG
+    # The maximum size of a file, beyond which the system reports EFBIG.
+    for limit in (0, 40_000, 70_000, 120_000, 250_000):
         before = dict(rows(collection, "SELECT sha256, id FROM items"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            with pytest.raises(HashretError, match="cannot be (read or )?writ|is full") as told_so:
+            with pytest.raises(HashretError, match="cannot be (read or )?writ|is full") as caught:
                 collection.index(rows_of_pixels)
             with suppress(HashretError):
                 Collection.create(collection.path.parent / f"c{limit}", hasher()).close()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        outcomes.add(str(told_so.value))
+        outcomes.add(str(caught.value))
         after = dict(rows(collection, "SELECT sha256, id FROM items"))
         assert before.items() <= after.items()
         made = collection.path.parent / f"c{limit}"

@@ -131,7 +131,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
-    """A collection of all images."""
+    """Return the folder of a collection of all images."""
     folder = tmp_path_factory.mktemp("full") / "c"
     with Collection.create(folder, hasher("lsh")) as collection:
         collection.index(source)
@@ -395,7 +395,7 @@ def test_a_folder_deleted_while_it_is_open(tmp_path: Path, full: Path, source: P
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 600 KB."""
+    """Mount a disk of 600 KB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True)

@@ -27,7 +27,7 @@ def name_of(page: Path) -> str:
 
 
 def module(path: str) -> ModuleType:
-    """A file of the project that is no part of the package, as a module."""
+    """Import a file of the project that is not part of the package."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -36,7 +36,7 @@ def module(path: str) -> ModuleType:
 
 
 def rendered(page: Path) -> str:
-    """The Markdown of a page with what is put into it when the site is built."""
+    """Return the Markdown of a page with everything that is inserted when the site is built."""
     text = page.read_text("utf-8")
     text = re.sub(r'^--8<-- "(.*)"$', lambda match: (ROOT / match[1]).read_text("utf-8"), text, flags=re.MULTILINE)
     return str(module("docs/hooks.py").on_page_markdown(text))
@@ -48,7 +48,7 @@ def prose(text: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link can name on a page: its headings, as MkDocs writes them, and the objects that mkdocstrings shows."""
+    """Return the anchors of a page: its headings, as in MkDocs, and the objects that mkdocstrings shows."""
     text = rendered(page)
     without_code = re.sub(r"^([ ]*)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", without_code, re.MULTILINE)
@@ -62,7 +62,7 @@ def links(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder where `hashret demo` has been run, briefly."""
+    """Return a folder where `hashret demo` has run, with a short training."""
     folder = tmp_path_factory.mktemp("ada").resolve()
     before = Path.cwd()
     os.chdir(folder)
@@ -75,7 +75,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def demo(home: Path) -> Path:
-    """The folder of the demo, with a copy of its collection beside it, and a cat and a dog."""
+    """Return the folder of the demo, with a copy of its collection beside it, and a cat and a dog."""
     folder = home / "hashret-demo"
     shutil.copytree(folder / ".hashret", home / "collection")
     (folder / "cat.png").symlink_to("queries/3/0003.png")
@@ -85,7 +85,7 @@ def demo(home: Path) -> Path:
 
 @pytest.fixture
 def reader(demo: Path, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    """Reads a page in the folder of the demo, which is as the demo left it."""
+    """Return a reader that runs pages in the unchanged folder of the demo."""
     files = set(demo.iterdir())
     monkeypatch.chdir(demo)
     monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
@@ -165,7 +165,7 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 def is_documented(identifier: str) -> bool:
-    """Whether a name of the reference exists, and has a docstring if it is a class or a function."""
+    """Return whether a name of the reference exists, and has a docstring if it is a class or a function."""
     module, _, name = identifier.rpartition(".")
     found = getattr(importlib.import_module(module), name)
     return bool(inspect.getdoc(found)) if inspect.isclass(found) or inspect.isfunction(found) else True

@@ -30,17 +30,17 @@ from hashret.evaluation.measures import (
 )
 
 
-def some_codes(n: int, *, byte: bool, seed: int = 0) -> NDArray[np.uint8]:
-    """Codes of two bytes, of which the second is 0 for many ties."""
+def random_codes(n: int, *, byte: bool, seed: int = 0) -> NDArray[np.uint8]:
+    """Return n codes of 16 bits; with `byte`, the last 8 are 0, which makes many ties."""
     codes = np.random.default_rng(seed).integers(0, 256, (n, 2), dtype=np.uint8)
     codes[:, 1] *= not byte
     return codes
 
 
-def by_places(order: NDArray[np.bool_]) -> float:
-    """Average precision as it is defined, of relevance in the order of the ranking."""
-    places = np.flatnonzero(order) + 1
-    return float(np.mean([(n + 1) / place for n, place in enumerate(places)])) if len(places) else 0.0
+def average_precision_of(order: NDArray[np.bool_]) -> float:
+    """Return the average precision, by its definition, of relevances in ranked order."""
+    ranks = np.flatnonzero(order) + 1
+    return float(np.mean([(n + 1) / rank for n, rank in enumerate(ranks)])) if len(ranks) else 0.0
 
 
 def orders_of(distances: NDArray[np.int64], relevant: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
@@ -84,8 +84,10 @@ def test_measures_of_ties_are_means_over_all_orders(ranked: list[tuple[int, bool
                 average_precision(*counts, first)
         return
     orders = orders_of(distances, relevant)
-    assert average_precision(*counts) == pytest.approx(np.mean([by_places(order) for order in orders]))
-    assert average_precision(*counts, k) == pytest.approx(np.mean([by_places(order[:k]) for order in orders]))
+    assert average_precision(*counts) == pytest.approx(np.mean([average_precision_of(order) for order in orders]))
+    assert average_precision(*counts, k) == pytest.approx(
+        np.mean([average_precision_of(order[:k]) for order in orders])
+    )
     assert precision_at(*counts, k) == pytest.approx(np.mean([order[:k].mean() for order in orders]))
     assert recall_at(*counts, k) == pytest.approx(np.mean([order[:k].sum() for order in orders]) / relevant.sum())
     near = relevant[distances <= 1]
@@ -96,7 +98,7 @@ def test_measures_of_ties_are_means_over_all_orders(ranked: list[tuple[int, bool
 def test_a_cutoff_among_thousands_of_ties_gives_their_mean() -> None:
     rng = np.random.default_rng(2)
     relevant = np.repeat([True, False], [1500, 4500])
-    drawn = [by_places(rng.permutation(relevant)[:1000]) for _ in range(2000)]
+    drawn = [average_precision_of(rng.permutation(relevant)[:1000]) for _ in range(2000)]
     assert average_precision([[6000]], [[1500]], 1000) == pytest.approx(np.mean(drawn), abs=5e-4)
 
 
@@ -109,34 +111,34 @@ def test_counts_equal_those_of_brute_force(monkeypatch: pytest.MonkeyPatch, bits
     codes[:, 1:] &= 3
     labels = rng.choice(["a", "b", "c"], 60)
     rows = np.arange(3, 20)
-    queries, wanted, left_out = codes[rows], labels[rows], rows if own else None
+    queries, query_labels, left_out = codes[rows], labels[rows], rows if own else None
     neighbours = rng.permuted(np.tile(np.arange(20, 60), (17, 1)), axis=1)[:, :5]
-    by_label = list(count_labels(queries, wanted, codes, labels, left_out))
+    by_label = list(count_labels(queries, query_labels, codes, labels, left_out))
     by_rows = list(count_neighbours(queries, neighbours, codes, left_out))
     assert [len(counts.items) for counts in by_label] == [7, 7, 3]
     distances = hamming(queries, codes).astype(np.int64)
     for i, row in enumerate(rows):
         items = np.delete(distances[i], row) if own else distances[i]
         same = np.delete(labels == labels[row], row) if own else labels == labels[row]
-        told = [DistanceCounts(*(part[i % 7] for part in counts[i // 7])) for counts in (by_label, by_rows)]
-        assert all((counts.items == np.bincount(items, minlength=bits + 1)).all() for counts in told)
-        assert (told[0].relevant == np.bincount(items[same], minlength=bits + 1)).all()
-        assert (told[1].relevant == np.bincount(distances[i, neighbours[i]], minlength=bits + 1)).all()
+        by_query = [DistanceCounts(*(part[i % 7] for part in counts[i // 7])) for counts in (by_label, by_rows)]
+        assert all((counts.items == np.bincount(items, minlength=bits + 1)).all() for counts in by_query)
+        assert (by_query[0].relevant == np.bincount(items[same], minlength=bits + 1)).all()
+        assert (by_query[1].relevant == np.bincount(distances[i, neighbours[i]], minlength=bits + 1)).all()
 
 
 def test_measures_do_not_depend_on_the_order_of_the_database() -> None:
-    codes, queries = some_codes(3000, byte=True), some_codes(20, byte=True, seed=1)
-    labels, wanted = np.sort(np.arange(3000) % 5), np.arange(20) % 5
+    codes, queries = random_codes(3000, byte=True), random_codes(20, byte=True, seed=1)
+    labels, query_labels = np.sort(np.arange(3000) % 5), np.arange(20) % 5
     order = np.random.default_rng(0).permutation(3000)
     measured = [
-        retrieval(count_labels(queries, wanted, codes[rows], labels[rows]))
+        retrieval(count_labels(queries, query_labels, codes[rows], labels[rows]))
         for rows in (slice(None), order, order[::-1])
     ]
     assert measured[1] == pytest.approx(measured[0], rel=1e-12) and measured[2] == pytest.approx(measured[0], rel=1e-12)
-    assert measured[0]["mAP@all"] == mean_average_precision(queries, wanted, codes, labels)
-    assert measured[0]["mAP@1000"] == mean_average_precision(queries, wanted, codes, labels, 1000)
+    assert measured[0]["mAP@all"] == mean_average_precision(queries, query_labels, codes, labels)
+    assert measured[0]["mAP@1000"] == mean_average_precision(queries, query_labels, codes, labels, 1000)
     near = hamming(queries, codes) <= 2
-    right = (near & (labels == wanted[:, None])).sum(1)
+    right = (near & (labels == query_labels[:, None])).sum(1)
     assert measured[0]["precision within 2"] == pytest.approx((right / near.sum(1)).mean())
     assert measured[0]["recall within 2"] == pytest.approx((right / 600).mean())
 
@@ -144,23 +146,23 @@ def test_measures_do_not_depend_on_the_order_of_the_database() -> None:
 @pytest.mark.parametrize("byte", [True, False])
 def test_codes_are_ranked_by_distance_with_ties_in_random_order(byte: bool) -> None:
     rng = np.random.default_rng(1)
-    codes, queries = some_codes(60, byte=byte), some_codes(8, byte=byte, seed=1)
-    labels, wanted = rng.integers(0, 3, 60), rng.integers(0, 3, 8)
+    codes, queries = random_codes(60, byte=byte), random_codes(8, byte=byte, seed=1)
+    labels, query_labels = rng.integers(0, 3, 60), rng.integers(0, 3, 8)
     drawn = []
-    for distances, label in zip(hamming(queries, codes), wanted, strict=True):
+    for distances, label in zip(hamming(queries, codes), query_labels, strict=True):
         orders = (np.lexsort((rng.random(60), distances)) for _ in range(2000))
-        drawn.append(np.mean([by_places((labels == label)[order]) for order in orders]))
-    assert mean_average_precision(queries, wanted, codes, labels) == pytest.approx(np.mean(drawn), abs=0.003)
+        drawn.append(np.mean([average_precision_of((labels == label)[order]) for order in orders]))
+    assert mean_average_precision(queries, query_labels, codes, labels) == pytest.approx(np.mean(drawn), abs=0.003)
     names = np.array(["a", "b", "c"])
-    assert mean_average_precision(queries, names[wanted], codes, names[labels]) == mean_average_precision(
-        queries, wanted, codes, labels
+    assert mean_average_precision(queries, names[query_labels], codes, names[labels]) == mean_average_precision(
+        queries, query_labels, codes, labels
     )
     same = mean_average_precision(np.zeros((3, 2), np.uint8), [0, 1, 2], np.zeros((60, 2), np.uint8), labels)
-    assert 0.3 < same < 0.42  # codes that say nothing are no better than chance
+    assert 0.3 < same < 0.42  # equal codes are ranked by chance
 
 
 def test_invalid_codes_and_labels_are_refused() -> None:
-    codes = some_codes(5, byte=False)
+    codes = random_codes(5, byte=False)
     with pytest.raises(ValueError, match="no relevant item"):
         mean_average_precision(codes[:1], [7], codes, [0, 1, 2, 3, 4])
     with pytest.raises(ValueError, match="16 bits"):
@@ -188,7 +190,7 @@ def test_nearest_vectors_across_blocks_equal_brute_force(monkeypatch: pytest.Mon
 
 
 def correlated(n: int) -> Codes:
-    """Of 16 bits the first is constant, the second nearly, the third the opposite of the fourth, others by chance."""
+    """Return n codes of 16 bits: one constant, one nearly constant, one the inverse of the next, and random ones."""
     bits = np.random.default_rng(0).random((n, 16)) < 0.3
     bits[:, 0] = True
     bits[:, 1] = np.arange(n) < n // 200
@@ -199,22 +201,22 @@ def correlated(n: int) -> Codes:
 def test_health_equals_a_plain_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "CODE_BLOCK", 300)
     codes = correlated(2000)
-    told = health(codes)
+    report = health(codes)
     buckets = np.array(list(Counter(code.tobytes() for code in codes).values()))
-    assert (told.codes, told.distinct_codes, told.largest_bucket) == (2000, len(buckets), buckets.max())
-    assert told.entropy == pytest.approx(entropy(buckets, base=2))
-    assert (told.constant_bits, told.dead_bits) == (1, 2)
+    assert (report.codes, report.distinct_codes, report.largest_bucket) == (2000, len(buckets), buckets.max())
+    assert report.entropy == pytest.approx(entropy(buckets, base=2))
+    assert (report.constant_bits, report.dead_bits) == (1, 2)
     share = unpack(codes).mean(0)
-    assert told.balance == pytest.approx(np.minimum(share, 1 - share).mean())
+    assert report.balance == pytest.approx(np.minimum(share, 1 - share).mean())
     correlations = np.asarray(np.corrcoef(unpack(codes)[:, 1:].T))[np.triu_indices(15, 1)]
-    assert told.correlation == pytest.approx(np.abs(correlations).mean())
-    assert told.largest_correlation == pytest.approx(1)
+    assert report.correlation == pytest.approx(np.abs(correlations).mean())
+    assert report.largest_correlation == pytest.approx(1)
 
 
 def test_the_health_of_constant_or_no_codes_is_zero() -> None:
     assert set(health(np.zeros((0, 2), np.uint8))) == {0}
-    told = health(np.zeros((5, 2), np.uint8))
-    assert told == (5, 1, 5, 0, 16, 16, 0, 0, 0)
+    report = health(np.zeros((5, 2), np.uint8))
+    assert report == (5, 1, 5, 0, 16, 16, 0, 0, 0)
 
 
 def test_errors_of_images_are_means_over_images() -> None:

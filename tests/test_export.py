@@ -39,8 +39,10 @@ def hasher(bits: int = 16) -> Hasher:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]:
-    """A collection of files, one twice and one with an odd name, array rows, contents without files, and metadata; some
-    ids are missing."""
+    """Return a collection of files (one twice, one with an odd name), array rows, contents without files, and metadata.
+
+    Some ids are unused.
+    """
     folder_of_all = tmp_path_factory.mktemp("transfer")
     folder = folder_of_all / "photos"
     for i, name in enumerate(("a/0.png", "a/1.png", "b/2.png", os.fsdecode(b"\xff/\xfe.png"), "größe\n.png", "3.png")):

@@ -250,7 +250,7 @@ def test_slow_expressions_are_interrupted(store: SqliteStore, where: str, monkey
 
 @pytest.fixture
 def reader(store: SqliteStore) -> Iterator[sqlite3.Connection]:
-    """A connection that has other statements and its own limits."""
+    """Return a connection of its own, with its own limits."""
     conn = sqlite3.connect(store.path)
     conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 300_000)
     yield conn

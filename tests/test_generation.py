@@ -99,7 +99,7 @@ def test_interpolations_begin_and_end_with_the_images(vae: Hasher) -> None:
 
 def test_a_traversal_changes_one_latent_dimension_at_a_time(vae: Hasher) -> None:
     decoded: list[Tensor] = []
-    decoder = vae.member.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0]))
+    decoder = vae.member.decoder.register_forward_pre_hook(lambda _, inputs: decoded.append(inputs[0]))
     images = generation.traverse(vae, PIXELS[:1], [3, 5], 4)
     decoder.remove()
     assert images.shape == (8, 8, 8, 1)

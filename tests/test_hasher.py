@@ -283,7 +283,7 @@ def test_labels_are_read_only_by_members_that_learn_from_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "reason"), [(1, "only 100 images for 101 labels"), (-1, "more images than the 99 labels")]
+    ("extra", "reason"), [(1, "only 100 images for the 101 labels"), (-1, "more images than the 99 labels")]
 )
 def test_labels_must_be_as_many_as_images(extra: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -557,9 +557,8 @@ def test_a_head_that_cannot_be_fitted_is_refused_before_the_training() -> None:
 
 def test_a_head_is_fitted_to_a_random_sample_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.concatenate([np.zeros((400, 64, 64), np.uint8), np.full((400, 64, 64), 255, np.uint8)])
-    images += np.random.default_rng(0).integers(
-        0, 2, images.shape, np.uint8
-    )  # 255 + 1 wraps to 0, for half of the pixels
+    # Adding 1 wraps 255 to 0, in half of the white pixels.
+    images += np.random.default_rng(0).integers(0, 2, images.shape, np.uint8)
     monkeypatch.setattr("hashret.training.fitting.MAX_HEAD_VALUES", 4096 * 100)
     hasher = Hasher("pca", 8).fit(images)
     first = np.unpackbits(hasher.encode(images), axis=1)[:, 0]

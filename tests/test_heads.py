@@ -486,10 +486,8 @@ def test_float32_margins_are_near_float64_margins(graph: Hasher) -> None:
 )
 def test_a_product_in_blocks_equals_that_of_the_whole_matrices(n: int, d: int, m: int, dtype: type[Any]) -> None:
     rng = np.random.default_rng(0)
-    x, w = (
-        rng.integers(-9, 9, (n, d)).astype(dtype),
-        rng.integers(-9, 9, (d, m)).astype(dtype),
-    )  # integers, whose sums are exact
+    # Sums of integers are exact.
+    x, w = rng.integers(-9, 9, (n, d)).astype(dtype), rng.integers(-9, 9, (d, m)).astype(dtype)
     assert product(x, w).dtype == dtype and np.array_equal(product(x, w), x @ w)
     assert np.array_equal(product(x, np.asfortranarray(w)), x @ w)
 

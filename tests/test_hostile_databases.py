@@ -25,7 +25,7 @@ WRITING = ["index rows.npy --prune", "index more.npy", "reindex other"]
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a collection, its sources, and another model."""
+    """Return a folder with a collection, its sources, and another model."""
     folder = tmp_path_factory.mktemp("intact")
     np.save(folder / "rows.npy", PIXELS[:60])
     np.save(folder / "more.npy", PIXELS[60:])
@@ -39,7 +39,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(intact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of it, as the working directory."""
+    """Return a copy of the intact folder, as the working directory."""
     shutil.copytree(intact, tmp_path / "folder")
     monkeypatch.delenv("HASHRET_COLLECTION", raising=False)
     monkeypatch.chdir(tmp_path / "folder")

@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> SqliteStore:
 
 
 def test_an_altered_cache_file_is_not_loaded(tmp_path: Path, store: SqliteStore) -> None:
-    """A byte of a code is changed in place, which neither size nor header show."""
+    """The changed byte is in a code, so that neither the size nor the header differs."""
     cache = IndexCache(tmp_path / "index", store)
     cache.persist()
     check(store, IndexCache(tmp_path / "index", store))

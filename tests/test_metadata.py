@@ -23,7 +23,7 @@ def hasher() -> Hasher:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of twelve photos and a copy of the first."""
+    """Return a folder of twelve photos and a copy of the first."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for i in range(12):
@@ -153,11 +153,8 @@ def test_metadata_changes_without_decoding(photos: Path, collection: Collection)
     (photos / "metadata.jsonl").write_text('{"name": "1.png", "x": 1}\n{"name": "2.png", "y": 2}\n')
     report = collection.index(photos)
     assert (report.unchanged, report.decoded, report.described) == (13, 0, 1)
-    assert stored_metadata(collection) == {
-        "1.png": {"x": 1},
-        "2.png": {"y": 2},
-        "3.png": {"x": 3},
-    }  # images without a row keep theirs
+    # Images without a row keep their metadata.
+    assert stored_metadata(collection) == {"1.png": {"x": 1}, "2.png": {"y": 2}, "3.png": {"x": 3}}
     assert collection.index(photos, metadata={}).described == 0
     other = Collection.open(collection.path, read_only=True)  # keeps its own snapshot
     assert stored_metadata(other)["2.png"] == {"y": 2}

@@ -55,13 +55,13 @@ DIGITS = (load_digits().images / 16).astype(np.float32)  # (1797, 8, 8) in [0, 1
 
 
 def digits(channels: int, n: int = 200) -> Tensor:
-    """Digits (n, channels, 8, 8); in colour, each channel is another function of them."""
+    """Return digits (n, channels, 8, 8); in colour, each channel is another function of the grey value."""
     grey = torch.from_numpy(DIGITS[:n, None])
     return grey if channels == 1 else torch.cat([grey, 1 - grey, grey.square()], 1)
 
 
 def taken(name: str, **settings: Any) -> dict[str, Any]:
-    """Those of the settings that the member takes."""
+    """Return the settings that the member has."""
     return {key: value for key, value in settings.items() if key in MODELS[name].defaults()}
 
 
@@ -110,14 +110,14 @@ def test_members_train_in_bfloat16(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["contrastive", "graph", "ortho"])
 def test_a_decoder_of_weight_zero_is_not_evaluated(name: str) -> None:
-    x, asked = digits(1), list[str]()
+    x, decoded = digits(1), list[str]()
     for weight in (2.0, 0.0):
         member = build(name, (1, 8, 8), **taken(name, network="mlp", width=4, classes=2, reconstruction=weight))
         member.on_train_start(x, None)
-        member.decoder.register_forward_hook(lambda *_: asked.append(name))
+        member.decoder.register_forward_hook(lambda *_: decoded.append(name))
         assert ("reconstruction" in member.loss(x)) == (weight > 0)
         assert total(member, x).isfinite()
-        assert asked == [name] * 2
+        assert decoded == [name] * 2
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -475,14 +475,14 @@ def test_the_laplacian_equals_that_of_a_plain_loop() -> None:
 def test_a_twin_bottleneck_averages_over_images_of_similar_codes() -> None:
     member = build("twin", (1, 8, 8), network="mlp", width=2)
     h, z = torch.randn(2, 20, 16)
-    h[:10], h[10:] = torch.ones(16), -torch.ones(16)  # two kinds of image, with no bit in common
+    h[:10], h[10:] = torch.ones(16), -torch.ones(16)  # two groups of images, with no bit in common
     features = torch.cat([h, z], 1).requires_grad_()
     mixed, penalties = member.bottleneck(features)
     assert not penalties
     weight, bias = member.convolution.parameters()  # type: ignore[union-attr]
-    for kind in (slice(0, 10), slice(10, 20)):
-        expected = torch.sigmoid(z[kind].mean(0) @ weight.T + bias)
-        assert torch.allclose(mixed[kind], expected.expand(10, 16), atol=1e-5)
+    for group in (slice(0, 10), slice(10, 20)):
+        expected = torch.sigmoid(z[group].mean(0) @ weight.T + bias)
+        assert torch.allclose(mixed[group], expected.expand(10, 16), atol=1e-5)
     (gradient,) = torch.autograd.grad((mixed * torch.randn(20, 16)).sum(), features)
     assert gradient[:, :16].any() and gradient[:, 16:].any()
     member.eval()
@@ -530,9 +530,9 @@ def test_the_contrastive_loss_compares_views_and_reconstructs_the_image(channels
 def test_whole_is_the_share_of_first_views_that_are_the_images(shape: Any) -> None:
     x = torch.rand(300, *shape)
     parts: dict[str, Any] = {"network": "mlp", "likelihood": "gaussian", "width": 2}
-    for whole, least, most in ((0.0, 0, 0), (0.3, 60, 120), (1.0, 300, 300)):
+    for whole, minimum, maximum in ((0.0, 0, 0), (0.3, 60, 120), (1.0, 300, 300)):
         first, second = build("contrastive", shape, whole=whole, **parts).two_views(x)  # type: ignore[operator]
-        assert least <= sum(torch.equal(view, image) for view, image in zip(first, x, strict=True)) <= most
+        assert minimum <= sum(torch.equal(view, image) for view, image in zip(first, x, strict=True)) <= maximum
         assert not any(torch.equal(view, image) for view, image in zip(second, x, strict=True))
 
 
@@ -644,7 +644,7 @@ def test_views_keep_shape_and_range_and_are_the_identity_at_strength_zero(channe
     assert view.shape == x.shape and view.dtype == x.dtype
     assert -1e-6 <= view.min() <= view.max() <= 1 + 1e-6
     for strength in ({"crop": 0.5}, {"light": 0.3}, {"erase": 1.0}, {"rotation": 30}):
-        if min(size) > 4:  # there is not much to change in a line
+        if min(size) > 4:  # a line of pixels hardly changes
             assert not torch.allclose(augment(x, **(STILL | strength)), x, atol=0.01), strength
 
 
@@ -671,10 +671,10 @@ def test_rotations_keep_a_disc(size: tuple[int, int]) -> None:
 
 def test_grey_is_the_share_of_grey_views() -> None:
     x = torch.rand(400, 3, 4, 4)
-    for grey, least, most in ((0.0, 0, 0), (0.3, 80, 160), (1.0, 400, 400)):
+    for grey, minimum, maximum in ((0.0, 0, 0), (0.3, 80, 160), (1.0, 400, 400)):
         view = augment(x, **(STILL | {"grey": grey}))
         changed = (view - x).abs().amax((1, 2, 3)) > 1e-5
-        assert least <= int(changed.sum()) <= most
+        assert minimum <= int(changed.sum()) <= maximum
         assert torch.allclose(view[changed], x.mean(1, keepdim=True).expand_as(x)[changed], atol=1e-5)
     assert torch.allclose(augment(x[:, :1], **(STILL | {"grey": 1.0})), x[:, :1], atol=1e-5)
 
@@ -808,8 +808,8 @@ def variational(name: str, **parts: Any) -> Variational:
 @pytest.mark.parametrize("name", ["vae", "cvae", "bernoulli-vae"])
 def test_log_weights_equal_those_of_torch_distributions(name: str) -> None:
     member, x = variational(name, **taken(name, classes=3)), digits(1, 50).round()
-    given = [torch.randint(-1, 3, (50,))] if name == "cvae" else []
-    features = member.features(x, *given) * 3
+    condition = [torch.randint(-1, 3, (50,))] if name == "cvae" else []
+    features = member.features(x, *condition) * 3
     z, log_ratio = member.draw_posterior(features)
     posterior: Distribution = Bernoulli(logits=features)
     log_prior = torch.full((50,), 8 * math.log(0.5))
@@ -822,13 +822,13 @@ def test_log_weights_equal_those_of_torch_distributions(name: str) -> None:
     assert torch.allclose(drawn.mean(0), posterior.mean, atol=5 * float(posterior.variance.max() / 4000) ** 0.5)
 
     torch.manual_seed(3)
-    weights = member.log_weights(x, 2, *given)
+    weights = member.log_weights(x, 2, *condition)
     torch.manual_seed(3)
     for weight in weights:
-        z, log_ratio = member.draw_posterior(member.features(x, *given))
-        likelihood = log_prob(Bernoulli(logits=member.decode(z, *given)), x).sum((1, 2, 3))
+        z, log_ratio = member.draw_posterior(member.features(x, *condition))
+        likelihood = log_prob(Bernoulli(logits=member.decode(z, *condition)), x).sum((1, 2, 3))
         assert torch.allclose(weight, log_ratio + likelihood, rtol=1e-5)
-    if given:
+    if condition:
         assert not torch.allclose(weights, member.log_weights(x, 2), atol=1)
 
 

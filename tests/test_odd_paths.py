@@ -61,7 +61,7 @@ def path(folder: Path, name: bytes) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with an empty collection, and a folder with an odd name that contains files of all odd names."""
+    """Return a folder with an empty collection, and a folder with an odd name that contains files of all odd names."""
     folder = tmp_path_factory.mktemp("odd")
     for i, name in enumerate(NAMES):
         file = path(folder / "-\n\U0001f98a", name)
@@ -112,17 +112,17 @@ def test_any_name_is_read_and_printed(folder: Path, hashret: Command, monkeypatc
     )
     assert counted.startswith(f"{len(NAMES)} added, 1 failed")
 
-    asked = [str(file.relative_to(folder)) for file in files]
-    ran = hashret("query", "--json", "-k", "1", "--", *asked)
+    queries = [str(file.relative_to(folder)) for file in files]
+    ran = hashret("query", "--json", "-k", "1", "--", *queries)
     assert ran.code == 0, ran.err
     documents = json.loads(ran.out)
-    assert [document["query"] for document in documents] == asked
+    assert [document["query"] for document in documents] == queries
     for document, file in zip(documents, files, strict=True):
         (hit,) = document["hits"]
         assert (hit["distance"], hit["path"]) == (0, str(file)) and Path(hit["path"]).read_bytes() == file.read_bytes()
-    ran = hashret("query", "--jsonl", "-k", "1", "--", *asked)
+    ran = hashret("query", "--jsonl", "-k", "1", "--", *queries)
     assert [json.loads(line) for line in ran.out.splitlines()] == documents
-    ran = hashret("query", "--paths", "-k", "1", "--", *asked)
+    ran = hashret("query", "--paths", "-k", "1", "--", *queries)
     assert ran.out == b"".join(os.fsencode(file) + b"\n" for file in files)  # as the original bytes
 
     ran = hashret("query", "--", str(path(root, b"bro\nken\x1b[2J\xff.png")), "-no\nfile\x1b.png")

@@ -16,7 +16,7 @@ import hashret
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "faiss", "numba", "sqlite3", "sqlite_utils", "sklearn", "matplotlib", "typer", "PIL"}
 
-# DESIGN §1: what each room must never import, directly or through others.
+# DESIGN §1: modules that each package must never import, directly or indirectly.
 FORBIDDEN = {
     "hashret": {*HEAVY, "numpy"},
     "hashret.errors": {*HEAVY, "numpy"},
@@ -48,7 +48,7 @@ FORBIDDEN = {
     "hashret.cli": HEAVY - {"typer"} | {"numpy"},
 }
 
-# What of hashret each room may import, for types too: those before it in this table alone, so that there is no circle.
+# The packages and modules of hashret that each package may import, also for types: only earlier ones, to avoid cycles.
 GROUND = {"errors", "codes", "results", "parallel", "durable", "process"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -79,7 +79,7 @@ ROOMS: dict[str, set[str]] = {
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:
-    """What a Python of its own, away from the checkout, prints."""
+    """Return the output of code in a new Python process outside the checkout."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd="/", env=os.environ | environment
     )
@@ -113,7 +113,7 @@ def test_every_module_is_known_by_its_one_name() -> None:
 
 
 def imported(file: Path) -> set[str]:
-    """The rooms of hashret that a file names in its imports, wherever they stand in it."""
+    """Return the packages of hashret that a file imports anywhere."""
     tree = ast.parse(file.read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     for node in ast.walk(tree):
@@ -183,7 +183,7 @@ def test_the_public_names_are_fetched_on_first_use() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the checkout that has lost its links, as some checkouts do."""
+    """Build a wheel from a copy of the checkout without symbolic links, which some checkouts lack; return its path."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("hashret", "cli", "indexes"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -196,7 +196,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = importlib.util.find_spec("setuptools") is not None and int(version("setuptools").split(".")[0]) >= 77
     done = subprocess.run([*build, *(["--no-isolation"] if here else [])], cwd=folder, capture_output=True, text=True)
     if done.returncode and not here and "No matching distribution" in done.stdout + done.stderr:
-        pytest.skip("setuptools 77 is not installed, and there is no package index to get it from")
+        pytest.skip("setuptools 77 is not installed, and no package index is available")
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = (folder / "dist").glob("*.whl")
     return built
@@ -222,7 +222,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     assert any(file.parts[1:] == ("licenses", "LICENSE") for file in files if file.parts[0] == described)
 
 
-def test_the_wheel_works_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_without_a_checkout(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
@@ -231,11 +231,11 @@ def test_the_wheel_works_where_there_is_no_checkout(wheel: Path, tmp_path: Path)
         "assert hashret.cli.app.run(['--version']) == 0 and 'cli' not in sys.modules"
     )
     out = python(code, PYTHONPATH=str(tmp_path))
-    places = [tmp_path / "hashret" / name / "__init__.py" for name in ("", "cli", "indexes")]
-    assert out.split()[:3] == [str(place) for place in places]
+    paths = [tmp_path / "hashret" / name / "__init__.py" for name in ("", "cli", "indexes")]
+    assert out.split()[:3] == [str(path) for path in paths]
 
 
-def test_the_links_that_editors_need_are_there() -> None:
+def test_editors_find_the_links_that_they_need() -> None:
     for name in ("cli", "indexes"):
         assert os.readlink(ROOT / "hashret" / name) == f"../{name}"  # noqa: PTH115  # as it is written
     assert not (ROOT / "tests/__init__.py").exists()

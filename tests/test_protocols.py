@@ -22,7 +22,7 @@ def hasher() -> Hasher:
 
 
 def write(folder: Path, images: range, name: str = "{label}/{i:04}.png") -> Path:
-    """Digits as files, in folders named by their labels unless `name` says otherwise."""
+    """Write digits as files, by default in folders named by their labels; return the folder."""
     for i in images:
         path = folder / name.format(label=LABELS[i], i=i)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,15 +31,15 @@ def write(folder: Path, images: range, name: str = "{label}/{i:04}.png") -> Path
 
 
 def plain_recall(hasher: Hasher, queries: range, database: range, within: bool) -> float:
-    """The share of the 10 nearest in pixels among the 10 nearest in codes, ties as often as they fit in."""
+    """Return the share of the 10 nearest in pixels among the 10 nearest in codes, with ties in random order."""
     vectors, codes = DIGITS.reshape(len(DIGITS), -1).astype(int), hasher.encode(DIGITS)
     shares = []
     for row in queries:
         among = np.array([j for j in database if not within or LABELS[j] == LABELS[row]])
         near = np.square(vectors[among] - vectors[row]).sum(1).argsort(kind="stable")[:10]
         distances = hamming(codes[row : row + 1], codes[among])[0]
-        surely, tied = distances < np.sort(distances)[9], distances == np.sort(distances)[9]
-        shares.append((surely[near].sum() + tied[near].sum() * (10 - surely.sum()) / tied.sum()) / 10)
+        below, tied = distances < np.sort(distances)[9], distances == np.sort(distances)[9]
+        shares.append((below[near].sum() + tied[near].sum() * (10 - below.sum()) / tied.sum()) / 10)
     return float(np.mean(shares))
 
 
@@ -56,8 +56,8 @@ def test_queries_of_a_split_are_its_test_images(hasher: Hasher) -> None:
 
 
 def test_leave_one_out_queries_are_all_images(tmp_path: Path, hasher: Hasher) -> None:
-    told: list[Progress] = []
-    done = evaluate(hasher, choose_protocol(str(write(tmp_path, range(60)))), progress=told.append)
+    reports: list[Progress] = []
+    done = evaluate(hasher, choose_protocol(str(write(tmp_path, range(60)))), progress=reports.append)
     order = sorted(range(60), key=lambda i: (LABELS[i], i))
     codes, labels = hasher.encode(DIGITS[order]), LABELS[order]
     distances = hamming(codes, codes).astype(np.int64)
@@ -68,28 +68,28 @@ def test_leave_one_out_queries_are_all_images(tmp_path: Path, hasher: Hasher) ->
         precisions.append(average_precision(items, relevant)[0])
     assert done.measures["mAP@all"] == done.measures["mAP@1000"] == pytest.approx(np.mean(precisions))
     assert (done.queries, done.left_out) == (60, 0)
-    assert told[-1] == Progress("reading", 60, None, {})
+    assert reports[-1] == Progress("reading", 60, None, {})
 
 
 def test_queries_may_be_drawn_from_all_images(hasher: Hasher) -> None:
     protocol = Protocol("", ("digits:train", "digits:test"), n_queries=100, n_training=300)
-    learned, searched, asked = protocol.rows([1437, 360])
-    assert (len(learned), len(searched), len(asked)) == (300, 1697, 100)
-    assert sorted([*searched, *asked]) == [*range(1797)] and set(learned) < set(searched)
-    assert asked.max() > 1437 > asked.min()
+    training, database, queries = protocol.rows([1437, 360])
+    assert (len(training), len(database), len(queries)) == (300, 1697, 100)
+    assert sorted([*database, *queries]) == [*range(1797)] and set(training) < set(database)
+    assert queries.max() > 1437 > queries.min()
     again = protocol.rows([1437, 360])
-    assert all((part == other).all() for part, other in zip(again, (learned, searched, asked), strict=True))
+    assert all((part == other).all() for part, other in zip(again, (training, database, queries), strict=True))
     images = training_images(protocol)
-    assert (images[..., 0] == read_images(protocol, hasher.preprocessing).pixels[learned][..., 0]).all()
+    assert (images[..., 0] == read_images(protocol, hasher.preprocessing).pixels[training][..., 0]).all()
     codes = hasher.encode(((load_digits().images.astype(int) * 255 + 8) // 16).astype(np.uint8))
-    expected = mean_average_precision(codes[asked], LABELS[asked], codes[searched], LABELS[searched])
+    expected = mean_average_precision(codes[queries], LABELS[queries], codes[database], LABELS[database])
     assert evaluate(hasher, protocol).measures["mAP@all"] == expected
 
 
 def test_the_drawn_queries_of_cifar10_are_always_the_same() -> None:
-    learned, searched, asked = PROTOCOLS["cifar10-1k-59k"].rows([50_000, 10_000])
-    assert (len(learned), len(searched), len(asked)) == (5000, 59_000, 1000)
-    assert asked[:5].tolist() == [49, 95, 103, 229, 257] and learned[:5].tolist() == [9, 24, 60, 63, 65]
+    training, database, queries = PROTOCOLS["cifar10-1k-59k"].rows([50_000, 10_000])
+    assert (len(training), len(database), len(queries)) == (5000, 59_000, 1000)
+    assert queries[:5].tolist() == [49, 95, 103, 229, 257] and training[:5].tolist() == [9, 24, 60, 63, 65]
 
 
 def test_recall_of_neighbours_in_pixels_equals_a_plain_loop(tmp_path: Path, hasher: Hasher) -> None:

@@ -1,4 +1,4 @@
-"""What the README and the pages on models and make targets promise is there. Their examples run in test_docs.py."""
+"""The README and the pages on models and make targets agree with the code; test_docs.py runs their examples."""
 
 import re
 

@@ -64,7 +64,7 @@ def test_labels_replace_those_of_a_source(tmp_path: Path) -> None:
         assert [record.label for record in labelled] == ["7", None, "x"]
         assert labelled.ignored == source.ignored == 1
     assert [record.read() for record in labelled] == [record.read() for record in source]
-    for labels, images in (([1, 2], "more images than the 2"), ([1, 2, 3, 4], "only 3 images for 4")):
+    for labels, images in (([1, 2], "more images than the 2"), ([1, 2, 3, 4], "only 3 images for the 4")):
         with pytest.raises(ValueError, match=f"there are {images} labels: give one label per image"):
             list(LabelledSource(source, labels))
 

@@ -42,7 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
-    """A collection of 397 items, of which 17 have no file of their own."""
+    """Return a collection of 397 items, of which 17 have no file of their own."""
     folder = tmp_path_factory.mktemp("made") / "c"
     with Collection.create(folder, hasher()) as collection:
         collection.index(source)
@@ -127,7 +127,7 @@ def test_recovery_with_many_lost_pages(folder: Path) -> None:
 @pytest.mark.parametrize("size", [512, 4096, 65536])
 @pytest.mark.parametrize("lost", [False, True])
 def test_rows_are_found_without_their_parent_pages(tmp_path: Path, size: int, lost: bool) -> None:
-    """Values of every type, some longer than a page, some only in the log, but no deleted ones."""
+    """Rows have values of every type, some longer than a page, some only in the log; deleted rows are not found."""
     rng = random.Random(size)
     forms: list[Callable[[], object]] = [
         lambda: None,

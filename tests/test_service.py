@@ -72,7 +72,7 @@ def make(folder: Path, hasher: Hasher, count: int = 30) -> Collection:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory, hasher: Hasher) -> Iterator[Collection]:
-    """A collection that no test changes."""
+    """Return a collection that no test changes."""
     with make(tmp_path_factory.mktemp("served"), hasher) as made:
         made.add([png(500)], [{"price": 3, "who": "Ada"}])
         yield made
@@ -86,7 +86,7 @@ def http(collection: Collection, serve: Serve) -> Iterator[Any]:
 
 @pytest.fixture
 def own(tmp_path: Path, hasher: Hasher) -> Iterator[Collection]:
-    """A collection for the test alone."""
+    """Return a collection that the test may change."""
     with make(tmp_path, hasher) as made:
         yield made
 

@@ -241,8 +241,8 @@ def test_paths_that_are_not_utf8_are_stored_as_bytes(store: SqliteStore) -> None
     names = [os.fsdecode(b"\xff\xfe.png"), os.fsdecode(b"caf\xe9/x.png"), "café/y.png", "new\nline"]
     put(store, *(content(name, name, root=os.fsdecode(b"/caf\xe9/")) for name in names))
     with connection(store) as conn:
-        kinds = conn.execute("SELECT typeof(name), count(*) FROM paths WHERE typeof(root) = 'blob' GROUP BY 1")
-        assert dict(kinds) == {"blob": 2, "text": 2}
+        types = conn.execute("SELECT typeof(name), count(*) FROM paths WHERE typeof(root) = 'blob' GROUP BY 1")
+        assert dict(types) == {"blob": 2, "text": 2}
         assert (os.fsencode(names[1]),) in conn.execute("SELECT name FROM paths").fetchall()
 
 
@@ -375,7 +375,7 @@ def test_a_deleted_database_is_not_written_to(store: SqliteStore, replaced: bool
 def test_every_thread_has_its_connection_and_leaves_no_file_open(store: SqliteStore) -> None:
     descriptors = Path("/proc/self/fd")
     if not descriptors.is_dir():
-        pytest.skip("there is no /proc here to count open files in")
+        pytest.skip("needs /proc, to count open files")
     put(store, content("a", "one"))
     before = len(list(descriptors.iterdir()))
     found = []

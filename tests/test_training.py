@@ -37,7 +37,7 @@ def build(name: str = "denoising", seed: int = 0, **parts: Any) -> Member:
 
 
 def smallest(name: str) -> dict[str, Any]:
-    """The settings of the smallest network, for members that have a choice."""
+    """Return the settings of the smallest network, for members that have them."""
     return {key: value for key, value in (("network", "mlp"), ("width", 1)) if key in MODELS[name].defaults()}
 
 
@@ -59,7 +59,7 @@ def learned(name: str = "denoising", **how: Any) -> dict[str, list[float]]:
 
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress is reported after each step."""
+    """Report progress after each step."""
     monkeypatch.setattr(training, "REPORT_EVERY", -1.0)
 
 
@@ -110,15 +110,15 @@ def test_options_override_the_training_defaults_of_a_member() -> None:
     assert weights(other) != learned(steps=4, batch=BATCH, learning_rate=2e-3)
 
 
-@pytest.mark.parametrize("told", [{"avx512_bf16": True}, {"avx512_bf16": False}, {}])
+@pytest.mark.parametrize("capabilities", [{"avx512_bf16": True}, {"avx512_bf16": False}, {}])
 def test_training_uses_bfloat16_if_the_processor_supports_it(
-    told: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+    capabilities: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     member, seen = build(), set()
     member.encoder.register_forward_hook(lambda _, __, features: seen.add((member.training, features.dtype)))
     learn(member)
-    learning = torch.bfloat16 if told.get("avx512_bf16") else torch.float32
+    learning = torch.bfloat16 if capabilities.get("avx512_bf16") else torch.float32
     assert seen == {(True, learning), (False, torch.float32)}
     assert {tensor.dtype for tensor in member.parameters()} == {torch.float32}
 
@@ -169,7 +169,7 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     member = build("ae")
     path = [torch.cat([p.detach().flatten() for p in member.parameters()])]
 
-    def watch(told: Progress) -> None:
+    def watch(progress: Progress) -> None:
         path.append(torch.cat([p.detach().flatten() for p in member.parameters()]))
 
     learn(member, steps=60, progress=watch)
@@ -181,7 +181,7 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
 @pytest.mark.usefixtures("every_step")
 def test_stacked_pretrains_layer_by_layer_and_then_trains_all() -> None:
     member = build("stacked")
-    changed, told = [], []
+    changed, terms = [], []
     before = dict(member.state_dict())
 
     def watch(p: Progress) -> None:
@@ -190,12 +190,12 @@ def test_stacked_pretrains_layer_by_layer_and_then_trains_all() -> None:
         changed.append(
             {name for name in after if after[name].is_floating_point() and (after[name] != before[name]).any()}
         )
-        told.append(list(p.terms))
+        terms.append(list(p.terms))
         before = after
 
     before = {name: tensor.clone() for name, tensor in before.items()}
     learn(member, progress=watch)
-    layers = [told.index([name]) for name in ("layer 1", "layer 2", "layer 3", "reconstruction")]
+    layers = [terms.index([name]) for name in ("layer 1", "layer 2", "layer 3", "reconstruction")]
     assert layers == [0, 2, 4, 6]
     numbers = [["encoder.1", "encoder.2", "decoder.6"], ["encoder.4", "encoder.5", "decoder.3"], ["encoder.7"]]
     for layer, own in enumerate(numbers):
@@ -266,17 +266,17 @@ def test_labels_are_not_read_without_the_option(tmp_path: Path, name: str) -> No
 
 
 def press_in_progress(at: int) -> Callable[[Member], dict[str, Any]]:
-    """KeyboardInterrupt from the function that is told about progress, after step `at`."""
+    """Return arguments of `learn` whose progress function raises KeyboardInterrupt after step `at`."""
 
-    def progress(told: Progress) -> None:
-        if told.done == at:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == at:
             raise KeyboardInterrupt
 
-    return lambda member: {"progress": progress}
+    return lambda member: {"progress": interrupt}
 
 
-def press_in_step(at: int, what: Callable[[], None] = lambda: signal.raise_signal(signal.SIGINT)) -> Any:
-    """Ctrl-C, or something else, in the middle of step `at` + 1, when batch statistics are already of it."""
+def press_in_step(at: int, action: Callable[[], None] = lambda: signal.raise_signal(signal.SIGINT)) -> Any:
+    """Call `action`, by default Ctrl-C, in the middle of step `at` + 1, after it has changed batch statistics."""
 
     def arrange(member: Member) -> dict[str, Any]:
         loss, calls = member.loss, [0]
@@ -285,7 +285,7 @@ def press_in_step(at: int, what: Callable[[], None] = lambda: signal.raise_signa
             terms = loss(x)
             calls[0] += 1
             if calls[0] == at + 1:
-                what()
+                action()
             return terms
 
         member.loss = interrupted  # type: ignore[method-assign]
@@ -297,7 +297,7 @@ def press_in_step(at: int, what: Callable[[], None] = lambda: signal.raise_signa
 INTERRUPTIONS = {
     "in progress": (press_in_progress(5), 5),
     "in progress, in an epoch": (press_in_progress(7), 7),
-    "in a step": (press_in_step(6), 7),  # which is taken to its end
+    "in a step": (press_in_step(6), 7),  # the step is completed
     "in the first step": (press_in_step(0), 1),
     "in the last step": (press_in_step(STEPS - 1), STEPS),
 }
@@ -315,7 +315,7 @@ def test_a_resumed_training_reaches_the_same_weights(tmp_path: Path, name: str, 
     assert [file.name for file in checkpoint.parent.iterdir()] == ["checkpoint"]
 
     torch.manual_seed(99)
-    member = build(name, seed=3)  # whatever is in it is replaced
+    member = build(name, seed=3)  # its weights are replaced
     done = learn(member, checkpoint=checkpoint, resume=True)
     assert (done.interrupted, done.steps, done.total_steps) == (False, STEPS, STEPS)
     assert weights(member) == learned(name)
@@ -327,9 +327,9 @@ def test_a_training_can_be_interrupted_repeatedly(tmp_path: Path) -> None:
     for at in (2, 3, 9):
         member = build()
         assert learn(member, checkpoint=checkpoint, resume=at > 2, **press_in_progress(at)(member)).steps == at
-    for how in ({"steps": STEPS}, {"steps": None}, {"steps": None, "budget": 60.0}):  # all twelve steps, all the same
+    for length in ({"steps": STEPS}, {"steps": None}, {"steps": None, "budget": 60.0}):  # the same twelve steps
         member = build()
-        assert learn(member, checkpoint=checkpoint, resume=True, **how).steps == STEPS
+        assert learn(member, checkpoint=checkpoint, resume=True, **length).steps == STEPS
         assert weights(member) == learned()
 
 
@@ -339,8 +339,8 @@ def test_a_training_resumes_from_the_last_checkpoint_before_a_crash(
 ) -> None:
     monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
 
-    def crash(told: Progress) -> None:
-        if told.done == 8:
+    def crash(progress: Progress) -> None:
+        if progress.done == 8:
             raise RuntimeError("a crash")
 
     with pytest.raises(RuntimeError, match="a crash"):
@@ -404,8 +404,8 @@ def test_training_in_another_thread_gives_the_same_weights() -> None:
 
 
 def test_an_interrupted_hasher_is_usable_and_records_the_interruption(tmp_path: Path) -> None:
-    def press(told: Progress) -> None:
-        if told.stage == "training":
+    def press(progress: Progress) -> None:
+        if progress.stage == "training":
             raise KeyboardInterrupt
 
     hasher = Hasher("contrastive", 16, network="mlp", width=1)
@@ -418,7 +418,7 @@ def test_an_interrupted_hasher_is_usable_and_records_the_interruption(tmp_path: 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Of the fifth of twelve steps."""
+    """Return a checkpoint after the fifth of twelve steps."""
     path = tmp_path / "checkpoint"
     member = build()
     learn(member, checkpoint=path, **press_in_step(4)(member))
@@ -450,20 +450,20 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoint: Path, other: di
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
-    def press(told: Progress) -> None:
-        if told.stage == "training":
+    def press(progress: Progress) -> None:
+        if progress.stage == "training":
             raise KeyboardInterrupt
 
-    where = tmp_path / "checkpoint"
-    Hasher("vae", 16, network="mlp", width=1, beta=2).fit(DIGITS, steps=10_000, checkpoint=where, progress=press)
+    path = tmp_path / "checkpoint"
+    Hasher("vae", 16, network="mlp", width=1, beta=2).fit(DIGITS, steps=10_000, checkpoint=path, progress=press)
     with pytest.raises(HashretError, match="is of another training"):
-        Hasher("vae", 16, network="mlp", width=1).fit(DIGITS, steps=10_000, checkpoint=where, resume=True)
+        Hasher("vae", 16, network="mlp", width=1).fit(DIGITS, steps=10_000, checkpoint=path, resume=True)
 
 
 def test_resuming_with_another_number_of_steps_is_refused(checkpoint: Path) -> None:
-    for how in ({"steps": 13}, {"steps": None, "epochs": 2}):
+    for length in ({"steps": 13}, {"steps": None, "epochs": 2}):
         with pytest.raises(HashretError, match="is of a training of 12 steps: resume it without steps or epochs"):
-            learn(build(), checkpoint=checkpoint, resume=True, **how)
+            learn(build(), checkpoint=checkpoint, resume=True, **length)
 
 
 def truncate(path: Path) -> None:
@@ -490,7 +490,7 @@ def change_the_step(path: Path) -> None:
     path.write_bytes(data.replace(b'"step":"5"', b'"step":"6"'))
 
 
-def forget_what_it_says(path: Path) -> None:
+def remove_the_digest(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(re.sub(rb'"sha256":"', b'"sha257":"', data))
 
@@ -502,7 +502,7 @@ def a_folder(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, empty, garbage, flip_a_bit_of_the_weights, change_the_step, forget_what_it_says, a_folder, Path.unlink],
+    [truncate, empty, garbage, flip_a_bit_of_the_weights, change_the_step, remove_the_digest, a_folder, Path.unlink],
 )
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path, damage: Callable[[Path], None]) -> None:
     damage(checkpoint)
@@ -564,13 +564,15 @@ def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
 def test_progress_names_every_term_of_the_loss() -> None:
     reports: list[Progress] = []
     done = learn(build("vae"), progress=reports.append)
-    assert [(told.stage, told.done, told.total) for told in reports] == [("training", i, 12) for i in range(1, 13)]
-    assert all(told.terms.keys() == {"reconstruction", "kl"} for told in reports)
+    assert [(report.stage, report.done, report.total) for report in reports] == [
+        ("training", i, 12) for i in range(1, 13)
+    ]
+    assert all(report.terms.keys() == {"reconstruction", "kl"} for report in reports)
     assert done.terms == reports[-1].terms
 
 
 def labelled_pairs(n: int = 20) -> LabelledPairs:
-    """Pairs of digits that are said to be the same, and others that are said to be different."""
+    """Return pairs of digits, half of them labelled the same and half different."""
     return LabelledPairs(DIGITS[:n], DIGITS[n : 2 * n], np.arange(n) % 2 == 0)
 
 
@@ -595,21 +597,21 @@ def test_training_with_pairs_is_reproducible(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ae", "binary"])
 def test_pairs_reduce_distances_of_same_and_increase_those_of_different_images(name: str) -> None:
-    def wrong_bits(**how: Any) -> tuple[float, float]:
-        hasher = Hasher(name, 16, **smallest(name) | {"width": 4}).fit(DIGITS, steps=150, **how)
+    def differing_bits(**options: Any) -> tuple[float, float]:
+        hasher = Hasher(name, 16, **smallest(name) | {"width": 4}).fit(DIGITS, steps=150, **options)
         a, b = (unpack(hasher.encode(side)) for side in labelled_pairs()[:2])
         return tuple((a != b).sum(1)[labelled_pairs().same == same].mean() for same in (True, False))
 
-    told = [(a, b, bool(same)) for a, b, same in zip(*labelled_pairs(), strict=True)]
-    (same, different), (same_before, different_before) = wrong_bits(pairs=told), wrong_bits()
+    pairs = [(a, b, bool(same)) for a, b, same in zip(*labelled_pairs(), strict=True)]
+    (same, different), (same_before, different_before) = differing_bits(pairs=pairs), differing_bits()
     assert same < 0.6 * same_before and different >= max(6.0, different_before)
 
 
 def test_a_training_resumes_only_with_the_same_pairs(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
 
-    def stop(told: Progress) -> None:
-        if told.stage == "training" and told.done >= 4:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "training" and progress.done >= 4:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
@@ -656,9 +658,9 @@ def test_muon_updates_kernels_as_matrices_and_other_weights_as_adamw() -> None:
     adamw = torch.optim.AdamW(copy.parameters(), 0.01, weight_decay=0.5)
     for _ in range(3):
         x, before = torch.rand(5, 3, 6, 6), first.weight.detach().clone()
-        for there, optimiser in ((layers, muon), (copy, adamw)):
+        for network, optimiser in ((layers, muon), (copy, adamw)):
             optimiser.zero_grad()
-            (there(x) ** 3).mean().backward()
+            (network(x) ** 3).mean().backward()
             kernels.data = first.weight.data.clone()  # for the same gradients
             optimiser.step()
         step = (first.weight - before * (1 - 0.01 * 0.5)).flatten(1).detach()

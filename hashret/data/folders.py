@@ -37,9 +37,8 @@ class Folder(Source):
                 except OSError as error:
                     if not name:
                         raise HashretError(f"{self.root}: cannot be read: {error.strerror}") from error
-                    yield Record(
-                        name, 0, 0, None, partial(_fail, error)
-                    )  # a failing record: its images are not removed
+                    # A record that fails to read, so the images in the folder are not removed.
+                    yield Record(name, 0, 0, None, partial(_fail, error))
 
     def _list(self, folder: str) -> list[str]:
         """Return the sorted names in a folder. Names of folders end in "/", so a depth-first walk is sorted too."""

@@ -139,10 +139,8 @@ def resize(content: Content, height: int, width: int) -> Decoded:
         left, top = (w - width) // 2, (h - height) // 2
         image = image.crop((left, top, left + width, top + height))
     else:
-        right, bottom = (
-            min((w + width * scale) / 2, w),
-            min((h + height * scale) / 2, h),
-        )  # rounding must not pass the edge
+        # Rounding must not exceed the image.
+        right, bottom = min((w + width * scale) / 2, w), min((h + height * scale) / 2, h)
         image = image.resize((width, height), Image.Resampling.BILINEAR, (w - right, h - bottom, right, bottom))
     return Decoded(_pixels(image), original_width, original_height)
 

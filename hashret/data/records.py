@@ -73,14 +73,9 @@ class LabelledSource(Source):
             yield record._replace(label=None if label is None else str(label))
         self.ignored = self._source.ignored
         if count != len(self._labels):
-            label_count = format_count(len(self._labels), "label")
-            many = count > len(self._labels)
-            reason = (
-                f"more images than the {label_count}"
-                if many
-                else f"only {format_count(count, 'image')} for {label_count}"
-            )
-            raise ValueError(f"there are {reason}: give one label per image")
+            n_labels = format_count(len(self._labels), "label")
+            images = "more images than" if count > len(self._labels) else f"only {format_count(count, 'image')} for"
+            raise ValueError(f"there are {images} the {n_labels}: give one label per image")
 
 
 def read(record: Record) -> Content | HashretError:

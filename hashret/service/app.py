@@ -89,9 +89,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     metrics: Metrics = app.state.metrics
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, handlers.warm_up)
-        yield {
-            "count_rejected": partial(metrics.count_response, "other", "other", 503, 0.0)
-        }  # called by http11.Protocol
+        # http11.Protocol calls it for connections that it rejects.
+        yield {"count_rejected": partial(metrics.count_response, "other", "other", 503, 0.0)}
     await anyio.to_thread.run_sync(handlers.close)
 
 

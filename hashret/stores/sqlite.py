@@ -95,7 +95,7 @@ class SqliteStore:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether a folder contains a store, intact or damaged."""
+        """Return whether a folder contains a store, intact or damaged."""
         return (folder / DATABASE).is_file()
 
     @property
