@@ -417,8 +417,8 @@ def main() -> None:
     if args.list:
         print(*(f"{'done' if str(row) in done else 'not done':10}{row}" for row in rows), sep="\n")
         return
-    here = GPU if default_device().type == "cuda" else ""
-    rows = [row for row in rows if str(row) in done or row.budget == "none" or device_suffix(row) == here]
+    device = GPU if default_device().type == "cuda" else ""
+    rows = [row for row in rows if str(row) in done or row.budget == "none" or device_suffix(row) == device]
     with tempfile.TemporaryDirectory() as scratch:
         data_sets = DataSets(args.data, args.root, Path(scratch))
         for i, row in enumerate(rows):

@@ -1,10 +1,10 @@
-"""The precision and the cost of ranking hits by asymmetric distance (`rank="asymmetric"`).
+"""Measure the precision and the cost of ranking hits by asymmetric distance (`rank="asymmetric"`).
 
     python benchmarks/ranking.py --train train-images-idx3-ubyte.gz
 
-Protocol: --queries random images of --train are held out. The model is trained on all others, which a collection then
-holds. Each query returns its 100 nearest by either rank. Hits with the label of the query are relevant; labels are used
-for nothing else. The average precision is that of the list of 100, over the relevant hits in it. Times are of queries
+Protocol: --queries random images of --train are held out. The model is trained on all others without labels, and a
+collection indexes them. Each query returns its 100 nearest images by either rank. Hits with the label of the query are
+relevant. The average precision is that of the 100 hits, relative to the relevant ones among them. Times are of queries
 with k = 10 through `Collection`, from pixels to paths, in CPU time, which other load on the machine changes little.
 """
 
@@ -75,10 +75,10 @@ def main() -> None:
 def timed(collection: Collection, queries: np.ndarray, size: int, rank: str) -> float:
     """Return the CPU microseconds of all threads per query, in batches of this size."""
     collection.query_batch(queries[:size], rank=rank)
-    began = time.process_time()
+    start = time.process_time()
     for start in range(0, len(queries), size):
         collection.query_batch(queries[start : start + size], rank=rank)
-    return 1e6 * (time.process_time() - began) / len(queries)
+    return 1e6 * (time.process_time() - start) / len(queries)
 
 
 if __name__ == "__main__":

@@ -206,14 +206,14 @@ def timed(searches: list[Search], queries: Array, batch: int) -> list[float]:
     turns = [cycle(range(PARTS)) for _ in searches]
     for _ in range(PARTS):  # rounds, so that even a slow engine searches every part
         for number, search in enumerate(searches):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             for turn in turns[number]:
                 start = time.perf_counter()
                 for begin in range(0, len(parts[turn]), batch):
                     search(parts[turn][begin : begin + batch])
                 end = time.perf_counter()
                 best[number, turn] = min(best[number, turn], (end - start) / len(parts[turn]) * 1e6)
-                if end - begun > ROUND_SECONDS:
+                if end - start > ROUND_SECONDS:
                     break
     return list(best.mean(axis=1))
 
@@ -269,13 +269,13 @@ def brute_force(queries: Array, options: argparse.Namespace) -> Array:
 def latency(index: BitFlipIndex, queries: Array, batch: int, k: int) -> tuple[float, float]:
     """Return the median and the 99th percentile of the microseconds per query in batches."""
     times: list[float] = []
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for begin in range(0, len(queries), batch):
         start = time.perf_counter()
         index.search(queries[begin : begin + batch], k)
         end = time.perf_counter()
         times.append((end - start) / len(queries[begin : begin + batch]) * 1e6)
-        if end - begun > MAX_SECONDS:
+        if end - start > MAX_SECONDS:
             break
     return float(np.median(times)), float(np.percentile(times, 99))
 

@@ -119,13 +119,13 @@ def draw_probes(path: Path) -> None:
     """Plot the number of buckets that one table, and four tables of substrings, probe for all codes within a radius."""
     radii = np.arange(0, 17)
     single = [sum(comb(64, bits) for bits in range(radius + 1)) for radius in radii]
-    several = [sum(comb(16, level // 4) for level in range(radius + 1)) for radius in radii]
+    four_tables = [sum(comb(16, level // 4) for level in range(radius + 1)) for radius in radii]
     figure = new_figure(6.6, 3.5)
     axes = figure.subplots()
     axes.plot(
         radii[:11], single[:11], color=ORANGE, linewidth=2, marker="o", markersize=3.5, label="one table of 64 bits"
     )
-    axes.plot(radii, several, color=BLUE, linewidth=2, marker="o", markersize=3.5, label="four tables of 16 bits")
+    axes.plot(radii, four_tables, color=BLUE, linewidth=2, marker="o", markersize=3.5, label="four tables of 16 bits")
     axes.axhline(N_CODES, color=GREY, linewidth=1, linestyle=":")
     axes.text(16.2, N_CODES * 1.5, "a scan of 1 M codes", color=GREY, fontsize=9, ha="right")
     axes.set(yscale="log", ylim=(0.7, 1e11), xlim=(-0.3, 16.3), xlabel="radius, bits", ylabel="buckets to look up")

@@ -34,7 +34,7 @@ class FaissIndex(UpdatableIndex):
     return others than `BitFlipIndex`. A radius search of BHNSW is an exact scan. Raise ValueError for another factory.
     """
 
-    kind: ClassVar[str] = "faiss"
+    backend: ClassVar[str] = "faiss"
     delta_fraction: ClassVar[int] = 8  # a scan costs little compared with FAISS, a rebuild much
 
     def __init__(self, bits: int, factory: str = "BFlat", probe: int | None = None) -> None:

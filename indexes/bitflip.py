@@ -26,7 +26,7 @@ from hashret.indexes.updatable import UpdatableIndex
 class BitFlipIndex(UpdatableIndex):
     """Exact k-nearest-neighbour and radius search over codes of `bits` bits: equal to brute force by (distance, id)."""
 
-    kind: ClassVar[str] = "bitflip"
+    backend: ClassVar[str] = "bitflip"
     delta_fraction: ClassVar[int] = 256
     exact: ClassVar[bool] = True
 
@@ -51,7 +51,7 @@ class BitFlipIndex(UpdatableIndex):
 
         Raise ValueError for items that `add` rejects; a repeated id is detected only after all items have been read.
         """
-        streaming.build(path, cls.kind, bits, batches, progress or (lambda stage, done: None))
+        streaming.build(path, cls.backend, bits, batches, progress or (lambda stage, done: None))
         return cls.load(path, verify=False)
 
     def _build_engine(self, main: Segment) -> tuple[Segment, Any]:

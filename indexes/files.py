@@ -50,13 +50,13 @@ def array_name(segment: str, field: str) -> str:
 class Writer:
     """Writes an index array by array, whole or in blocks, so that no array has to fit in memory.
 
-    `with Writer(path, kind) as writer:` replaces the file at `path` when `finish` returns, and leaves it as it is if
+    `with Writer(path, backend) as writer:` replaces the file at `path` when `finish` returns, and leaves it as it is if
     that does not happen.
     """
 
-    def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], backend: str) -> None:
         self.path = Path(path)
-        self._kind = kind
+        self._backend = backend
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
         self._entries: dict[str, dict[str, Any]] = {}
         self._begins: dict[str, int] = {}  # offset of each array in the file
@@ -113,7 +113,7 @@ class Writer:
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         """Write the header, and rename the file to `path` when all is on the disk."""
-        fields = {"kind": self._kind, "settings": settings, "arrays": list(self._entries.values())}
+        fields = {"kind": self._backend, "settings": settings, "arrays": list(self._entries.values())}
         header = json.dumps(fields).encode().ljust(_HEADER - _PRELUDE)
         if len(header) > _HEADER - _PRELUDE:
             raise ValueError(f"a header of {len(header)} bytes is too long")
@@ -130,21 +130,23 @@ class Writer:
 
 
 def read(
-    path: str | os.PathLike[str], kind: str, verify: bool, random_access: Container[str] = ()
+    path: str | os.PathLike[str], backend: str, verify: bool, random_access: Container[str] = ()
 ) -> tuple[dict[str, Any], Arrays]:
     """Return the settings and read-only arrays saved at `path`, mapped into memory; read all of it only with `verify`.
 
     Readahead is turned off for the arrays named in `random_access`: of a file larger than memory it would evict pages
     that are needed again.
 
-    Raise HashretError, naming the file, if it is no index of this kind, is truncated, or (with `verify`) was altered.
+    Raise HashretError, naming the file, if it is no `backend` index, is truncated, or (with `verify`) was altered.
     """
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         fields, offset = _read_header(file, path)
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if fields["kind"] != kind:
-        raise HashretError(f"{path} holds a {fields['kind']} index, not {kind}; load it with the class that saved it")
+    if fields["kind"] != backend:
+        raise HashretError(
+            f"{path} holds a {fields['kind']} index, not {backend}; load it with the class that saved it"
+        )
     arrays: Arrays = {}
     for entry in fields["arrays"]:
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])

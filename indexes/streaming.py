@@ -56,11 +56,11 @@ class Column:
         self.path.unlink()
 
 
-def build(path: protocol.Path, kind: str, bits: int, batches: Batches, progress: ProgressCallback) -> None:
-    """Write an index of this kind with all items in its main segment to `path`; see `BitFlipIndex.build`."""
+def build(path: protocol.Path, backend: str, bits: int, batches: Batches, progress: ProgressCallback) -> None:
+    """Write an index of this backend with all items in its main segment to `path`; see `BitFlipIndex.build`."""
     path, width = Path(path), check_bits(bits) // 8
     empty = segments.build_flat(segments.to_words(np.empty((0, width), np.uint8)), np.empty(0, np.int64))
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name, Writer(path, kind) as writer:
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name, Writer(path, backend) as writer:
         folder = Path(name)
         records = Column(folder / "records", f"S{width + 8}")
         first_ids, other_ids = Column(folder / "first_ids", np.int64), Column(folder / "other_ids", np.int64)

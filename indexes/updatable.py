@@ -37,7 +37,7 @@ _MAX_OVERSIZE = 4  # a delta segment of so many times its maximum size is compac
 class UpdatableIndex(ABC):
     """An index that items can be added to and removed from, over an engine that searches immutable distinct codes."""
 
-    kind: ClassVar[str]  # the name of the class in saved files
+    backend: ClassVar[str]  # the name in factory strings and saved files
     delta_fraction: ClassVar[int]  # the delta segment may hold 1024 items plus a 1/delta_fraction of the main segment
 
     def __init__(self, bits: int) -> None:
@@ -52,7 +52,7 @@ class UpdatableIndex(ABC):
     def from_options(cls, bits: int, options: str) -> Self:
         """Return an empty index for codes of `bits` bits; raise ValueError for any options, as it takes none."""
         if options:
-            raise ValueError(f"there is no index {f'{cls.kind}:{options}'!r}: {cls.kind} takes no options")
+            raise ValueError(f"there is no index {f'{cls.backend}:{options}'!r}: {cls.backend} takes no options")
         return cls(bits)
 
     @abstractmethod
@@ -254,7 +254,7 @@ class UpdatableIndex(ABC):
     def save(self, path: Path) -> None:
         """Write the index to one file, and replace the file only when all is on the disk."""
         state = self._state
-        with files.Writer(path, self.kind) as writer:
+        with files.Writer(path, self.backend) as writer:
             for name, segment in zip((_MAIN, _DELTA), state.segments, strict=True):
                 for field, array in segment._asdict().items():
                     writer.write(files.array_name(name, field), [array])
@@ -269,7 +269,7 @@ class UpdatableIndex(ABC):
         With `verify`, read the whole file and raise HashretError, naming it, if it was truncated or altered. Without,
         check only the header and the sizes, and map the file into memory.
         """
-        settings, arrays = files.read(path, cls.kind, verify, _RANDOM_ACCESS)
+        settings, arrays = files.read(path, cls.backend, verify, _RANDOM_ACCESS)
         bits, alive = settings.pop("bits"), settings.pop("live")
         index = cls(bits, **settings)
         main, delta = (

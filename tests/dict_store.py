@@ -108,14 +108,14 @@ class DictSnapshot:
         return sorted({Root(root) for root, _ in [*self._tables.paths, *self._tables.failures]})
 
     def known_paths(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
-        known = {}
+        paths_by_name = {}
         for name in names:
             path, failure = self._tables.paths.get((root, name)), self._tables.failures.get((root, name))
             if failure is not None:
-                known[name] = KnownPath(path and path[0], failure.size, failure.mtime_ns, True)
+                paths_by_name[name] = KnownPath(path and path[0], failure.size, failure.mtime_ns, True)
             elif path is not None:
-                known[name] = KnownPath(path[0], path[2], path[3], False)
-        return known
+                paths_by_name[name] = KnownPath(path[0], path[2], path[3], False)
+        return paths_by_name
 
     def names(self, root: str) -> Iterator[str]:
         return iter({name for r, name in [*self._tables.paths, *self._tables.failures] if r == root})

@@ -162,9 +162,9 @@ def test_the_list_shows_finished_rows(rows: Rows, capsys: pytest.CaptureFixture[
 def test_the_page_is_written_from_the_rows(rows: Rows, tmp_path: Path) -> None:
     (row,) = rows("--rows", "digits/itq/*", "--json")
     done = {}
-    for seed, reached in enumerate((0.91, 0.92, 0.96)):
-        for head, behind in (("anchor-itq", 0.0), ("itq", 0.25), ("anchor-graph", 0.125)):
-            one = row | {
+    for seed, best in enumerate((0.91, 0.92, 0.96)):
+        for head, regret in (("anchor-itq", 0.0), ("itq", 0.25), ("anchor-graph", 0.125)):
+            variant = row | {
                 "data": "mnist",
                 "model": "contrastive",
                 "head": head,
@@ -172,9 +172,11 @@ def test_the_page_is_written_from_the_rows(rows: Rows, tmp_path: Path) -> None:
                 "budget": "2m",
                 "seed": seed,
             }
-            one |= {"measures": row["measures"] | {"mAP@all": reached - behind}}
+            variant |= {"measures": row["measures"] | {"mAP@all": best - regret}}
             if head == "anchor-itq" or not seed:
-                done["/".join(str(one[name]) for name in ("data", "model", "head", "bits", "budget", "seed"))] = one
+                done["/".join(str(variant[name]) for name in ("data", "model", "head", "bits", "budget", "seed"))] = (
+                    variant
+                )
     (tmp_path / "quality.json").write_text(json.dumps(done))
     rows("--write")
     page = (tmp_path / "page.md").read_text()

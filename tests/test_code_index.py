@@ -184,8 +184,8 @@ def test_parts_of_a_batch_make_the_whole(spec: str, share: int) -> None:
     for q in range(50):
         low, high = ranges.limits[q : q + 2]
         assert_same(Hits(hits.distances[q : q + 1], hits.ids[q : q + 1]), index.search(codes[q : q + 1], 8))
-        one = index.within(codes[q : q + 1], 6)
-        assert_same(RangeHits(one.limits, ranges.distances[low:high], ranges.ids[low:high]), one)
+        alone = index.within(codes[q : q + 1], 6)
+        assert_same(RangeHits(alone.limits, ranges.distances[low:high], ranges.ids[low:high]), alone)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -781,17 +781,17 @@ class AnySequence(RuleBasedStateMachine):
         self.collection.use_index(index)
         assert self.collection.info()["index"] == index
 
-    @rule(how=st.sampled_from(["delete", "truncate", "overwrite", "stray"]))
-    def damage_caches(self, how: str) -> None:
+    @rule(damage=st.sampled_from(["delete", "truncate", "overwrite", "stray"]))
+    def damage_caches(self, damage: str) -> None:
         for file in [*self.base.glob("c/index/*")]:
-            if how == "delete":
+            if damage == "delete":
                 file.unlink()
-            elif how == "stray":
+            elif damage == "stray":
                 (file.parent / "stray").write_bytes(b"stray")
             else:  # in a new file, as the old one may be mapped
                 data = file.read_bytes()
                 file.unlink()
-                file.write_bytes(data[: len(data) // 2] if how == "truncate" else bytes(len(data)))
+                file.write_bytes(data[: len(data) // 2] if damage == "truncate" else bytes(len(data)))
 
     @rule()
     def open_again(self) -> None:

@@ -21,7 +21,7 @@ from hashret.hasher import Hasher
 
 
 @pytest.fixture(params=["jsonl", "npz", "parquet"])
-def kind(request: pytest.FixtureRequest) -> str:
+def suffix(request: pytest.FixtureRequest) -> str:
     if request.param == "parquet":
         pytest.importorskip("pyarrow")
     found: str = request.param
@@ -51,8 +51,8 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]
     (folder / "b/copy.png").write_bytes((folder / "a/0.png").read_bytes())
     np.save(folder_of_all / "rows.npy", np.stack([pixels(i) for i in range(20, 1320)]))
     with Collection.create(folder_of_all / "c", hasher()) as collection:
-        known = {"a/0.png": {"x": 1, "y": 1.0, "z": "ü", "w": None, "v": True, "big": 10**30}, "3.png": {}}
-        collection.index(folder, metadata=known)
+        metadata = {"a/0.png": {"x": 1, "y": 1.0, "z": "ü", "w": None, "v": True, "big": 10**30}, "3.png": {}}
+        collection.index(folder, metadata=metadata)
         collection.index(folder_of_all / "rows.npy")
         collection.add([pixels(10_000)], metadata=[{"blob": True}])
         collection.remove([3, *range(100, 110)])
@@ -67,8 +67,8 @@ def tables(collection: Collection) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
-def test_import_restores_all_items(collection: Collection, tmp_path: Path, kind: str) -> None:
-    file = tmp_path / f"out.{kind}"
+def test_import_restores_all_items(collection: Collection, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"out.{suffix}"
     count = collection.export(file)
     assert count == len(collection) and not list(tmp_path.glob("*.new"))
     with Collection.create(tmp_path / "new", hasher()) as new:
@@ -81,11 +81,11 @@ def test_import_restores_all_items(collection: Collection, tmp_path: Path, kind:
             ]
         generation = new.info()["generation"]
         assert new.import_items(file) == 0 and tables(new) == tables(collection)  # again
-        assert new.export(tmp_path / f"again.{kind}") == count
+        assert new.export(tmp_path / f"again.{suffix}") == count
         assert new.info()["generation"] == generation + 1
         (added,) = new.add([pixels(77_777)])
         assert added == max(row[0] for row in tables(collection)["items"]) + 1
-    if kind == "jsonl":
+    if suffix == "jsonl":
         assert file.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
 
 
@@ -187,9 +187,9 @@ def test_an_empty_collection(tmp_path: Path) -> None:
 def test_formats() -> None:
     assert [format_of(Path(name)) for name in ("a.JSONL", "a.npz", "a.parquet")] == ["jsonl", "numpy", "parquet"]
     assert format_of(Path("a.txt"), "parquet") == "parquet"
-    for name, kind in (("a.txt", None), ("jsonl", "csv")):
+    for name, suffix in (("a.txt", None), ("jsonl", "csv")):
         with pytest.raises(ValueError, match="is not a format: choose jsonl, numpy, parquet"):
-            format_of(Path(name), kind)
+            format_of(Path(name), suffix)
 
 
 def test_parquet_needs_pyarrow(collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,11 +260,11 @@ def test_an_invalid_item_is_refused_and_nothing_is_stored(
 @pytest.mark.parametrize(
     "data", [b"", b"\n", b"[]", b"{}", b"3", b"\xff\xfe", b"PAR1", b"[" * 100_000, b'{"hashret": 1}']
 )
-def test_other_files_are_refused(collection: Collection, tmp_path: Path, data: bytes, kind: str) -> None:
-    (tmp_path / f"in.{kind}").write_bytes(data)
+def test_other_files_are_refused(collection: Collection, tmp_path: Path, data: bytes, suffix: str) -> None:
+    (tmp_path / f"in.{suffix}").write_bytes(data)
     before = tables(collection)
-    with pytest.raises(HashretError, match=f"in.{kind} cannot be imported: ") as caught:
-        collection.import_items(tmp_path / f"in.{kind}")
+    with pytest.raises(HashretError, match=f"in.{suffix} cannot be imported: ") as caught:
+        collection.import_items(tmp_path / f"in.{suffix}")
     assert "\n" not in str(caught.value) and tables(collection) == before
-    with pytest.raises(HashretError, match=f"none.{kind} cannot be read: No such file"):
-        collection.import_items(tmp_path / f"none.{kind}")
+    with pytest.raises(HashretError, match=f"none.{suffix} cannot be read: No such file"):
+        collection.import_items(tmp_path / f"none.{suffix}")

@@ -61,9 +61,9 @@ def best_copies(near: NDArray[np.bool_], rank: NDArray[np.int64]) -> set[frozens
     left, found = set(range(len(near))), set()
     for best in np.argsort(rank).tolist():
         if best in left:
-            taken = {i for i in left if near[best, i]}
-            found.add(frozenset(taken))
-            left -= taken
+            members = {i for i in left if near[best, i]}
+            found.add(frozenset(members))
+            left -= members
     return found
 
 

@@ -108,9 +108,9 @@ def test_invalid_settings(folder: Path, failure: Command, statement: str) -> Non
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("kind", ["tree", "faiss:Flat", "x'00'", ""])
-def test_an_unknown_index(folder: Path, failure: Command, kind: str) -> None:
-    execute(f"UPDATE settings SET value = '{kind.replace(chr(39), chr(39) * 2)}' WHERE key = 'index'")
+@pytest.mark.parametrize("spec", ["tree", "faiss:Flat", "x'00'", ""])
+def test_an_unknown_index(folder: Path, failure: Command, spec: str) -> None:
+    execute(f"UPDATE settings SET value = '{spec.replace(chr(39), chr(39) * 2)}' WHERE key = 'index'")
     assert "items.db is damaged" in failure("query id:1") and "items.db is damaged" in failure("index rows.npy")
 
 

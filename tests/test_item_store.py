@@ -39,10 +39,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ItemStore]
     store.close()
 
 
-def row(name: str, text: str, *, root: str = ROOT, label: str | None = None, known: bool = False) -> ItemRow:
+def row(name: str, text: str, *, root: str = ROOT, label: str | None = None, with_code: bool = True) -> ItemRow:
     """Return the row of a path; its code is derived from the text."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
-    code = None if known else digest.digest()[:2]
+    code = digest.digest()[:2] if with_code else None
     return ItemRow(root, name, label, len(text), 7, digest.hexdigest(), len(text), 3, 4, code)
 
 
@@ -98,7 +98,7 @@ def test_ids_are_never_reused(store: ItemStore) -> None:
 def test_an_item_is_a_content_with_any_number_of_paths(store: ItemStore) -> None:
     first = row("b/x.png", "x", label="b")
     assert put(store, first, row("a/x.png", "x"), row("y.png", "y")) == [1, 1, 2]
-    assert put(store, row("x.png", "x", root="/more/", known=True)) == [1]
+    assert put(store, row("x.png", "x", root="/more/", with_code=False)) == [1]
     with store.snapshot() as snapshot:
         item = snapshot.items([1])[1]
         assert item.paths == ["/more/x.png", "/photos/a/x.png", "/photos/b/x.png"] and item.label == "b"
@@ -121,7 +121,7 @@ def test_an_item_is_removed_with_its_last_path(store: ItemStore) -> None:
     put(store, row("a", "three"))  # "one" is still at b
     with store.snapshot() as snapshot:
         assert set(codes(snapshot)) == {1, 2, 3}
-    put(store, row("b", "three", known=True))
+    put(store, row("b", "three", with_code=False))
     with store.snapshot() as snapshot:
         assert (
             set(codes(snapshot)) == {2, 3}
@@ -135,7 +135,7 @@ def test_an_item_is_removed_with_its_last_path(store: ItemStore) -> None:
 
 def test_contents_that_swap_paths_keep_their_items(store: ItemStore) -> None:
     put(store, row("a", "one"), row("b", "two"))
-    assert put(store, row("a", "two", known=True), row("b", "one", known=True)) == [2, 1]
+    assert put(store, row("a", "two", with_code=False), row("b", "one", with_code=False)) == [2, 1]
     with store.snapshot() as snapshot:
         assert {i: item.paths for i, item in snapshot.items([1, 2]).items()} == {1: ["/photos/b"], 2: ["/photos/a"]}
 
@@ -143,7 +143,7 @@ def test_contents_that_swap_paths_keep_their_items(store: ItemStore) -> None:
 def test_a_removed_content_without_a_code_is_not_stored(store: ItemStore) -> None:
     put(store, row("a", "one"))
     put(store, row("a", "two"))
-    assert put(store, row("b", "one", known=True), row("c", "two", known=True)) == [None, 2]
+    assert put(store, row("b", "one", with_code=False), row("c", "two", with_code=False)) == [None, 2]
     with store.snapshot() as snapshot:
         assert snapshot.known_paths(ROOT, ["b", "c"]).keys() == {"c"}
     assert put(store, row("b", "one")) == [3]
@@ -189,7 +189,7 @@ ODD = [
 def test_names_may_be_anything(store: ItemStore) -> None:
     root = Root(os.fsdecode(b"/caf\xe9/"))
     assert put(store, *(row(name, name, root=root, label=name[:5]) for name in ODD)) == [*range(1, len(ODD) + 1)]
-    put(store, row("plain", ODD[0], known=True))
+    put(store, row("plain", ODD[0], with_code=False))
     with store.snapshot() as snapshot:
         for i, name in enumerate(ODD, 1):
             item = snapshot.items([i])[i]
@@ -471,7 +471,7 @@ def test_changes_lead_from_every_generation_to_the_last(
 
 
 def test_switching_models_is_one_step(store: ItemStore) -> None:
-    put(store, row("a", "one"), row("b", "two"), row("c", "two", known=True))
+    put(store, row("a", "one"), row("b", "two"), row("c", "two", with_code=False))
     other = ModelKey(OTHER, 64)
     with store.exclusive(), store.transaction(advance=False) as transaction:
         transaction.put_codes(OTHER, [(1, b"12345678")])

@@ -100,8 +100,8 @@ def test_the_folder_is_where_numba_and_the_system_want_caches(tmp_path: Path) ->
     numba, xdg = tmp_path / "numba", tmp_path / "xdg"
     both = run(PACKAGE.parent, "", NUMBA_CACHE_DIR=str(numba), XDG_CACHE_HOME=str(xdg))
     assert Path(both["folder"]).parent == numba / "hashret/kernels" and not xdg.exists()
-    one = run(PACKAGE.parent, "", XDG_CACHE_HOME=str(xdg))
-    assert Path(one["folder"]).parent == xdg / "hashret/kernels"
+    report = run(PACKAGE.parent, "", XDG_CACHE_HOME=str(xdg))
+    assert Path(report["folder"]).parent == xdg / "hashret/kernels"
     (tmp_path / "file").touch()
     assert run(PACKAGE.parent, SORT, XDG_CACHE_HOME=str(tmp_path / "file"))["folder"] is None
 

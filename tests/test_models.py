@@ -60,7 +60,7 @@ def digits(channels: int, n: int = 200) -> Tensor:
     return grey if channels == 1 else torch.cat([grey, 1 - grey, grey.square()], 1)
 
 
-def taken(name: str, **settings: Any) -> dict[str, Any]:
+def supported(name: str, **settings: Any) -> dict[str, Any]:
     """Return the settings that the member has."""
     return {key: value for key, value in settings.items() if key in MODELS[name].defaults()}
 
@@ -79,7 +79,7 @@ def total(member: Member, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("name", "network"), NETWORKED)
 def test_training_changes_all_weights_of_a_member(name: str, network: str, channels: int) -> None:
     x = digits(channels)
-    member = build(name, (channels, 8, 8), **taken(name, network=network, width=8))
+    member = build(name, (channels, 8, 8), **supported(name, network=network, width=8))
     least = float(member.likelihood.nll(x, x).mean()) if name == "linear" else 0.0  # the constants of a density
     optimiser = torch.optim.Adam(member.parameters(), 3e-3)
     losses = []
@@ -98,7 +98,7 @@ def test_training_changes_all_weights_of_a_member(name: str, network: str, chann
 @pytest.mark.parametrize("name", LEARNED)
 def test_members_train_in_bfloat16(name: str) -> None:
     x = digits(1)
-    member = build(name, (1, 8, 8), **taken(name, network="mlp", width=8))
+    member = build(name, (1, 8, 8), **supported(name, network="mlp", width=8))
     member.on_train_start(x, None)
     exact = total(member, x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -112,7 +112,7 @@ def test_members_train_in_bfloat16(name: str) -> None:
 def test_a_decoder_of_weight_zero_is_not_evaluated(name: str) -> None:
     x, decoded = digits(1), list[str]()
     for weight in (2.0, 0.0):
-        member = build(name, (1, 8, 8), **taken(name, network="mlp", width=4, classes=2, reconstruction=weight))
+        member = build(name, (1, 8, 8), **supported(name, network="mlp", width=4, classes=2, reconstruction=weight))
         member.on_train_start(x, None)
         member.decoder.register_forward_hook(lambda *_: decoded.append(name))
         assert ("reconstruction" in member.loss(x)) == (weight > 0)
@@ -123,7 +123,7 @@ def test_a_decoder_of_weight_zero_is_not_evaluated(name: str) -> None:
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_loss_can_be_evaluated_without_gradients(name: str) -> None:
     x = digits(1)
-    member = build(name, (1, 8, 8), **taken(name, network="mlp", width=4)).eval()
+    member = build(name, (1, 8, 8), **supported(name, network="mlp", width=4)).eval()
     with torch.inference_mode():
         measured = total(member, torch.from_numpy(DIGITS[:200, None]))
     assert measured.item() == pytest.approx(total(member, x).item(), rel=1e-6)
@@ -143,7 +143,7 @@ def test_outputs_of_normalised_encoders_are_standardised(name: str) -> None:
 def test_a_member_takes_images_of_any_size(name: str, network: str, size: tuple[int, int], channels: int) -> None:
     x = torch.rand(3, channels, *size)
     for likelihood in LIKELIHOODS:
-        member = build(name, (channels, *size), 24, **taken(name, network=network, width=2, likelihood=likelihood))
+        member = build(name, (channels, *size), 24, **supported(name, network=network, width=2, likelihood=likelihood))
         assert all(term.shape == () and term.isfinite() for term in member.loss(x).values())
         member.eval()
         assert member.outputs(x).shape == (3, 64 if name == "contrastive" else 24) == (3, member.latent)
@@ -160,7 +160,7 @@ def test_members_support_8_and_1024_bits(name: str, bits: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1100, 33, 33), np.uint8)
     if MODELS[name].trainable:
         labels: Any = [i % 3 for i in range(len(images))] if MODELS[name].labelled else False
-        hasher = Hasher(name, bits, **taken(name, network="mlp", width=1)).fit(images, steps=30, labels=labels)
+        hasher = Hasher(name, bits, **supported(name, network="mlp", width=1)).fit(images, steps=30, labels=labels)
     else:
         hasher = Hasher(name, bits).fit(images, seed=2)
     codes = hasher.encode(images[:20])
@@ -187,14 +187,14 @@ def test_a_registered_class_is_a_member(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_unknown_or_unsuitable_parts_are_refused_with_a_list() -> None:
-    for name, part, known in (
+    for name, part, choices in (
         ("ae", "network", "mlp, conv"),
         ("ae", "likelihood", "gaussian, bernoulli, laplace, categorical"),
         ("denoising", "corruption", "gaussian, masking"),
         ("bernoulli-vae", "sample", "relaxed, straight-through"),
     ):
         unknown: dict[str, Any] = {part: "none"}
-        with pytest.raises(ValueError, match=f"no {part} 'none'.*{known}"):
+        with pytest.raises(ValueError, match=f"no {part} 'none'.*{choices}"):
             build(name, (1, 8, 8), **unknown)
     for name, wrong in (
         ("ae", {"latent": -1}),
@@ -371,7 +371,7 @@ def test_relaxed_bits_have_the_concrete_distribution(temperature: float) -> None
     judge = RelaxedBernoulli(torch.tensor(temperature), logits=logits.detach()).sample()  # type: ignore[no-untyped-call]
     for ours, theirs in zip(z.T.detach(), judge.T, strict=True):
         both = torch.cat([ours, theirs]).sort().values
-        shares = [torch.searchsorted(one.sort().values, both) / len(one) for one in (ours, theirs)]
+        shares = [torch.searchsorted(sample.sort().values, both) / len(sample) for sample in (ours, theirs)]
         assert (shares[0] - shares[1]).abs().max() < 0.025  # Kolmogorov and Smirnov's distance
     z.sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None and torch.allclose(logits.grad, (z * (1 - z) / temperature).detach(), atol=1e-4)
@@ -512,13 +512,13 @@ def test_the_contrastive_loss_compares_views_and_reconstructs_the_image(channels
     torch.manual_seed(3)
     terms = member.loss(x)
     torch.manual_seed(3)
-    how: dict[str, float] = {"rotation": 10.0, "flip": 0.5, "erase": 0.0}
-    how |= {"crop": 0.6, "light": 0.3} if channels == 3 else {"crop": 0.8, "light": 0.2}
-    first = augment(x, **how)
+    settings: dict[str, float] = {"rotation": 10.0, "flip": 0.5, "erase": 0.0}
+    settings |= {"crop": 0.6, "light": 0.3} if channels == 3 else {"crop": 0.8, "light": 0.2}
+    first = augment(x, **settings)
     if channels == 3:
         first = torch.where(torch.rand(len(x), 1, 1, 1) < 0.75, x, first)
         assert 0 < (first == x).all(3).all(2).all(1).sum() < len(x)
-    second = augment(x, **how)
+    second = augment(x, **settings)
     assert not torch.equal(first, second)
     a, b = member.encoder(torch.cat([first, second])).sign().chunk(2)
     assert torch.allclose(terms["contrast"], nt_xent(a, b, 0.3))
@@ -807,7 +807,7 @@ def variational(name: str, **parts: Any) -> Variational:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vae", "cvae", "bernoulli-vae"])
 def test_log_weights_equal_those_of_torch_distributions(name: str) -> None:
-    member, x = variational(name, **taken(name, classes=3)), digits(1, 50).round()
+    member, x = variational(name, **supported(name, classes=3)), digits(1, 50).round()
     condition = [torch.randint(-1, 3, (50,))] if name == "cvae" else []
     features = member.features(x, *condition) * 3
     z, log_ratio = member.draw_posterior(features)

@@ -247,14 +247,14 @@ def test_calibration_needs_readable_images(collection: Collection, photos: Path)
 
 def test_calibration_on_labelled_pairs(collection: Collection, photos: Path, tmp_path: Path) -> None:
     strange = write(tmp_path / "strange.png", png(digits()[50]))
-    one, five = photos / "a/1.png", photos / "others/5.png"
-    found = collection.calibrate([(one, five, True), (item(collection, five), strange, False)], source="mine")
-    codes = collection.hasher.encode([one, five, strange])
+    first, fifth = photos / "a/1.png", photos / "others/5.png"
+    found = collection.calibrate([(first, fifth, True), (item(collection, fifth), strange, False)], source="mine")
+    codes = collection.hasher.encode([first, fifth, strange])
     distances = hamming(codes, codes)
     assert found.recall.tolist() == [float(r >= distances[0, 1]) for r in range(33)]
     assert np.flatnonzero(found.others).tolist() == [distances[1, 2]] and found.source == "mine"
     with pytest.raises(HashretError, match="gone.png: cannot be read"):
-        collection.calibrate([(one, tmp_path / "gone.png", True)])
+        collection.calibrate([(first, tmp_path / "gone.png", True)])
 
 
 def test_pairs_are_written_and_read(tmp_path: Path) -> None:

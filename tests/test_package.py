@@ -193,9 +193,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert link.is_symlink()
         link.unlink()
     build = [sys.executable, "-m", "build", "--wheel"]
-    here = importlib.util.find_spec("setuptools") is not None and int(version("setuptools").split(".")[0]) >= 77
-    done = subprocess.run([*build, *(["--no-isolation"] if here else [])], cwd=folder, capture_output=True, text=True)
-    if done.returncode and not here and "No matching distribution" in done.stdout + done.stderr:
+    has_setuptools = (
+        importlib.util.find_spec("setuptools") is not None and int(version("setuptools").split(".")[0]) >= 77
+    )
+    done = subprocess.run(
+        [*build, *(["--no-isolation"] if has_setuptools else [])], cwd=folder, capture_output=True, text=True
+    )
+    if done.returncode and not has_setuptools and "No matching distribution" in done.stdout + done.stderr:
         pytest.skip("setuptools 77 is not installed, and no package index is available")
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = (folder / "dist").glob("*.whl")

@@ -45,15 +45,15 @@ def weights(member: Member) -> dict[str, list[float]]:
     return {name: tensor.tolist() for name, tensor in member.state_dict().items()}
 
 
-def learn(member: Member, images: Any = DIGITS, **how: Any) -> Training:
+def learn(member: Member, images: Any = DIGITS, **options: Any) -> Training:
     """`train` with these options and arguments."""
-    arguments = {name: how.pop(name) for name in ("labels", "pairs", "settings", "progress") if name in how}
-    return train(member, images, TrainingOptions(**({"steps": STEPS, "batch": BATCH} | how)), **arguments)
+    arguments = {name: options.pop(name) for name in ("labels", "pairs", "settings", "progress") if name in options}
+    return train(member, images, TrainingOptions(**({"steps": STEPS, "batch": BATCH} | options)), **arguments)
 
 
-def learned(name: str = "denoising", **how: Any) -> dict[str, list[float]]:
+def trained_weights(name: str = "denoising", **options: Any) -> dict[str, list[float]]:
     member = build(name)
-    learn(member, **how)
+    learn(member, **options)
     return weights(member)
 
 
@@ -65,12 +65,12 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_seed_and_steps_fix_the_weights(name: str) -> None:
-    once = learned(name)
+    once = trained_weights(name)
     torch.manual_seed(99)  # nothing but the seed matters
     np.random.seed(99)  # noqa: NPY002
-    assert learned(name) == once
-    assert learned(name, seed=1) != once
-    assert learned(name, steps=STEPS + 1) != once
+    assert trained_weights(name) == once
+    assert trained_weights(name, seed=1) != once
+    assert trained_weights(name, steps=STEPS + 1) != once
     assert once != weights(build(name))
 
 
@@ -95,7 +95,7 @@ def test_an_epoch_is_a_pass_over_all_images_that_are_not_held_out() -> None:
     member = build()
     done = learn(member, steps=None, epochs=2)
     assert (done.steps, done.total_steps, done.batch, done.interrupted) == (10, 10, BATCH, False)
-    assert weights(member) == learned(steps=10)
+    assert weights(member) == trained_weights(steps=10)
 
 
 def test_options_override_the_training_defaults_of_a_member() -> None:
@@ -103,11 +103,11 @@ def test_options_override_the_training_defaults_of_a_member() -> None:
     member.training_defaults = TrainingDefaults(batch=19, learning_rate=5e-3, weight_decay=0.5)
     done = train(member, DIGITS, TrainingOptions(steps=4))
     assert done.batch == 19
-    assert weights(member) == learned(steps=4, batch=19, learning_rate=5e-3, weight_decay=0.5)
+    assert weights(member) == trained_weights(steps=4, batch=19, learning_rate=5e-3, weight_decay=0.5)
     other.training_defaults = member.training_defaults
     train(other, DIGITS, TrainingOptions(steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0))
-    assert weights(other) == learned(steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0)
-    assert weights(other) != learned(steps=4, batch=BATCH, learning_rate=2e-3)
+    assert weights(other) == trained_weights(steps=4, batch=BATCH, learning_rate=2e-3, weight_decay=0.0)
+    assert weights(other) != trained_weights(steps=4, batch=BATCH, learning_rate=2e-3)
 
 
 @pytest.mark.parametrize("capabilities", [{"avx512_bf16": True}, {"avx512_bf16": False}, {}])
@@ -127,7 +127,7 @@ def test_a_budget_fixes_steps_that_give_the_same_weights() -> None:
     member = build()
     done = learn(member, steps=None, budget=0.4)
     assert done.steps == done.total_steps >= 1
-    assert weights(member) == learned(steps=done.steps)
+    assert weights(member) == trained_weights(steps=done.steps)
 
 
 def test_every_image_is_seen_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,9 +254,9 @@ def test_labels_are_not_read_without_the_option(tmp_path: Path, name: str) -> No
 
     source = tmp_path / "digits-images-idx3-ubyte"
     source.write_bytes(idx(DIGITS[..., 0]))
-    known = load_digits().target[:300].astype(np.uint8)
+    targets = load_digits().target[:300].astype(np.uint8)
     tensors = []
-    for labels in (known, np.random.default_rng(0).permutation(known), None):
+    for labels in (targets, np.random.default_rng(0).permutation(targets), None):
         (tmp_path / "digits-labels-idx1-ubyte").unlink(missing_ok=True)
         if labels is not None:
             (tmp_path / "digits-labels-idx1-ubyte").write_bytes(idx(labels))
@@ -318,7 +318,7 @@ def test_a_resumed_training_reaches_the_same_weights(tmp_path: Path, name: str, 
     member = build(name, seed=3)  # its weights are replaced
     done = learn(member, checkpoint=checkpoint, resume=True)
     assert (done.interrupted, done.steps, done.total_steps) == (False, STEPS, STEPS)
-    assert weights(member) == learned(name)
+    assert weights(member) == trained_weights(name)
 
 
 @pytest.mark.usefixtures("every_step")
@@ -330,7 +330,7 @@ def test_a_training_can_be_interrupted_repeatedly(tmp_path: Path) -> None:
     for length in ({"steps": STEPS}, {"steps": None}, {"steps": None, "budget": 60.0}):  # the same twelve steps
         member = build()
         assert learn(member, checkpoint=checkpoint, resume=True, **length).steps == STEPS
-        assert weights(member) == learned()
+        assert weights(member) == trained_weights()
 
 
 @pytest.mark.usefixtures("every_step")
@@ -349,7 +349,7 @@ def test_a_training_resumes_from_the_last_checkpoint_before_a_crash(
     member = build()
     learn(member, checkpoint=tmp_path / "checkpoint", resume=True, progress=reports.append)
     assert reports[0].done == 8  # the first after the seven that were saved
-    assert weights(member) == learned()
+    assert weights(member) == trained_weights()
 
 
 @pytest.mark.usefixtures("every_step")
@@ -368,7 +368,7 @@ def test_an_interrupted_step_is_not_saved(tmp_path: Path, monkeypatch: pytest.Mo
     assert learn(member, checkpoint=tmp_path / "checkpoint", **press_in_step(6, press_twice)(member)).interrupted
     member = build()
     learn(member, checkpoint=tmp_path / "checkpoint", resume=True)
-    assert weights(member) == learned()
+    assert weights(member) == trained_weights()
 
 
 def test_the_handler_of_ctrl_c_is_restored_after_training() -> None:
@@ -392,15 +392,15 @@ def test_a_programs_own_handler_of_ctrl_c_stays() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert pressed == [signal.SIGINT] and not done.interrupted
-    assert weights(member) == learned()
+    assert weights(member) == trained_weights()
 
 
 def test_training_in_another_thread_gives_the_same_weights() -> None:
     result: list[Any] = []
-    thread = threading.Thread(target=lambda: result.append(learned()))
+    thread = threading.Thread(target=lambda: result.append(trained_weights()))
     thread.start()
     thread.join()
-    assert result == [learned()]
+    assert result == [trained_weights()]
 
 
 def test_an_interrupted_hasher_is_usable_and_records_the_interruption(tmp_path: Path) -> None:
@@ -590,9 +590,9 @@ def test_the_pair_loss_is_a_nat_per_wrong_bit() -> None:
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_training_with_pairs_is_reproducible(name: str) -> None:
-    once = learned(name, pairs=labelled_pairs())
-    assert learned(name, pairs=labelled_pairs()) == once != learned(name)
-    assert learned(name, pairs=labelled_pairs()._replace(same=~labelled_pairs().same)) != once
+    once = trained_weights(name, pairs=labelled_pairs())
+    assert trained_weights(name, pairs=labelled_pairs()) == once != trained_weights(name)
+    assert trained_weights(name, pairs=labelled_pairs()._replace(same=~labelled_pairs().same)) != once
 
 
 @pytest.mark.parametrize("name", ["ae", "binary"])
@@ -625,7 +625,7 @@ def test_a_training_resumes_only_with_the_same_pairs(tmp_path: Path) -> None:
         learn(build(), pairs=labelled_pairs(10), checkpoint=path, resume=True)
     member = build()
     learn(member, pairs=labelled_pairs(), checkpoint=path, resume=True)
-    assert weights(member) == learned(pairs=labelled_pairs())
+    assert weights(member) == trained_weights(pairs=labelled_pairs())
 
 
 def test_unusable_pairs_are_refused() -> None:
@@ -696,7 +696,7 @@ def test_muon_minimises_a_quadratic(dtype: torch.dtype) -> None:
 def test_a_training_with_muon_resumes(tmp_path: Path) -> None:
     straight = build("contrastive", muon=True)
     learn(straight)
-    assert weights(straight) != learned("contrastive")
+    assert weights(straight) != trained_weights("contrastive")
     member = build("contrastive", muon=True)
     assert learn(member, checkpoint=tmp_path / "checkpoint", **press_in_progress(5)(member)).interrupted
     member = build("contrastive", muon=True)

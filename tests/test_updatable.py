@@ -128,10 +128,10 @@ def test_the_names_in_index_files_have_not_changed(tmp_path: Path) -> None:
 def test_no_write_waits_for_a_compaction(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(updatable, "_MIN_BACKGROUND", 0)
     index, codes = CLASSES[engine](64), make_codes(64, 9000, 1)
-    begun, may_end, compact = threading.Event(), threading.Event(), UpdatableIndex._compact
+    started, may_end, compact = threading.Event(), threading.Event(), UpdatableIndex._compact
 
     def wait_and_compact(self: UpdatableIndex, state: Any, *new_items: Any) -> Any:
-        begun.set()
+        started.set()
         assert may_end.wait(60)
         return compact(self, state, *new_items)
 
@@ -145,7 +145,7 @@ def test_no_write_waits_for_a_compaction(engine: str, monkeypatch: pytest.Monkey
         index.add(codes[low : low + 200], np.arange(low, low + 200))
         items |= as_items(codes[low : low + 200], np.arange(low, low + 200))
         check_search(index, items, codes[:20], 7)
-    assert begun.wait(60) and index._state.main.codes is main.codes
+    assert started.wait(60) and index._state.main.codes is main.codes
     removed = np.arange(0, 5000, 3)  # items that are being compacted, and items added since
     assert index.remove(removed) == len(removed) and index.remove(removed) == 0
     items = {i: code for i, code in items.items() if i % 3}
@@ -160,8 +160,8 @@ def test_no_write_waits_for_a_compaction(engine: str, monkeypatch: pytest.Monkey
     check_search(index, items, codes[:20], 7)
     check_within(index, items, codes[:20], 9)
     may_end.clear()
-    begun.clear()
-    assert index.remove(np.array([*items][: len(items) // 2])) == len(items) // 2 and begun.wait(60)
+    started.clear()
+    assert index.remove(np.array([*items][: len(items) // 2])) == len(items) // 2 and started.wait(60)
     items = dict([*items.items()][len(items) // 2 :])
     monkeypatch.undo()
     index.add(codes[5010:], np.arange(5010, 9000))  # so many that the writer compacts the index itself

@@ -117,13 +117,13 @@ class IndexRun:
         with self.parts.store.snapshot() as snapshot:
             look_up = paths is not None or root in snapshot.roots()
         for records in batches(self._records(paths, first_pass), 1 if self.source.streaming else MODEL_CHUNK):
-            known: dict[str, KnownPath] = {}
+            known_paths: dict[str, KnownPath] = {}
             if look_up:
                 with self.parts.store.snapshot() as snapshot:
-                    known = snapshot.known_paths(root, [record.name for record in records])
+                    known_paths = snapshot.known_paths(root, [record.name for record in records])
             changed = list[PendingRecord]()
             for record in records:
-                path = known.get(record.name)
+                path = known_paths.get(record.name)
                 if path is not None and self._is_unchanged(record, path):
                     self._counts["failed" if path.failed else "unchanged"] += 1
                 else:
@@ -138,9 +138,9 @@ class IndexRun:
             if paths is None or self.source.root + record.name in paths:
                 yield record
 
-    def _is_unchanged(self, record: Record, known: KnownPath) -> bool:
-        same = (known.size, known.mtime_ns) == (record.size, record.mtime_ns)
-        return same and not (known.failed and self.retry_failed)
+    def _is_unchanged(self, record: Record, known_path: KnownPath) -> bool:
+        same = (known_path.size, known_path.mtime_ns) == (record.size, record.mtime_ns)
+        return same and not (known_path.failed and self.retry_failed)
 
     def _drop_stored(self, chunk: list[PendingRecord]) -> list[PendingRecord]:
         """Drop contents that are stored already; load the model at the first one that is not."""
@@ -213,7 +213,7 @@ def commit(parts: Parts, batch: list[PendingRecord], root: Root) -> list[Indexed
     results = [Indexed(root + pending.record.name, "failed", None, str(pending.content)) for pending in failed]
     for pending, item_id in zip(readable, ids, strict=True):
         if item_id is not None:
-            old = None if pending.known is None else pending.known.item_id
+            old = None if pending.known_path is None else pending.known_path.item_id
             status = "added" if old is None else "unchanged" if old == item_id else "updated"
             results.append(Indexed(root + pending.record.name, status, item_id))
     return results
@@ -230,10 +230,10 @@ def put_metadata(parts: Parts, root: Root, rows: Iterable[MetadataRow]) -> tuple
     described, unmatched, done = 0, 0, set[int]()
     for batch in batches(rows, BATCH_ITEMS):
         with parts.store.snapshot() as snapshot:
-            known = snapshot.known_paths(root, [name for name, _ in batch])
+            known_paths = snapshot.known_paths(root, [name for name, _ in batch])
             new: dict[int, Metadata] = {}
             for name, metadata in batch:
-                item_id = known[name].item_id if name in known else None
+                item_id = known_paths[name].item_id if name in known_paths else None
                 if item_id is None:
                     unmatched += 1
                 elif item_id not in done:  # the first of several rows for equal images counts

@@ -127,9 +127,9 @@ def _find_path(parts: Parts, path: str) -> int | None:
         for candidate in (path, str(Path(path).absolute())):
             for root in roots:
                 name = candidate.removeprefix(root)
-                known = snapshot.known_paths(root, [name]).get(name) if candidate.startswith(root) else None
-                if known is not None and known.item_id is not None:
-                    return known.item_id
+                known_path = snapshot.known_paths(root, [name]).get(name) if candidate.startswith(root) else None
+                if known_path is not None and known_path.item_id is not None:
+                    return known_path.item_id
     return None
 
 

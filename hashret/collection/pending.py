@@ -23,7 +23,7 @@ class PendingRecord:
     """A record on its way into the collection; each stage fills in its results."""
 
     record: Record
-    known: KnownPath | None = None  # the recorded state of its path
+    known_path: KnownPath | None = None  # the recorded state of its path
     content: Content | HashretError | None = None  # None before it is read, and after it is decoded or found stored
     sha256: str = ""
     pixels: Inputs | None = None  # preprocessed; None for a content that is stored already

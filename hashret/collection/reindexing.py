@@ -125,12 +125,12 @@ def _unencoded(
     """Read the records of items whose ids are among `missing`, ascending, and not in `encoded` yet."""
     for batch in records:
         with parts.store.snapshot() as snapshot:
-            known = snapshot.known_paths(root, [record.name for record in batch])
-            ids = np.array([path.item_id for path in known.values() if path.item_id is not None], np.int64)
+            known_paths = snapshot.known_paths(root, [record.name for record in batch])
+            ids = np.array([path.item_id for path in known_paths.values() if path.item_id is not None], np.int64)
             is_missing = missing.searchsorted(ids) < missing.searchsorted(ids, "right")
             items = snapshot.items({*ids[is_missing].tolist()} - encoded)
         for record in batch:
-            path = known.get(record.name)
+            path = known_paths.get(record.name)
             if path is not None and path.item_id in items and path.item_id not in encoded:
                 sha256 = items[path.item_id].sha256
                 yield _Unencoded(path.item_id, sha256, PendingRecord(record, content=read(record)))

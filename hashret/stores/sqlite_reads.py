@@ -217,13 +217,14 @@ class SqliteSnapshot:
         return [Root(from_stored(row[0])) for row in rows]
 
     def known_paths(self, root: str, names: Sequence[str]) -> dict[str, KnownPath]:
-        known = {
+        paths_by_name = {
             name: KnownPath(item_id, size, mtime_ns, False)
             for name, item_id, size, mtime_ns in self._named("name, item_id, size, mtime_ns", "paths", root, names)
         }
         for name, size, mtime_ns in self._named("name, size, mtime_ns", "failures", root, names):
-            known[name] = KnownPath(known[name].item_id if name in known else None, size, mtime_ns, True)
-        return known
+            item_id = paths_by_name[name].item_id if name in paths_by_name else None
+            paths_by_name[name] = KnownPath(item_id, size, mtime_ns, True)
+        return paths_by_name
 
     def _named(self, columns: str, table: str, root: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         """Iterate over the rows with these names; the first of `columns` is the name."""

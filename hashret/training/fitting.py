@@ -80,8 +80,8 @@ class TrainedMember(NamedTuple):
 def check_request(request: Request, labels: bool, pairs: PairList | None) -> None:
     """Raise HashretError if the member requires labels and there are none, or cannot use the labels or pairs."""
     if request.is_labelled() != labels:
-        how = "without labels: leave --labels out" if labels else "from labels: add --labels"
-        raise HashretError(f"model {request.model!r} learns {how}")
+        advice = "without labels: leave --labels out" if labels else "from labels: add --labels"
+        raise HashretError(f"model {request.model!r} learns {advice}")
     if pairs is not None and not (pairs and MODELS[request.model].trainable):
         reason = f"model {request.model!r} has no network that they could train" if pairs else "there are none"
         raise HashretError(f"labelled pairs cannot be learned from: {reason}")
