@@ -89,12 +89,12 @@ def apply_in_batches(function: Callable[[Tensor], Tensor], images: Pixels) -> ND
 
 def pca(args: argparse.Namespace) -> list[Line]:
     """Measure the squared error of scikit-learn's principal components, by the same function as for members."""
-    images, tests = (load(source)[0] / 255 for source in (args.train, args.test))
-    images, tests = images.reshape(len(images), -1), tests.reshape(len(tests), -1)
+    images, test_images = (load(source)[0] / 255 for source in (args.train, args.test))
+    images, test_images = images.reshape(len(images), -1), test_images.reshape(len(test_images), -1)
     lines = []
     for components, outside in ((6, 32.65), (18, 19.69), (30, 13.87)):
         fitted = PCA(components, svd_solver="covariance_eigh").fit(images)
-        error = squared_error(tests, fitted.inverse_transform(fitted.transform(tests)))
+        error = squared_error(test_images, fitted.inverse_transform(fitted.transform(test_images)))
         lines.append(Line(f"PCA-{components}, squared error", error, {"PCA": outside}, f"{outside} ± 0.1"))
     return lines
 
@@ -111,8 +111,10 @@ def reconstruction_error(
     """Measure the squared error per test image with a bottleneck of `latent` real numbers. Training minimises the
     cross-entropy of the pixels, as in 2006: outputs within [0, 1] have smaller errors than unbounded ones."""
     hasher = fit(args, epochs, model, args.train, latent=latent, **{"likelihood": "bernoulli"} | BATCHES | options)
-    tests, _ = load(args.test)
-    error = squared_error(apply_in_batches(lambda x: x, tests), apply_in_batches(hasher.member.reconstruct, tests))
+    test_images, _ = load(args.test)
+    error = squared_error(
+        apply_in_batches(lambda x: x, test_images), apply_in_batches(hasher.member.reconstruct, test_images)
+    )
     return [Line(f"{latent} numbers, squared error", error, outside, target)]
 
 
@@ -141,13 +143,13 @@ def vae(args: argparse.Namespace) -> list[Line]:
         drawn = np.random.default_rng(seed).random(images.shape, np.float32) * 255 < images
         return drawn * np.uint8(255)
 
-    images, tests = load(args.train)[0], binarised(load(args.test)[0], seed=1)
+    images, test_images = load(args.train)[0], binarised(load(args.test)[0], seed=1)
     draws = np.concatenate([binarised(images, seed=2 + i) for i in range(DRAWS)])
     hasher = fit(args, 40, "vae", draws, bits=40, network="mlp", width=32, learning_rate=6e-3, limit=len(draws))
     member = hasher.member
     assert isinstance(member, Variational)
-    nll = -apply_in_batches(lambda x: member.log_likelihood(x, args.samples), tests).mean()
-    elbo = -apply_in_batches(lambda x: member.elbo(x, 1), tests).mean()
+    nll = -apply_in_batches(lambda x: member.log_likelihood(x, args.samples), test_images).mean()
+    elbo = -apply_in_batches(lambda x: member.elbo(x, 1), test_images).mean()
     outside = {"VAE": 89.8, "IWAE": 86.8, "VAMP": 85.8}
     return [
         Line(f"−log-likelihood, {args.samples} samples", float(nll), outside, "≤ 88"),
@@ -157,14 +159,14 @@ def vae(args: argparse.Namespace) -> list[Line]:
 
 def denoise(args: argparse.Namespace) -> list[Line]:
     """Measure the mean PSNR in decibels of denoised images, beside the better of two median filters."""
-    tests, _ = load(args.test)
-    clean = apply_in_batches(lambda x: x, tests)
+    test_images, _ = load(args.test)
+    clean = apply_in_batches(lambda x: x, test_images)
     lines = []
     for corruption in ("masking", "gaussian"):
         options: dict[str, Any] = {"corruption": corruption, "strength": 0.3, "network": "unet", "width": 8}
         member = fit(args, 8, "denoising", args.train, likelihood="gaussian", **options).member
-        noisy = apply_in_batches(member.corrupt, tests)
-        restored = apply_in_batches(partial(restore, member), tests)
+        noisy = apply_in_batches(member.corrupt, test_images)
+        restored = apply_in_batches(partial(restore, member), test_images)
         filtered = max(psnr(clean, median_filter(noisy, (1, 1, side, side)).clip(0, 1)) for side in (3, 5))
         outside = {"noisy": psnr(clean, noisy), "median": filtered}
         lines.append(Line(f"{corruption} 0.3, dB", psnr(clean, restored), outside, f"≥ {filtered + 4:.2f}"))
@@ -208,7 +210,7 @@ def super_resolution(args: argparse.Namespace) -> list[Line]:
 def stacked(args: argparse.Namespace) -> list[Line]:
     """Measure the classification error on test images of a network trained with few labels, after greedy pretraining on
     all images or from scratch. Each of three seeds draws its own labelled images, equally many per class."""
-    (images, labels), (tests, test_labels) = load(args.train), load(args.test)
+    (images, labels), (test_images, test_labels) = load(args.train), load(args.test)
     options: dict[str, Any] = {"bits": 64, "width": 48}
     lines = []
     for seed in range(args.seed, args.seed + 3):
@@ -220,7 +222,7 @@ def stacked(args: argparse.Namespace) -> list[Line]:
         errors = []
         for init in (pretrained, None):
             hasher = fit(args, 100, "stacked", images[rows], seed=seed, init=init, **tuning, **options)
-            predicted = apply_in_batches(partial(classify, hasher.member), tests)
+            predicted = apply_in_batches(partial(classify, hasher.member), test_images)
             errors.append(float((np.array(hasher.training["classes"])[predicted] != test_labels).mean()))
         lines.append(Line(f"{len(rows):,} labels, seed {seed}, error", errors[0], {"scratch": errors[1]}, "fewer"))
     return lines
@@ -233,9 +235,9 @@ def classify(member: Member, x: Tensor) -> Tensor:
 
 def ortho(args: argparse.Namespace) -> list[Line]:
     """Measure the mean average precision over all training images, ranked for each test image; ties are averaged."""
-    (images, labels), (tests, test_labels) = load(args.train), load(args.test)
+    (images, labels), (test_images, test_labels) = load(args.train), load(args.test)
     hasher = fit(args, 30, "ortho", args.train, labels=True, width=48, learning_rate=4e-3)
-    score = mean_average_precision(hasher.encode(tests), test_labels, hasher.encode(images), labels)
+    score = mean_average_precision(hasher.encode(test_images), test_labels, hasher.encode(images), labels)
     return [Line("32 bits, mAP@all", score, {"MNIST": 0.99}, "MNIST ≥ 0.985, Fashion-MNIST ≥ 0.92")]
 
 
@@ -270,9 +272,8 @@ def bare_loop(member: Member, images: Pixels, steps: int, batch: int, args: argp
     data = torch.cat(list(batches(images)))
     rows, _ = split(len(images), args.seed)
     epochs = [np.random.default_rng((args.seed, i)).permutation(rows) for i in range(steps * batch // len(rows) + 2)]
-    indices_by_step = [part for epoch in epochs for part in epoch[: len(rows) // batch * batch].reshape(-1, batch)][
-        :steps
-    ]
+    full = len(rows) // batch * batch  # images in the full batches of an epoch
+    step_indices = [indices for epoch in epochs for indices in epoch[:full].reshape(-1, batch)][:steps]
     member.to(default_device()).train()
     defaults = member.training_defaults
     optimiser = torch.optim.AdamW(member.parameters(), defaults.learning_rate, weight_decay=defaults.weight_decay)
@@ -282,7 +283,7 @@ def bare_loop(member: Member, images: Pixels, steps: int, batch: int, args: argp
 
     forward = torch.compile(loss) if args.compile else loss
     start = time.monotonic()
-    for step, indices in enumerate(indices_by_step):
+    for step, indices in enumerate(step_indices):
         for group in optimiser.param_groups:
             group["lr"] = defaults.learning_rate * _schedule(step, steps)
         with torch.autocast(data.device.type, torch.bfloat16, enabled=in_bfloat16(data.device)):
