@@ -114,30 +114,30 @@ def _interruptible(command: Callable[..., int]) -> Callable[..., int]:
 for group, commands in GROUPS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=group)(_interruptible(command))
-for task in (reconstruct, denoise, upscale, sample, plot):
-    model.command()(_interruptible(task))
+TASKS = {task.__name__: task for task in (reconstruct, denoise, upscale, sample, plot)}
+for name, command in TASKS.items():
+    model.command(name)(_interruptible(command))
 app.add_typer(model, rich_help_panel="Models")
 
 
-def main(name: str = "hashret") -> None:
-    """Run the command line of this process, called by `name`, and exit."""
+def main() -> None:
+    """Run the command line of this process and exit."""
     limit_spinning()
     warnings.formatwarning = lambda message, *_, **__: f"hashret: {visible(' '.join(str(message).split()))}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # print paths that are not UTF-8 as the bytes they are
-    sys.exit(run(sys.argv[1:], name))
+    sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str], name: str = "hashret") -> int:
+def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        code: int = app(arguments, prog_name=name, standalone_mode=False) or 0
+        code: int = app(arguments, prog_name="hashret", standalone_mode=False) or 0
         sys.stdout.flush()  # here a full disk or a closed pipe can still be reported
         return code
     except UsageError as error:
         context = getattr(error, "ctx", None)
-        typed = [name, *(word for word in arguments[:1] if word in COMMANDS)]  # where the error has no context
-        command = context.command_path if context is not None else " ".join(typed)
+        command = _command_path(arguments) if context is None else context.command_path
         return _fail(f"{error.format_message().rstrip('.')}: see {command} --help", 2)
     except ClickException as error:
         return _fail(error.format_message(), 1)
@@ -150,6 +150,14 @@ def run(arguments: list[str], name: str = "hashret") -> int:
         return _fail(f"{error.filename or 'the system'}: {error.strerror or error}: check the disk and permissions", 1)
     except (_Interrupted, KeyboardInterrupt, typer.Abort):
         return _fail("interrupted: run the same command to continue", 130)
+
+
+def _command_path(arguments: list[str]) -> str:
+    """Return the command that a command line calls, with the names before it."""
+    names = arguments[:1] if arguments and arguments[0] in {*COMMANDS, "model"} else []
+    if names == ["model"] and arguments[1:2] and arguments[1] in TASKS:
+        names = arguments[:2]
+    return " ".join(["hashret", *names])
 
 
 def _fail(message: str, code: int) -> int:

@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from hashret.cli import main
 
-    main("python -m hashret")
+    main()

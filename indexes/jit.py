@@ -75,8 +75,9 @@ def _prefetch(typing_context: Any, array: Any, row: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
-# The number of ones in a uint64, by LLVM's ctpop, which vectorises; the position of the lowest one in an int64 > 0.
+# The number of ones in a uint64, by LLVM's ctpop, which vectorises.
 popcount: Any = intrinsic(_popcount)
+# The position of the lowest one in an int64 other than 0.
 trailing_zeros: Any = intrinsic(_trailing_zeros)
 # Prefetch a row of an array into the cache, so that the latencies of many reads overlap.
 prefetch: Any = intrinsic(_prefetch)

@@ -45,14 +45,18 @@ def use_folder(folder: Path) -> int:
     """Create a folder, mark it as used now, and lock it against deletion until the descriptor returned is closed."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # no locks here
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                os.utime(folder)
-                return descriptor
-        os.close(descriptor)  # of a folder that was being deleted
+        with suppress(FileNotFoundError):  # it is being deleted: create it again
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                with suppress(OSError):  # no locks here
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                    os.utime(folder)
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
 
 def delete_unused(root: Path, oldest: float) -> None:
@@ -75,7 +79,8 @@ def _open_folder() -> Path | None:
         root = Path(_config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = root / "hashret" / "kernels" / digest(_SOURCES)
         use_folder(folder)  # its descriptor, and so the lock, stays open until the process ends
-        delete_unused(folder.parent, time.time() - UNUSED_SECONDS)
+        with suppress(OSError):
+            delete_unused(folder.parent, time.time() - UNUSED_SECONDS)
     except (OSError, RuntimeError):  # RuntimeError: the user has no home; OSError also if there are no sources
         return None
     return folder if os.access(folder, os.W_OK) else None

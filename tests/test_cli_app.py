@@ -43,12 +43,13 @@ def unchanged_folder(filled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         ("index none -c new", 1, "there is no 'none': give a folder, an archive"),
         ("index empty", 1, r"empty has no images \(0 other files ignored"),
         ("index notes", 1, r"notes has no images \(1 other file ignored"),
-        ("index broken.png", 1, "broken.png is a single image: give its folder"),
+        ("index broken.png", 1, "broken.png is a single image: give the folder that holds it"),
         ("index notes/a.txt", 1, "notes/a.txt is not a source of images: give"),
         ("index photos -c broken.png", 1, "broken.png cannot be written to: choose another folder"),
         ("index photos --index tree", 2, "--index: there is no index 'tree'"),
         ("index photos --index faiss:Tree", 2, "--index: factory must be"),
         ("index", 2, "Missing argument 'SOURCE': see hashret index --help"),
+        ("model sample --between 1 2 --manifold", 2, ".*: see hashret model sample --help"),
         ("index photos --nonsense", 2, "No such option.*: see hashret index --help"),
         ("train none -o new", 1, "there is no 'none'"),
         (
@@ -183,9 +184,14 @@ def test_every_option_has_a_help_text() -> None:
 
 
 def test_python_can_run_the_package() -> None:
-    done = subprocess.run([sys.executable, "-m", "hashret", "info", "--nonsense"], capture_output=True, text=True)
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "hashret", *arguments], capture_output=True, text=True)
+
+    done = run("info", "--nonsense")
     assert done.returncode == 2
-    assert re.fullmatch("hashret: No such option: --nonsense.*: see python -m hashret info --help\n", done.stderr)
+    assert re.fullmatch("hashret: No such option: --nonsense.*: see hashret info --help\n", done.stderr)
+    script = run("--show-completion", "bash").stdout
+    assert re.search(r"^complete .* hashret$", script, re.MULTILINE) and "python" not in script
 
 
 def complete(line: str) -> tuple[list[str], set[str]]:

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
-from hashret.collection import Collection, Hit, Indexed
+from hashret.collection import Collection, Hit, Indexed, index_cache, ingest
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.stores.sqlite import SqliteStore
@@ -32,13 +32,13 @@ SWITCHES = 20 if SOAK else 8  # of the index
 WORKER = """
 import json, os, signal, sys, time
 import numpy as np, torch
-from hashret.collection import ingest, reindexing
-from hashret.collection import Collection
+from hashret.collection import Collection, index_cache, ingest, reindexing
 from hashret.hasher import Hasher
 from hashret.indexes import set_threads
 
 torch.set_num_threads(1), set_threads(1)
-ingest.BATCH_ITEMS = reindexing.BATCH_ITEMS = {batch}
+ingest.MODEL_CHUNK = ingest.BATCH_ITEMS = reindexing.BATCH_ITEMS = {batch}
+index_cache.FEW_CHANGES = 100  # so that the cache file is rewritten
 
 def index(collection, acknowledge, source):
     collection.index(source, committed=lambda lines: [acknowledge(line.path, line.id) for line in lines])
@@ -323,6 +323,9 @@ class Disk:
 
 def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     """Cut the power before and after every fsync and rename: all that was not synced is lost."""
+    monkeypatch.setattr(ingest, "MODEL_CHUNK", 250)
+    monkeypatch.setattr(ingest, "BATCH_ITEMS", 250)
+    monkeypatch.setattr(index_cache, "FEW_CHANGES", 100)
     moments, acknowledged, removed = 0, set[int](), set[int]()
     models = {hasher(model).fingerprint: hasher(model) for model in ("lsh", "pca")}
     rng, checking, created = random.Random(5), False, False
@@ -353,7 +356,14 @@ def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, monkeypatch: pyt
         for row in range(0, 40, 8):
             acknowledged |= set(collection.add(images()[row : row + 8]))
             lose_power()
-        collection.index(source, committed=lambda lines: acknowledged.update(line.id or 0 for line in lines))
+        caches, batches = set((tmp_path / "disk/a/c/index").iterdir()), list[int]()
+
+        def acknowledge(lines: list[Indexed]) -> None:
+            acknowledged.update(line.id or 0 for line in lines)
+            batches.append(len(lines))
+
+        collection.index(source, committed=acknowledge)
+        assert len(batches) > 2 and not caches & set((tmp_path / "disk/a/c/index").iterdir())
         lose_power()
         for i in (3, 4, 50):
             collection.remove([i])
