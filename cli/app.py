@@ -138,7 +138,7 @@ def run(arguments: list[str]) -> int:
     except UsageError as error:
         context = getattr(error, "ctx", None)
         command = _command_path(arguments) if context is None else context.command_path
-        return _fail(f"{error.format_message().rstrip('.')}: see {command} --help", 2)
+        return _fail(f"{error.format_message().rstrip('.?')}: see {command} --help", 2)
     except ClickException as error:
         return _fail(error.format_message(), 1)
     except HashretError as error:

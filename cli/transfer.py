@@ -25,7 +25,7 @@ def export(
     from hashret.collection import Collection, locate
     from hashret.collection.export import format_of
 
-    with usage("--format"):
+    with usage("--format" if file_format else "OUT"):
         file_format = format_of(out, file_format)
     check_parent(out)
     with Collection.open(locate(collection), read_only=True) as images:

@@ -13,7 +13,11 @@ def test_the_collection_is_found_from_a_folder_below(
     monkeypatch.chdir(folder / "photos/0")
     assert hashret("query", "id:1").out == expected
     monkeypatch.chdir("/")
-    check_failed(hashret("query", "id:1"), 1, "there is no collection at /.hashret: make one with hashret index SOURCE")
+    check_failed(
+        hashret("query", "id:1"),
+        1,
+        "there is no collection at /.hashret: make one with hashret index SOURCE -c /.hashret",
+    )
     assert hashret("query", "id:1", "-c", folder / ".hashret").out == expected
     monkeypatch.setenv("HASHRET_COLLECTION", str(folder / ".hashret"))
     assert hashret("query", "id:1").out == expected

@@ -187,9 +187,11 @@ def test_an_empty_collection(tmp_path: Path) -> None:
 def test_formats() -> None:
     assert [format_of(Path(name)) for name in ("a.JSONL", "a.npz", "a.parquet")] == ["jsonl", "numpy", "parquet"]
     assert format_of(Path("a.txt"), "parquet") == "parquet"
-    for name, suffix in (("a.txt", None), ("jsonl", "csv")):
-        with pytest.raises(ValueError, match="is not a format: choose jsonl, numpy, parquet"):
-            format_of(Path(name), suffix)
+    with pytest.raises(ValueError, match="^'csv' is not a format: choose jsonl, numpy, parquet$"):
+        format_of(Path("a.jsonl"), "csv")
+    for name in ("a.txt", "jsonl"):
+        with pytest.raises(ValueError, match=f"^{name}: the suffix must be .jsonl, .npz, .parquet$"):
+            format_of(Path(name))
 
 
 def test_parquet_needs_pyarrow(collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

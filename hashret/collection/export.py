@@ -46,10 +46,14 @@ _ItemGenerator = Generator[_Item, None, None]
 
 def format_of(path: Path, name: str | None = None) -> str:
     """Return `name` if it is given, else the format of the path's suffix; raise ValueError if there is none."""
-    file_format = name or next((key for key, suffix in FORMATS.items() if path.suffix.lower() == suffix), path.name)
-    if file_format not in FORMATS:
-        raise ValueError(f"{file_format!r} is not a format: choose {', '.join(FORMATS)}")
-    return file_format
+    if name is not None:
+        if name not in FORMATS:
+            raise ValueError(f"{name!r} is not a format: choose {', '.join(FORMATS)}")
+        return name
+    for file_format, suffix in FORMATS.items():
+        if path.suffix.lower() == suffix:
+            return file_format
+    raise ValueError(f"{path.name}: the suffix must be {', '.join(FORMATS.values())}")
 
 
 def write(path: Path, file_format: str, header: ModelKey, rows: Iterable[ItemRow]) -> int:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Self
 
 from filelock import FileLock, Timeout
@@ -41,7 +42,9 @@ class SqliteStore:
                 f"{self.path} cannot be opened ({error.strerror}): check the folder's permissions"
             ) from error
         if not exists:
-            raise HashretError(f"there is no collection at {folder}: make one with hashret index SOURCE")
+            raise HashretError(
+                f"there is no collection at {folder}: make one with hashret index SOURCE -c {quote(str(folder))}"
+            )
         self._inode = self.path.stat().st_ino
         self._connections = Connections(self.path, read_only=read_only)
         self._filters = FilterCache()

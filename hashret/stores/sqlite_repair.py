@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from hashret.durable import replace_durably, sync
@@ -45,7 +46,9 @@ class RecoveryReport(NamedTuple):
 def check_database(folder: Path) -> DatabaseReport:
     """Read every row of the database in `folder`. Raises HashretError if there is none."""
     if not SqliteStore.exists(folder):
-        raise HashretError(f"there is no collection at {folder}: make one with hashret index SOURCE")
+        raise HashretError(
+            f"there is no collection at {folder}: make one with hashret index SOURCE -c {quote(str(folder))}"
+        )
     with closing(_connect(folder / DATABASE)) as conn:
         try:
             damage = [row[0] for row in conn.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
