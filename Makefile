@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# Most tests run on one core; a worker takes 2 GB.
+PARALLEL := --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-lowest test-newest coverage soak lint bench docs clean
 
@@ -9,7 +11,7 @@ demo: $(READY)
 	$(BIN)/hashret demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 # The oldest versions that pyproject.toml allows, and the newest that exist, each in an environment of its own.
 test-lowest: INSTALL := --resolution lowest-direct
@@ -17,12 +19,12 @@ test-lowest test-newest: test-%:
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/pip install -q --disable-pip-version-check uv
 	.venv-$*/bin/uv pip install -q --python .venv-$*/bin/python $(INSTALL) -e '.[dev]'
-	.venv-$*/bin/pytest
+	.venv-$*/bin/pytest $(PARALLEL)
 
 coverage: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,coverage]'
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

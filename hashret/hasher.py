@@ -60,7 +60,7 @@ class Hasher:
 
     Create one, `fit` it to images, then `encode`. `model` is a name in `hashret.models.MODELS`, `bits` the width of a
     code (a multiple of 8 from 8 to 1024), `head` a name in `hashret.heads.HEADS`, or None for the model's default head.
-    `settings` are the model's keyword arguments, such as `network="mlp"` or `width=64`. Raises ValueError for an
+    `settings` are the model's keyword arguments, such as `network="mlp"` or `width=64`. Raise ValueError for an
     unknown name or an invalid value.
     """
 
@@ -108,7 +108,7 @@ class Hasher:
 
         `data_root` is the folder of data sets, and `progress` is called with a `Progress` several times a second.
 
-        Raises HashretError if there are too few images or required labels are missing, and ValueError for impossible
+        Raise HashretError if there are too few images or required labels are missing, and ValueError for impossible
         values.
         """
         options = replace(options or TrainingOptions(), **changes)
@@ -156,7 +156,7 @@ class Hasher:
         PIL images, paths, and bytes of image files; a single PIL image, path or bytes object is a batch of one. A batch
         of vectors is an array of floats (n, d), or a sequence of arrays (d,). The result of `prepare` is a batch too.
 
-        A code depends only on the image and the model, not on the batch. Raises HashretError for a file that cannot be
+        A code depends only on the image and the model, not on the batch. Raise HashretError for a file that cannot be
         read, and ValueError for any other invalid image.
         """
         codes = [self.encode_pixels(pixels) for pixels in self._batches(images)]
@@ -190,7 +190,7 @@ class Hasher:
     def errors(self, pixels: Inputs) -> NDArray[np.float32]:
         """Return the squared reconstruction errors, float32 (n,), of inputs as `encode_pixels` takes them.
 
-        An error is summed over an image's values in [0, 1], or over a vector's coordinates. Raises HashretError for a
+        An error is summed over an image's values in [0, 1], or over a vector's coordinates. Raise HashretError for a
         model without a network.
         """
         if not self.member.trainable:
@@ -214,14 +214,14 @@ class Hasher:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The preprocessing of images or vectors. Raises HashretError before `fit`."""
+        """The preprocessing of images or vectors. Raise HashretError before `fit`."""
         return self._parts()[0]
 
     @property
     def member(self) -> Member:
         """The member, a PyTorch module in evaluation mode that takes float32 (n, c, h, w) in [0, 1], or (n, d).
 
-        Raises HashretError before `fit`.
+        Raise HashretError before `fit`.
         """
         return self._parts()[1]
 
@@ -239,14 +239,14 @@ class Hasher:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model folder (`config.json`, `model.safetensors` and a model card) atomically.
 
-        Raises HashretError if `path` exists and is no model folder.
+        Raise HashretError if `path` exists and is no model folder.
         """
         config = self._description() | {"fingerprint": self.fingerprint, "training": self._training}
         write_model(path, config, self._tensors())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Return the hasher saved at `path`. Raises HashretError if there is none, or it is damaged or too new."""
+        """Return the hasher saved at `path`. Raise HashretError if there is none, or it is damaged or too new."""
         folder = Path(path)
         config = read_config(folder)
         try:

@@ -13,7 +13,8 @@
 | the limit of open files (`RLIMIT_NOFILE`) | a service runs | `raised_file_limit` |
 | the environment variable `GOMP_SPINCOUNT` | the command line runs | `limit_spinning` |
 
-Signal handlers are set and restored elsewhere, in the loops of training and of the server.
+Signal handlers are set and restored elsewhere, in the loops of training and of the server. The command line, whose
+process ends with it, also replaces `warnings.formatwarning` and the error handler of `sys.stdout`.
 """
 
 import gc

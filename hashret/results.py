@@ -104,7 +104,7 @@ class QueryOptions:
     """The options of a query. `k` limits the number of hits, and `max_distance` their distance in bits; one of them may
     be None.
 
-    Hits are ordered by `rank`. With `where`, only items that match this filter are hits. Raises ValueError for invalid
+    Hits are ordered by `rank`. With `where`, only items that match this filter are hits. Raise ValueError for invalid
     values.
     """
 

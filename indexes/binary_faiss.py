@@ -35,7 +35,7 @@ class FaissIndex(UpdatableIndex):
     """
 
     backend: ClassVar[str] = "faiss"
-    delta_fraction: ClassVar[int] = 8  # a scan costs little compared with FAISS, a rebuild much
+    delta_divisor: ClassVar[int] = 8  # a scan costs little compared with FAISS, a rebuild much
 
     def __init__(self, bits: int, factory: str = "BFlat", probe: int | None = None) -> None:
         if not re.fullmatch(r"BFlat|BIVF[1-9]\d*|BHNSW[1-9]\d*", factory):

@@ -27,7 +27,7 @@ class BitFlipIndex(UpdatableIndex):
     """Exact k-nearest-neighbour and radius search over codes of `bits` bits: equal to brute force by (distance, id)."""
 
     backend: ClassVar[str] = "bitflip"
-    delta_fraction: ClassVar[int] = 256
+    delta_divisor: ClassVar[int] = 256
     exact: ClassVar[bool] = True
 
     @classmethod

@@ -43,7 +43,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def array_name(segment: str, field: str) -> str:
-    """Return the name in files of a field of a `Segment` that files call "base" (the main one) or "tail"."""
+    """Return the name in files of a field of a segment, which files call "base" (main) or "tail" (delta)."""
     return f"{segment}.{_STORED_NAMES.get(field, field)}"
 
 

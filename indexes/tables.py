@@ -75,7 +75,7 @@ def make_layout(count: int, bits: int) -> tuple[NDArray[np.int64], NDArray[np.in
     layout[:, 0] = np.cumsum([0, *widths[:-1]])
     layout[:, 1] = widths
     layout[:, 2] = np.cumsum([0, *(((1 << width) + 63) >> 6 for width in widths[:-1])])
-    if prefiltered and m > 1:  # a signature is the bits after the substring, or the first ones, if these are more
+    if prefiltered and m > 1:  # a signature: the bits after or before the substring, whichever are more
         before, after = layout[:, 0], bits - layout[:, 0] - layout[:, 1]
         layout[:, 3] = np.where(after >= before, layout[:, 0] + layout[:, 1], 0)
         layout[:, 4] = np.minimum(32, np.maximum(before, after))

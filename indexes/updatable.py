@@ -38,7 +38,7 @@ class UpdatableIndex(ABC):
     """An index that items can be added to and removed from, over an engine that searches immutable distinct codes."""
 
     backend: ClassVar[str]  # the name in factory strings and saved files
-    delta_fraction: ClassVar[int]  # the delta segment may hold 1024 items plus a 1/delta_fraction of the main segment
+    delta_divisor: ClassVar[int]  # the delta segment may hold 1024 items plus a 1/delta_divisor of the main segment
 
     def __init__(self, bits: int) -> None:
         self.bits = check_bits(bits)
@@ -179,7 +179,7 @@ class UpdatableIndex(ABC):
                     self._write_log = None
 
     def _max_delta(self, state: State) -> int:
-        return 1024 + len(state.main.ids) // self.delta_fraction
+        return 1024 + len(state.main.ids) // self.delta_divisor
 
     def search(self, queries: Codes, k: int, *, allowed: NDArray[np.int64] | None = None) -> Hits:
         """Return the k nearest items of each query, uint8 (q, bits // 8), ordered by (distance, id).

@@ -1396,7 +1396,7 @@ def test_an_index_update_during_a_search_is_noticed(collection: Collection, monk
     """Another thread updates the shared index to the next generation during the search."""
     (old,) = collection.add([digits()[0]])
     query = hasher().encode(digits()[:1])
-    real = IndexCache.snapshot
+    real = IndexCache.index_for
     steps: list[Callable[[], Any]] = [lambda: collection.remove([old]), lambda: collection.add([digits()[1]])]
 
     def slow(*arguments: Any) -> Any:
@@ -1408,7 +1408,7 @@ def test_an_index_update_during_a_search_is_noticed(collection: Collection, monk
             other.join()
         return shown
 
-    monkeypatch.setattr(IndexCache, "snapshot", slow)
+    monkeypatch.setattr(IndexCache, "index_for", slow)
     (hits,) = collection.query_codes(query)
     assert steps == [] and pairs(hits) == brute(*stored(collection), query, None, None)
     assert [hit.id for hit in hits] == [old + 1]

@@ -26,7 +26,7 @@ def rows(first: int, count: int) -> list[ItemRow]:
 def check(store: SqliteStore | DictStore, cache: IndexCache, near: int = 0) -> None:
     """Compare the current index with brute force, for random codes and the code of the row `near`."""
     with store.snapshot() as snapshot:
-        current = cache.snapshot(snapshot)
+        current = cache.index_for(snapshot)
         ids, codes = snapshot.codes()
     assert current is not None and cache.is_current(current)
     queries: Codes = np.concatenate([np.random.default_rng(99).integers(0, 256, (5, 8), np.uint8), codes[near, None]])
@@ -94,8 +94,8 @@ def test_no_index_of_an_earlier_state_is_returned(tmp_path: Path, store: SqliteS
         with store.transaction() as transaction:
             transaction.put(rows(2000, 50))
         with SqliteStore(tmp_path, read_only=True).snapshot() as later:
-            assert cache.snapshot(later) is not None
-        assert cache.snapshot(snapshot) is None
+            assert cache.index_for(later) is not None
+        assert cache.index_for(snapshot) is None
     check(store, cache)
     store.close()
 

@@ -49,7 +49,7 @@ def by_augmentation(
 ) -> Calibration:
     """Calibrate on augmented copies of a random sample of `images` items, drawn with `seed`, and store the result.
 
-    Raises HashretError if none of them can be decoded, and for vectors.
+    Raise HashretError if none of them can be decoded, and for vectors.
     """
     hasher = parts.models.current()
     hasher.preprocessing.require_images("augment", "give labelled pairs, hashret calibrate PAIRS.csv")
@@ -108,7 +108,7 @@ def _codes(parts: Parts, images: list[Any], hasher: "Hasher") -> Codes:
 def from_pairs(source: str, a: Codes, b: Codes, same: NDArray[np.bool_]) -> Calibration:
     """Calibrate on labelled pairs: the codes of their first and second images, (p, bits // 8), and the labels (p,).
 
-    Raises HashretError unless there are pairs of both labels.
+    Raise HashretError unless there are pairs of both labels.
     """
     if not (same.any() and (~same).any()):
         labelled = f"{format_count(int(same.sum()), 'pair')} labelled the same and {(~same).sum()} different"

@@ -55,7 +55,7 @@ class Estimate(NamedTuple):
 def estimate(images: int, bits: int = 64, source: Any = None) -> Estimate:
     """Estimate what `images` images need, encoded with the default model; takes about ten seconds.
 
-    The measurement uses images of `source`, or synthetic ones if it is None. Raises ValueError for invalid `images` or
+    The measurement uses images of `source`, or synthetic ones if it is None. Raise ValueError for invalid `images` or
     `bits`, and HashretError for an invalid or unreadable source.
     """
     check_count(images, 1, "images")

@@ -46,7 +46,7 @@ class Collection:
     HashretError.
 
     The components can be passed in: `store` holds the items, `index` caches the index of their codes, `originals` reads
-    their contents, and `models` loads the models. Raises HashretError if the store names an unknown index.
+    their contents, and `models` loads the models. Raise HashretError if the store names an unknown index.
     """
 
     def __init__(self, store: ItemStore, index: IndexCache, originals: Originals, models: Models) -> None:
@@ -63,7 +63,7 @@ class Collection:
         """Create an empty collection in the folder `path`, for codes of `hasher`.
 
         With ":memory:" the folder is temporary, and deleted with the object. `index` is "bitflip", or "faiss:FACTORY"
-        with a factory string of FAISS's binary indexes, such as "BFlat". Raises HashretError if there is a collection
+        with a factory string of FAISS's binary indexes, such as "BFlat". Raise HashretError if there is a collection
         already, and ValueError for an unknown index.
         """
         from_spec(hasher.bits, index)
@@ -91,7 +91,7 @@ class Collection:
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
         """Open the collection in the folder `path`; with `read_only` it cannot be written to.
 
-        Raises HashretError if there is none, or it is damaged, or was made by a newer version of hashret.
+        Raise HashretError if there is none, or it is damaged, or was made by a newer version of hashret.
         """
         folder = Path(path).absolute()
         store = SqliteStore(folder, read_only=read_only)
@@ -176,7 +176,7 @@ class Collection:
         distance of the image's real-valued output from the bit's threshold, in training standard deviations. The hits
         are then the best `k` of the nearest max(10 k, 100) items, or of all within `max_distance` if `k` is None.
 
-        Raises HashretError for an unreadable image or an invalid `where`, and ValueError for other invalid arguments.
+        Raise HashretError for an unreadable image or an invalid `where`, and ValueError for other invalid arguments.
         """
         return self.query_batch([image], k, max_distance, rank=rank, where=where)[0]
 
@@ -206,7 +206,7 @@ class Collection:
     def query_codes(
         self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[list[Hit]]:
-        """Return the hits of each code, uint8 (n, bits // 8); see `query`. Raises ValueError for another width."""
+        """Return the hits of each code, uint8 (n, bits // 8); see `query`. Raise ValueError for another width."""
         options = QueryOptions(k, max_distance, where=where)
         return [search.as_hits(result) for result in self.nearest(codes, options)]
 
@@ -220,7 +220,7 @@ class Collection:
     def query_item(
         self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[Hit]:
-        """Return the hits of an item's code, without the item itself; see `query`. Raises NotFound if it is missing."""
+        """Return the hits of an item's code, without the item itself; see `query`. Raise NotFound if it is missing."""
         options = QueryOptions(k, max_distance, where=where)
         return search.as_hits(search.by_item(self._parts, item_id, options))
 
@@ -229,7 +229,7 @@ class Collection:
 
         An example is "label = 'cat' AND width > 800". Names are columns of `items`, columns of `paths`, `path` for the
         full path (an item matches if one of its paths does), or else keys of the metadata. SELECTs from the database's
-        tables are allowed. Raises HashretError for anything else, and after one second of CPU time.
+        tables are allowed. Raise HashretError for anything else, and after one second of CPU time.
         """
         with self._parts.store.snapshot() as snapshot:
             ids: list[int] = snapshot.ids(where=where).tolist()
@@ -246,7 +246,7 @@ class Collection:
         return [self._parts.originals.with_absolute_paths(items[i]) for i in ids]
 
     def get(self, item_id: int) -> Item:
-        """Return the item with this id. Raises NotFound if there is none."""
+        """Return the item with this id. Raise NotFound if there is none."""
         with self._parts.store.snapshot() as snapshot:
             items = snapshot.items([item_id])
         if item_id not in items:
@@ -254,7 +254,7 @@ class Collection:
         return self._parts.originals.with_absolute_paths(items[item_id])
 
     def codes(self, ids: Sequence[int]) -> Codes:
-        """Return the codes, uint8 (n, bits // 8), of the items with these ids. Raises NotFound if one is missing."""
+        """Return the codes, uint8 (n, bits // 8), of the items with these ids. Raise NotFound if one is missing."""
         with self._parts.store.snapshot() as snapshot:
             sorted_ids, codes = snapshot.codes(ids)
         rows = {int(item_id): row for row, item_id in enumerate(sorted_ids)}
@@ -266,7 +266,7 @@ class Collection:
     def content(self, item_id: int) -> Content:
         """Return the content of an item: the bytes of its file, or a uint8 array.
 
-        Raises NotFound if there is no such item, or its content is no longer at any of its paths.
+        Raise NotFound if there is no such item, or its content is no longer at any of its paths.
         """
         digest = self.get(item_id).sha256
         with self._parts.store.snapshot() as snapshot:
@@ -298,7 +298,7 @@ class Collection:
         links are pairs within `max_distance` (single linkage); `by` "star" groups items within `max_distance` of the
         first one (star, or leader, clustering). `keep` determines the first: "largest" (by pixels, then bytes),
         "oldest" (by modification time), or a folder whose items take precedence, the largest leading. A verdict
-        "different" removes a link, and "same" adds one. Raises HashretError if no path lies in the folder.
+        "different" removes a link, and "same" adds one. Raise HashretError if no path lies in the folder.
         """
         return near_duplicates.find_groups(self._parts, max_distance, by, keep)
 
@@ -306,7 +306,7 @@ class Collection:
         """Record that two items are the "same" or "different", replacing an earlier verdict on them.
 
         `a` and `b` are ids, or images as in `find`. A verdict belongs to the contents, so it survives moved files; it
-        is deleted with either item. Raises HashretError if one is not an item, or both are the same item.
+        is deleted with either item. Raise HashretError if one is not an item, or both are the same item.
         """
         near_duplicates.put_verdict(self._parts, a, b, verdict)
 
@@ -334,14 +334,14 @@ class Collection:
 
         `pairs` are labelled pairs, each two ids or images as in `find` and whether they are the same; `source` is their
         name in the result. With `pairs` None, augmented copies of `images` items, drawn with `seed`, are searched for
-        among all items. Raises HashretError if `pairs` lacks one of the labels, or no item can be augmented.
+        among all items. Raise HashretError if `pairs` lacks one of the labels, or no item can be augmented.
         """
         if pairs is not None:
             return calibration.by_pairs(self._parts, pairs, source)
         return calibration.by_augmentation(self._parts, images, seed, progress)
 
     def calibration(self) -> Calibration:
-        """Return the stored result of `calibrate` for the current model. Raises NotFound if there is none."""
+        """Return the stored result of `calibrate` for the current model. Raise NotFound if there is none."""
         text = self._parts.settings.get("calibration")
         if text is None:
             raise NotFound("the collection is not calibrated: run hashret calibrate, or give a radius in bits")
@@ -351,7 +351,7 @@ class Collection:
         """Return the smallest radius in bits that has the highest recall among those with a precision of at least
         `target`; see `Calibration`.
 
-        Raises NotFound without a calibration, and HashretError if no radius has that precision.
+        Raise NotFound without a calibration, and HashretError if no radius has that precision.
         """
         return self.calibration().radius(target, len(self))
 
@@ -438,14 +438,14 @@ class Collection:
         """Encode every item with another model, and switch to it in one commit; return the number of removed items.
 
         Queries use the old model until the switch. An interrupted run keeps its codes, and the next one continues.
-        Raises MissingContents, and does not switch, if contents are no longer readable, unless `drop_missing`, which
+        Raise MissingContents, and does not switch, if contents are no longer readable, unless `drop_missing`, which
         removes those items.
         """
         with self._parts.writing(), raised_gc_threshold():
             return reindexing.reindex(self._parts, hasher, drop_missing=drop_missing, progress=progress)
 
     def use_index(self, spec: str) -> None:
-        """Switch to another index, "bitflip" or "faiss:FACTORY"; see `create`. Raises ValueError for any other."""
+        """Switch to another index, "bitflip" or "faiss:FACTORY"; see `create`. Raise ValueError for any other."""
         reindexing.use_index(self._parts, spec)
 
     def rebuild_index(self) -> None:
@@ -462,7 +462,7 @@ class Collection:
         """Write all items, with codes, paths and metadata, to a file; return their number.
 
         `kind` is the format, "jsonl", "parquet" or "numpy"; by default it follows from the suffix. The formats are
-        described in `hashret.collection.export`. Raises ValueError for an unknown format.
+        described in `hashret.collection.export`. Raise ValueError for an unknown format.
         """
         out = Path(path)
         file_format = export.format_of(out, kind)
@@ -473,7 +473,7 @@ class Collection:
         """Add the items of a file that `export` wrote, in one commit; return the number of new items.
 
         An existing content gains paths, and keeps its id and metadata. A new one keeps its exported id if that is above
-        every id that the collection ever assigned, as in a new collection. Raises HashretError for a damaged file, and
+        every id that the collection ever assigned, as in a new collection. Raise HashretError for a damaged file, and
         for one with codes of another model.
         """
         model, rows = export.read(Path(path))
@@ -499,7 +499,7 @@ def locate(path: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder of the collection: `path`, or `$HASHRET_COLLECTION`, or a `.hashret`.
 
     The last is the nearest existing one in the working directory and its parents, or else that of the working
-    directory. Raises HashretError for ":memory:".
+    directory. Raise HashretError for ":memory:".
     """
     explicit = path or os.environ.get("HASHRET_COLLECTION")
     if explicit and os.fspath(explicit) == MEMORY:

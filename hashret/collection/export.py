@@ -70,7 +70,7 @@ def write(path: Path, file_format: str, header: ModelKey, rows: Iterable[ItemRow
 def read(path: Path) -> tuple[ModelKey, Iterator[ItemRow]]:
     """Return the model of a file's codes, and an iterator over its rows, one for each path.
 
-    Raises HashretError, also during iteration, for a file that `write` cannot have written.
+    Raise HashretError, also during iteration, for a file that `write` cannot have written.
     """
     file_format = format_of(path)
     with _reported_errors(path):

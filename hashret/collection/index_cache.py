@@ -43,7 +43,7 @@ class IndexCache:
         self._lock = threading.RLock()
         self._current: IndexSnapshot | None = None
 
-    def snapshot(self, snapshot: Snapshot) -> IndexSnapshot | None:
+    def index_for(self, snapshot: Snapshot) -> IndexSnapshot | None:
         """Return the index for a snapshot of the store: in memory, loaded, updated or built.
 
         None if the index is already of a later state. A later call updates the same index in place, so results of a
@@ -64,7 +64,7 @@ class IndexCache:
 
     @property
     def searched(self) -> Searched:
-        """The counts of queries and lookups since the index was loaded or built."""
+        """The counts of queries and probes since the index was loaded or built."""
         current = self._current
         return Searched(0, 0) if current is None else current.code_index.searched
 
@@ -108,7 +108,7 @@ class IndexCache:
                     if _status(self._folder / record.name) == record.status:
                         self._delete_all_but(record.name)
                         return
-            current = self.snapshot(snapshot)
+            current = self.index_for(snapshot)
         assert current is not None  # within the write lock no later state exists
         record_json = self._save(current)
         with self._store.transaction(advance=False) as transaction:

@@ -66,7 +66,7 @@ class IndexRun:
     def run(self) -> IndexReport:
         """Run the pass, and again for records whose content was removed, with its last path, while they were pending.
 
-        Raises HashretError if the source fails; all records before the error are stored then.
+        Raise HashretError if the source fails; all records before the error are stored then.
         """
         paths = self.paths
         while paths is None or paths:

@@ -26,7 +26,7 @@ class Models:
         return self.current() if self._loaded is None else self._loaded
 
     def current(self) -> "Hasher":
-        """Return the collection's model, loading it if necessary. Raises HashretError if its folder is not intact."""
+        """Return the collection's model, loading it if necessary. Raise HashretError if its folder is not intact."""
         from hashret.hasher import Hasher
 
         with self._lock:

@@ -13,7 +13,7 @@ HEADER = ("path_a", "path_b", "verdict")
 def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
     """Read labelled pairs as (path, path, whether they are the same) from a file with or without a header line.
 
-    Raises HashretError for a line that is not a labelled pair.
+    Raise HashretError for a line that is not a labelled pair.
     """
     pairs = []
     try:

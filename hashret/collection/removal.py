@@ -76,7 +76,7 @@ class SeenNames:
 def prune(parts: Parts, root: Root, seen: SeenNames, *, force: bool) -> int:
     """Remove the paths under `root` that were not seen; return their number.
 
-    Raises HashretError if they are more than half, unless `force`.
+    Raise HashretError if they are more than half, unless `force`.
     """
     with parts.store.transaction() as transaction:
         total, missing = seen.missing(transaction.names(root))

@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 def check(folder: Path) -> list[Finding]:
     """Return all faults of the collection in `folder`, after reading every row, stored content and model.
 
-    Raises HashretError if there is no collection.
+    Raise HashretError if there is no collection.
     """
     report = check_database(folder)
     try:
@@ -41,7 +41,7 @@ def check(folder: Path) -> list[Finding]:
 def recover(folder: Path) -> RecoveryReport:
     """Replace a damaged database by a new one of its complete items: those with a readable row, path and code.
 
-    The damaged database is kept beside it. Indexing the sources adds the lost items again. Raises HashretError if no
+    The damaged database is kept beside it. Indexing the sources adds the lost items again. Raise HashretError if no
     item is readable, or no model of the codes is left.
     """
     with locked(folder):

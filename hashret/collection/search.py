@@ -63,7 +63,7 @@ def by_images(parts: Parts, images: Any, options: QueryOptions) -> list[QueryRes
 
 
 def by_codes(parts: Parts, codes: Codes, options: QueryOptions) -> list[QueryResult]:
-    """Search by codes, uint8 (n, bits // 8). Raises ValueError for codes of another width."""
+    """Search by codes, uint8 (n, bits // 8). Raise ValueError for codes of another width."""
     results: list[QueryResult] = []
     for start in range(0, len(codes), CHUNK):
         results += parts.reader.read(partial(search_view, codes=codes[start : start + CHUNK], options=options))
@@ -73,7 +73,7 @@ def by_codes(parts: Parts, codes: Codes, options: QueryOptions) -> list[QueryRes
 def by_item(parts: Parts, item_id: int, options: QueryOptions) -> QueryResult:
     """Search by an item, without itself and the items whose verdict with it is "different".
 
-    Raises NotFound if the item does not exist.
+    Raise NotFound if the item does not exist.
     """
     return parts.reader.read(lambda view: _search_item(view, item_id, options))
 
@@ -103,7 +103,7 @@ def search_view(
 ) -> list[QueryResult]:
     """Search a view by codes, uint8 (n, bits // 8); with `margins`, float32 (n, bits), rank by `rerank`.
 
-    Raises ValueError for codes of another width.
+    Raise ValueError for codes of another width.
     """
     check_codes(codes, view.settings.model.bits)
     allowed = None if options.where is None else view.snapshot.ids(where=options.where)

@@ -71,10 +71,10 @@ class View:
     ) -> list[Neighbours]:
         """Search the index for each code: for the `k` nearest, for all within `max_distance` bits, or both.
 
-        `allowed`, ascending, restricts the search to these ids. Raises SnapshotOutdated if the index has moved on to a
+        `allowed`, ascending, restricts the search to these ids. Raise SnapshotOutdated if the index has moved on to a
         later state.
         """
-        current = self._index.snapshot(self.snapshot)
+        current = self._index.index_for(self.snapshot)
         if current is None:
             raise SnapshotOutdated
         if k is None:
@@ -92,7 +92,7 @@ class View:
     def items(self, ids: list[int]) -> dict[int, Item]:
         """Return a dict that has at least these items, by id, with absolute paths.
 
-        Raises HashretError if an item does not exist.
+        Raise HashretError if an item does not exist.
         """
         cached = self._cache.items(self.snapshot.state)
         missing = [i for i in ids if i not in cached]

@@ -70,7 +70,7 @@ def matching(conn: sqlite3.Connection, where: str) -> Matches:
 
     A name in it is a column of `items`, a column of `paths`, `path` for the full path, or else a key of the metadata.
     An item matches if one of its paths does. Afterwards, also after an error, the connection has its transaction and
-    its limits, but no authorizer and no progress handler. Raises HashretError with SQLite's reason.
+    its limits, but no authorizer and no progress handler. Raise HashretError with SQLite's reason.
     """
     quoted = _check(where)
     functions: set[str] = set()

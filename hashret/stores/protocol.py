@@ -140,7 +140,7 @@ class Snapshot(Protocol):
     def ids(self, after: int = 0, limit: int | None = None, where: str | None = None) -> Ids:
         """Return item ids above `after`, ascending, at most `limit`; with `where`, only of items that match the filter.
 
-        Raises HashretError for an invalid filter, and for any filter if the store has none.
+        Raise HashretError for an invalid filter, and for any filter if the store has none.
         """
 
     def items(self, ids: Iterable[int]) -> dict[int, Item]:
@@ -152,7 +152,7 @@ class Snapshot(Protocol):
         """Return ids (n,), ascending, and codes, uint8 (n, bits // 8), of all items or of those among `ids`.
 
         The codes are of the current model unless `model` is given. `max_items` limits n to a sample that is spread
-        evenly over all ids. Raises HashretError if a code does not have the model's length.
+        evenly over all ids. Raise HashretError if a code does not have the model's length.
         """
 
     def find(self, sha256s: Sequence[str]) -> dict[str, int]:
@@ -189,7 +189,7 @@ class Snapshot(Protocol):
         """Rank all items by which copy to keep.
 
         `keep` is "largest" (by pixels, then bytes), "oldest" (by modification time), or a folder whose items come
-        first, the largest leading. Raises HashretError if no path lies in the folder.
+        first, the largest leading. Raise HashretError if no path lies in the folder.
         """
 
     def without_code(self, fingerprint: str) -> Ids:
@@ -262,7 +262,7 @@ class ItemStore(Protocol):
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the write lock.
 
-        Raises HashretError if the store is read-only, has been replaced, or cannot wait for the lock, which another
+        Raise HashretError if the store is read-only, has been replaced, or cannot wait for the lock, which another
         process holds.
         """
 

@@ -85,7 +85,7 @@ class SqliteSnapshot:
 
     @cached_property
     def settings(self) -> Settings:
-        """All settings. Raises HashretError for an impossible value."""
+        """All settings. Raise HashretError for an impossible value."""
         rows = self._conn.execute("SELECT key, value FROM settings")
         settings = Settings({key: from_stored(value) for key, value in rows}, str(self.path))
         for key, pattern in _PATTERNS.items():

@@ -44,7 +44,7 @@ class RecoveryReport(NamedTuple):
 
 
 def check_database(folder: Path) -> DatabaseReport:
-    """Read every row of the database in `folder`. Raises HashretError if there is none."""
+    """Read every row of the database in `folder`. Raise HashretError if there is none."""
     if not SqliteStore.exists(folder):
         raise HashretError(
             f"there is no collection at {folder}: make one with hashret index SOURCE -c {quote(str(folder))}"
@@ -112,7 +112,7 @@ class RecoveredRows:
     def restore(self, settings: dict[str, str]) -> RecoveryReport:
         """Replace the damaged database by a new one of the complete items: those with a row, a path and a code.
 
-        Raises HashretError if there are none.
+        Raise HashretError if there are none.
         """
         complete, rows = self._complete(ModelKey(settings["fingerprint"], int(settings["bits"])))
         if not complete:

@@ -23,7 +23,7 @@ TILES_PER_BATCH = 256
 def denoise(hasher: Hasher, image: Pixels) -> Pixels:
     """Return a denoised image, uint8 like `image` (height, width, channels) of any size.
 
-    Raises HashretError for a model that was not trained to denoise.
+    Raise HashretError for a model that was not trained to denoise.
     """
     return _restore(hasher, _to_batch(hasher, image, upscaling=False))
 
@@ -31,7 +31,7 @@ def denoise(hasher: Hasher, image: Pixels) -> Pixels:
 def upscale(hasher: Hasher, image: Pixels) -> Pixels:
     """Return an image, uint8 (height, width, channels), at twice its width and height.
 
-    Raises HashretError for a model that was not trained with `corruption="downscaling"`.
+    Raise HashretError for a model that was not trained with `corruption="downscaling"`.
     """
     x = _to_batch(hasher, image, upscaling=True)
     return _restore(hasher, F.interpolate(x, scale_factor=2, mode="bicubic").clamp(0, 1))

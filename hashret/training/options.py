@@ -10,7 +10,7 @@ DEFAULT_BUDGET = 120.0  # seconds
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The options of a training run. Raises ValueError for invalid values.
+    """The options of a training run. Raise ValueError for invalid values.
 
     At most one of `steps`, `epochs` and `budget` (seconds, or text such as "90s", "2m" or "1h") sets the length; the
     default is a budget of two minutes. `batch` (images per step), `learning_rate` (at its peak) and `weight_decay` are
