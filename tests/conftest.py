@@ -1,3 +1,4 @@
+import os
 import sys
 import threading
 import time
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 pytest.register_assert_rewrite("brute_force", "command_line")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a worker: more threads only wait for each other
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="module")

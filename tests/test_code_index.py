@@ -24,6 +24,7 @@ from hashret.errors import HashretError
 from hashret.indexes import INDEXES, FaissIndex, Hits, RangeHits, from_spec, get_threads, index_class, set_threads
 
 SPECS = sorted(INDEXES)
+EXAMPLES = 200 if "HASHRET_SOAK" in os.environ else 25  # sequences of writes
 
 pytestmark = pytest.mark.usefixtures("flip_early")
 
@@ -76,7 +77,7 @@ def test_thousands_of_items_share_few_codes(spec: str, bits: int) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_any_sequence_of_writes_equals_brute_force(spec: str, tmp_path: Path) -> None:
     machine = type("Machine", (IndexMachine,), {"spec": spec, "folder": tmp_path})
-    run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None))
 
 
 @pytest.mark.parametrize("spec", SPECS)

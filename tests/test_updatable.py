@@ -1,6 +1,7 @@
 """`UpdatableIndex`: compaction, workspaces and mapped files."""
 
 import itertools
+import os
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from hashret.errors import HashretError
 from hashret.indexes import BitFlipIndex, FaissIndex, files, tables, updatable
 from hashret.indexes.updatable import UpdatableIndex
 
+EXAMPLES = 200 if "HASHRET_SOAK" in os.environ else 25  # sequences of writes
 CLASSES: dict[str, type[BitFlipIndex] | type[FaissIndex]] = {"bitflip": BitFlipIndex, "faiss": FaissIndex}
 
 pytestmark = pytest.mark.usefixtures("flip_early")
@@ -38,7 +40,7 @@ def test_any_sequence_of_writes_during_background_compaction(
 ) -> None:
     monkeypatch.setattr(updatable, "_MIN_BACKGROUND", 0)  # however few items there are
     machine = type("Machine", (IndexMachine,), {"spec": engine, "folder": tmp_path})
-    run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None))
 
 
 @pytest.mark.parametrize("engine", sorted(CLASSES))
