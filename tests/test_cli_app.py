@@ -4,14 +4,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from command_line import MAIN, Command, check_failed, files_in, fill, hasher, photos
+from unprivileged import unprivileged
 
 from hashret.cli import app
 from hashret.cli.app import COMMANDS, run
@@ -212,21 +211,6 @@ def test_bash_completes_commands_and_names() -> None:
         offered, modules = complete(line)
         assert offered == list(expected) and not {"torch", "torchvision", "sklearn"} & modules
     assert complete("hashret train --model co")[0] == ["contractive", "contrastive"]
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Run as a user who needs permissions, as root does not."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setresgid(65534, 65534, 0)
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
 
 
 def test_a_read_only_folder(hashret: Command, monkeypatch: pytest.MonkeyPatch) -> None:

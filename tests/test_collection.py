@@ -16,7 +16,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 from PIL import Image
+from unprivileged import unprivileged
 
 from hashret.codes import Codes, hamming
 from hashret.collection import (
@@ -335,21 +336,6 @@ def test_files_without_permission_are_read_at_every_run_and_never_pruned(collect
         assert nonzero_counts(report) == {"unchanged": 11, "failed": 1}
         assert [path for path, _ in report.failures] == [str(photos / "0/00.png")]
     assert len(collection) == 12 and collection.info()["failures"] == 0
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Run as a user to whom permissions apply, unlike root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setresgid(65534, 65534, 0)
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
 
 
 @pytest.fixture
