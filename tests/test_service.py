@@ -35,7 +35,7 @@ httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not ins
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
 
 from hashret.service import guard as guard_module  # noqa: E402  # after importorskip
-from hashret.service import messages  # noqa: E402
+from hashret.service import memory, messages  # noqa: E402
 from hashret.service.app import create_app  # noqa: E402
 from hashret.service.server import Server, listen  # noqa: E402
 
@@ -474,7 +474,7 @@ def test_too_large_images_and_requests_are_refused(http: Any, monkeypatch: pytes
     headers = {"content-type": "image/png"}
     response = http.post("/v1/query", content=bomb.getvalue(), headers=headers)
     check_refused(response, 413, "400 megapixels")
-    monkeypatch.setattr(guard_module, "MAX_REQUEST_BYTES", 2**20)
+    monkeypatch.setattr(memory, "MAX_REQUEST_BYTES", 2**20)
     for content in (bytes(2**20 + 1), (bytes(2**19) for _ in range(3))):  # the second has no Content-Length
         check_refused(http.post("/v1/query", content=content, headers=headers), 413, "MiB")
     assert http.post("/v1/query", content=png(0), headers=headers).status_code == 200
@@ -489,10 +489,10 @@ def test_a_body_announced_as_too_large_is_refused_at_once(http: Any) -> None:
 
 def test_bytes_of_all_requests_have_a_limit(http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes of a request count until its response, whatever its status is."""
-    monkeypatch.setattr(guard_module, "MAX_BYTES_IN_FLIGHT", 3000)
+    monkeypatch.setattr(memory, "MAX_BYTES_IN_FLIGHT", 3000)
     headers = {"content-type": "image/png"}
     for _ in range(5):
-        assert http.post("/v1/query", content=png(0), headers=headers).status_code == 200
+        assert http.post("/v1/query?k=1", content=png(0), headers=headers).status_code == 200
         check_refused(http.post("/v1/query", content=bytes(2000), headers=headers), 422)
         check_refused(http.post("/v1/query", content=bytes(3001), headers=headers), 503, "too many bytes at once")
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from hashret.service.memory import MAX_REQUEST_BYTES, Memory, RequestMemory, too_large
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Busy, Problem, to_response
 
@@ -22,9 +23,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
-MAX_REQUEST_BYTES = 64 * 2**20  # body of one request
-MAX_BYTES_IN_FLIGHT = 512 * 2**20  # bodies of all requests in progress
 MAX_IN_FLIGHT = 512  # requests in progress
+SENT_BYTES = 2**18  # of a response at a time: what a slow client has not received stays counted
 PUBLIC_PATHS = {"/healthz", "/readyz"}  # without token, and also under load
 QUERY_PATH = "/v1/query"
 READ_ONLY_POSTS = {QUERY_PATH, "/v1/encode", "/v1/reconstruct"}
@@ -52,26 +52,20 @@ class Guard:
         origin_names = {urlsplit(origin).hostname or "" for origin in origins}
         self._host_names = {"localhost", "127.0.0.1", "::1", host.lower(), *origin_names}
         self._in_flight = 0
-        self._bytes_in_flight = 0
+        self._memory = Memory()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status, received, is_query = time.perf_counter(), 500, 0, False
+        start, status, is_query = time.perf_counter(), 500, False
+        memory = scope.setdefault("state", {})["memory"] = RequestMemory(self._memory)
         is_public = scope["path"] in PUBLIC_PATHS
 
         async def receive_limited() -> Message:
-            nonlocal received
             message = await receive()
             if message["type"] == "http.request":
-                size = len(message.get("body", b""))
-                received += size
-                self._bytes_in_flight += size
-                if received > MAX_REQUEST_BYTES:
-                    raise _too_large()
-                if self._bytes_in_flight > MAX_BYTES_IN_FLIGHT:
-                    raise Busy("bytes")
+                memory.receive(len(message.get("body", b"")))
             return message
 
         async def send_with_headers(message: Message) -> None:
@@ -79,6 +73,11 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), *HEADERS]
+            elif len(body := message.get("body", b"")) > SENT_BYTES:
+                for position in range(0, len(body) - SENT_BYTES, SENT_BYTES):
+                    part = body[position : position + SENT_BYTES]
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                message["body"] = body[position + SENT_BYTES :]
             await send(message)
 
         self._in_flight += 1
@@ -91,7 +90,7 @@ class Guard:
             await to_response(problem)(scope, receive, send_with_headers)
         finally:
             self._in_flight -= 1
-            self._bytes_in_flight -= received
+            memory.release()
             route = QUERY_PATH if is_query else getattr(scope.get("route"), "path", "other")
             self._metrics.count_response(route, scope["method"], status, time.perf_counter() - start)
 
@@ -108,7 +107,7 @@ class Guard:
             elif name == b"cookie":
                 cookie = value
             elif name == b"content-length" and int(value) > MAX_REQUEST_BYTES:
-                raise _too_large()
+                raise too_large()
         if self._loopback and _host_name(host) not in self._host_names:
             raise Problem(400, "the service accepts localhost as host only: add --origin URL for another name")
         method, path = scope["method"], scope["path"]
@@ -168,7 +167,3 @@ def _host_name(host: bytes) -> str:
     """Return the name in a Host header, without the port."""
     text = host.decode("latin-1").lower()
     return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
-
-
-def _too_large() -> Problem:
-    return Problem(413, f"the request has more than {MAX_REQUEST_BYTES // 2**20} MiB: send less at a time", "TooLarge")
