@@ -34,8 +34,8 @@ def serve(
     from hashret.collection import Collection, locate
 
     try:
+        from hashret.service.access import is_loopback
         from hashret.service.app import create_app
-        from hashret.service.guard import is_loopback
         from hashret.service.server import listen
         from hashret.service.server import serve as run
     except ImportError as error:

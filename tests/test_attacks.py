@@ -35,9 +35,9 @@ from hashret.hasher import Hasher
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
 
-from hashret.service import guard as guard_module  # noqa: E402
+from hashret.service import load as load_module  # noqa: E402
 from hashret.service import server as server_module  # noqa: E402  # after importorskip
-from hashret.service.guard import cookie_value  # noqa: E402
+from hashret.service.access import cookie_value  # noqa: E402
 from hashret.service.http11 import is_complete_request  # noqa: E402
 
 SOAK = "HASHRET_SOAK" in os.environ
@@ -251,7 +251,7 @@ def test_a_rejected_request_leaves_the_connection_usable(
     address: str, monkeypatch: Any, sent: list[bytes], answers: int
 ) -> None:
     before = count_rejected(address)
-    monkeypatch.setattr(guard_module, "MAX_IN_FLIGHT", 0)
+    monkeypatch.setattr(load_module, "MAX_IN_FLIGHT", 0)
     health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(address) as connection:
         for part in sent:
@@ -550,7 +550,7 @@ def test_the_cookie_of_the_page_is_accepted(public_address: str) -> None:
 
 def test_too_large_batches_are_refused(address: str) -> None:
     with httpx.Client(base_url=address, timeout=60) as http:
-        assert http.post("/v1/query", json={"code": ["0000"] * 100_000}).status_code == 422
+        assert http.post("/v1/query", json={"code": ["0000"] * 100_000}).status_code == 413
         form = (
             b"".join(b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' for _ in range(5000))
             + b"--x--\r\n"

@@ -1,7 +1,6 @@
 """The web page, in Chromium."""
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import launch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -35,13 +35,8 @@ def hasher() -> Hasher:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with launch() as browser:
         yield browser
-        browser.close()
 
 
 def make(folder: Path, hasher: Hasher) -> Collection:

@@ -34,8 +34,7 @@ from hashret.indexes import tables
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
 
-from hashret.service import guard as guard_module  # noqa: E402  # after importorskip
-from hashret.service import memory, messages  # noqa: E402
+from hashret.service import load, memory, messages  # noqa: E402  # after importorskip
 from hashret.service.app import create_app  # noqa: E402
 from hashret.service.server import Server, listen  # noqa: E402
 
@@ -490,6 +489,7 @@ def test_a_body_announced_as_too_large_is_refused_at_once(http: Any) -> None:
 def test_bytes_of_all_requests_have_a_limit(http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes of a request count until its response, whatever its status is."""
     monkeypatch.setattr(memory, "MAX_BYTES_IN_FLIGHT", 3000)
+    monkeypatch.setattr(memory, "SMALL_BYTES", 3000)
     headers = {"content-type": "image/png"}
     for _ in range(5):
         assert http.post("/v1/query?k=1", content=png(0), headers=headers).status_code == 200
@@ -700,7 +700,7 @@ def test_readyz_tells_why_a_model_cannot_be_loaded(own: Collection, serve: Serve
 
 
 def test_too_many_concurrent_requests_are_refused(collection: Collection, serve: Serve, monkeypatch: Any) -> None:
-    monkeypatch.setattr(guard_module, "MAX_IN_FLIGHT", 4)
+    monkeypatch.setattr(load, "MAX_IN_FLIGHT", 4)
     address = serve(collection)
 
     def ask(i: int) -> int:

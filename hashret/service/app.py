@@ -4,7 +4,6 @@ Routes parse bodies and write answers by hand, because FastAPI takes several tim
 from the same pydantic models.
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,7 +14,6 @@ from typing import Any
 import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
@@ -25,13 +23,14 @@ from hashret.collection import Collection
 from hashret.errors import HashretError
 from hashret.process import version
 from hashret.service import routes_health, routes_items, routes_queries
-from hashret.service.guard import COOKIE, Guard, cookie_value, is_loopback
+from hashret.service.access import COOKIE, Access, cookie_value, is_loopback
+from hashret.service.guard import Guard
 from hashret.service.handlers import Handlers
+from hashret.service.load import Load
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Problem, to_problem, to_response
 from hashret.service.query_route import QueryRoute
 
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'"
 PAGE = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
@@ -55,7 +54,8 @@ def create_app(
     """
     if token is None and not is_loopback(host):
         raise ValueError(f"a service on {host} needs a token")
-    metrics = Metrics()
+    access = Access(host=host, token=token, read_only=collection.read_only, origins=origins)
+    metrics, load = Metrics(), Load()
     handlers = Handlers(collection, metrics)
     app = Service(
         title="hashret",
@@ -65,17 +65,8 @@ def create_app(
         docs_url=None,  # both pages load scripts from other hosts
         redoc_url=None,
     )
-    app.state.handlers, app.state.metrics = handlers, metrics
-    app.guard = partial(
-        Guard,
-        metrics=metrics,
-        queries=QueryRoute(handlers),
-        host=host,
-        token=token,
-        read_only=collection.read_only,
-        origins=origins,
-    )
-    _allow_origins(app, origins)
+    app.state.handlers, app.state.metrics, app.state.load = handlers, metrics, load
+    app.guard = partial(Guard, queries=QueryRoute(handlers), access=access, load=load, metrics=metrics)
     _add_error_handlers(app)
     for routes in (routes_queries, routes_items, routes_health):
         app.include_router(routes.router)
@@ -89,22 +80,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     metrics: Metrics = app.state.metrics
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, handlers.warm_up)
-        # http11.Protocol calls it for connections that it rejects.
-        yield {"count_rejected": partial(metrics.count_response, "other", "other", 503, 0.0)}
+        # http11.Protocol uses them to reject requests.
+        yield {"load": app.state.load, "count_rejected": partial(metrics.count_response, "other", "other", 503, 0.0)}
     await anyio.to_thread.run_sync(handlers.close)
-
-
-def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
-    for origin in origins:
-        if not re.fullmatch(r"https?://[^/@?#]+", origin):
-            raise ValueError(f"an origin has the form https://photos.example, not {origin!r}")
-    if origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(origins),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type"],
-        )
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -144,7 +122,7 @@ def _add_page(app: FastAPI, token: str | None) -> None:
     async def page(request: Request) -> Response:
         query_token = request.query_params.get("token")
         if query_token is None or token is None:
-            return Response(files["index.html"], media_type="text/html", headers={"Content-Security-Policy": POLICY})
+            return Response(files["index.html"], media_type="text/html")
         if not compare_digest(query_token.encode(), token.encode()):
             raise Problem(401, "this is not the token: take the one that hashret serve printed or was given")
         response = RedirectResponse("/", 303)

@@ -1,19 +1,13 @@
-"""ASGI middleware around all routes: access control, limits and request metrics.
+"""ASGI middleware around all routes: access control, limits, the headers of every answer, and request metrics."""
 
-A service on loopback accepts local host names only (against DNS rebinding), and no requests of pages from another
-origin. Requests that write need the token if there is one; on a host other than loopback all requests need it, except
-for health.
-"""
-
-import hashlib
-import hmac
-import ipaddress
-import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
+from starlette.responses import Response
+
+from hashret.service.access import PUBLIC_PATHS, QUERY_PATH, Access
+from hashret.service.load import Load
 from hashret.service.memory import MAX_REQUEST_BYTES, Memory, RequestMemory, too_large
 from hashret.service.metrics import Metrics
 from hashret.service.problems import Busy, Problem, to_response
@@ -23,147 +17,120 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
-MAX_IN_FLIGHT = 512  # requests in progress
 SENT_BYTES = 2**18  # of a response at a time: what a slow client has not received stays counted
-PUBLIC_PATHS = {"/healthz", "/readyz"}  # without token, and also under load
-QUERY_PATH = "/v1/query"
-READ_ONLY_POSTS = {QUERY_PATH, "/v1/encode", "/v1/reconstruct"}
+MAX_PARAMETERS = 100  # in the URL
+MAX_TYPE_BYTES = 512  # Content-Type, which some versions of form parsers read in quadratic time
+# Routes and libraries see no other headers: Starlette's parser of cookies can take 20 s for 60 kB.
+PASSED_HEADERS = {b"host", b"content-type", b"content-length", b"connection"}
+POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    b"frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", POLICY),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+PREFLIGHT_HEADERS = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+    "Access-Control-Allow-Headers": "authorization, content-type",
+    "Access-Control-Max-Age": "600",
+}
 
 
 class Guard:
-    """ASGI middleware around `app`. Queries go to `queries` instead, except for those of pages, which need CORS."""
+    """ASGI middleware around `app`. Queries go to `queries` instead, which is faster."""
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        queries: App,
-        metrics: Metrics,
-        host: str,
-        token: str | None,
-        read_only: bool,
-        origins: Sequence[str],
-    ) -> None:
-        self._app, self._queries, self._metrics, self._read_only = app, queries, metrics, read_only
-        self._loopback = is_loopback(host)
-        self._token = None if token is None else token.encode()
-        self._cookie = None if token is None else cookie_value(token).encode()
-        self._origins = set(origins)
-        origin_names = {urlsplit(origin).hostname or "" for origin in origins}
-        self._host_names = {"localhost", "127.0.0.1", "::1", host.lower(), *origin_names}
-        self._in_flight = 0
+    def __init__(self, app: App, *, queries: App, access: Access, load: Load, metrics: Metrics) -> None:
+        self._app, self._queries, self._access, self._load, self._metrics = app, queries, access, load, metrics
         self._memory = Memory()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status, is_query = time.perf_counter(), 500, False
+        start, is_query = time.perf_counter(), False
         memory = scope.setdefault("state", {})["memory"] = RequestMemory(self._memory)
-        is_public = scope["path"] in PUBLIC_PATHS
-
-        async def receive_limited() -> Message:
-            message = await receive()
-            if message["type"] == "http.request":
-                memory.receive(len(message.get("body", b"")))
-            return message
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", []), *HEADERS]
-            elif len(body := message.get("body", b"")) > SENT_BYTES:
-                for position in range(0, len(body) - SENT_BYTES, SENT_BYTES):
-                    part = body[position : position + SENT_BYTES]
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-                message["body"] = body[position + SENT_BYTES :]
-            await send(message)
-
-        self._in_flight += 1
+        exchange = _Exchange(receive, send, memory, self._load)
+        self._load.requests += 1
         try:
-            if self._in_flight > MAX_IN_FLIGHT and not is_public:
-                raise Busy("requests")
-            is_query = self._admit(scope, is_public)
-            await (self._queries if is_query else self._app)(scope, receive_limited, send_with_headers)
+            app = self._admit(scope, exchange)
+            is_query = app is self._queries
+            await app(scope, exchange.receive, exchange.send)
         except Problem as problem:
-            await to_response(problem)(scope, receive, send_with_headers)
+            await to_response(problem)(scope, receive, exchange.send)
         finally:
-            self._in_flight -= 1
+            self._load.requests -= 1
             memory.release()
             route = QUERY_PATH if is_query else getattr(scope.get("route"), "path", "other")
-            self._metrics.count_response(route, scope["method"], status, time.perf_counter() - start)
+            self._metrics.count_response(route, scope["method"], exchange.status, time.perf_counter() - start)
 
-    def _admit(self, scope: MutableMapping[str, Any], is_public: bool) -> bool:
-        """Return whether a request is a query that no page sent. Raise Problem if it is not allowed."""
-        host = origin = authorization = cookie = b""
-        for name, value in scope["headers"]:
-            if name == b"host":
-                host = value
-            elif name == b"origin":
-                origin = value
-            elif name == b"authorization":
-                authorization = value
-            elif name == b"cookie":
-                cookie = value
-            elif name == b"content-length" and int(value) > MAX_REQUEST_BYTES:
-                raise too_large()
-        if self._loopback and _host_name(host) not in self._host_names:
-            raise Problem(400, "the service accepts localhost as host only: add --origin URL for another name")
-        method, path = scope["method"], scope["path"]
-        if origin:
-            text = origin.decode("latin-1")
-            if text not in self._origins and (b"://" not in origin or origin.split(b"://", 1)[1] != host):
-                raise Problem(403, "pages of another origin are not allowed: start the service with --origin URL")
-            if method == "OPTIONS":
-                return False  # a CORS preflight request, which has no token
-        if is_public:
-            return False
-        writes = method not in ("GET", "HEAD", "OPTIONS") and path not in READ_ONLY_POSTS
-        if writes and self._read_only:
-            raise Problem(403, "the service is read-only: start it without --read-only to change the collection")
-        if (
-            self._token is not None
-            and (writes or not self._loopback)
-            and not self._is_authorised(authorization, cookie, scope)
-        ):
-            raise Problem(401, "this needs the token: send Authorization: Bearer TOKEN", WWW_Authenticate="Bearer")
-        return path == QUERY_PATH and method == "POST" and not origin
-
-    def _is_authorised(self, authorization: bytes, cookie: bytes, scope: MutableMapping[str, Any]) -> bool:
-        assert self._token is not None and self._cookie is not None
-        scheme, _, credentials = authorization.partition(b" ")
-        if scheme.lower() == b"bearer":
-            return hmac.compare_digest(credentials.strip(), self._token)
-        if scope["path"] == "/" and scope["query_string"].startswith(b"token="):
-            return True  # the route of the page checks it
-        value = COOKIE_VALUE.search(cookie)
-        return value is not None and hmac.compare_digest(value[1], self._cookie)
+    def _admit(self, scope: MutableMapping[str, Any], exchange: "_Exchange") -> App:
+        """Return the application that answers a request. Raise Problem if it is not allowed."""
+        headers = dict(scope["headers"])
+        origin = self._access.find_origin(scope, headers)
+        if origin is not None:
+            exchange.allow(origin)
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                return Response(headers=PREFLIGHT_HEADERS)  # browsers send no token with it
+        if scope["path"] not in PUBLIC_PATHS and self._load.is_full(self._load.requests - 1):
+            raise Busy("requests")
+        self._access.check(scope, headers)
+        length = headers.get(b"content-length", b"0")
+        if len(length) > 12 or int(length) > MAX_REQUEST_BYTES:
+            raise too_large()
+        if len(headers.get(b"content-type", b"")) > MAX_TYPE_BYTES:
+            raise Problem(415, f"Content-Type has more than {MAX_TYPE_BYTES} bytes: send a shorter one", "ValueError")
+        if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+            raise Problem(422, f"the URL has more than {MAX_PARAMETERS} parameters: send less", "ValueError")
+        scope["headers"] = [header for header in scope["headers"] if header[0] in PASSED_HEADERS]
+        return self._queries if scope["path"] == QUERY_PATH and scope["method"] == "POST" else self._app
 
 
-COOKIE = "hashret"
-# The value of `cookie_value` as browsers send it. `http.cookies` parses the whole header, in quadratic time in some
-# versions of Python, and unescapes values.
-COOKIE_VALUE = re.compile(rb"(?:^|;)[ \t]*%s=([0-9a-f]{64})[ \t]*(?:;|$)" % COOKIE.encode())
-HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+class _Exchange:
+    """The messages of one request and its answer: `receive` and `send` count their bytes and add headers."""
 
+    def __init__(self, receive: Receive, send: Send, memory: RequestMemory, load: Load) -> None:
+        self._receive, self._send, self._memory, self._load = receive, send, memory, load
+        self._headers = HEADERS
+        self.status = 500
 
-def cookie_value(token: str) -> str:
-    """Return the value of the cookie, from which the token cannot be computed."""
-    return hashlib.sha256(b"hashret cookie " + token.encode()).hexdigest()
+    def allow(self, origin: bytes) -> None:
+        """Allow pages of an origin to read and to show the answer."""
+        self._headers = [
+            *HEADERS[:-1],
+            (b"cross-origin-resource-policy", b"cross-origin"),
+            (b"access-control-allow-origin", origin),
+            (b"vary", b"Origin, Referer, Sec-Fetch-Site"),
+        ]
 
+    async def receive(self) -> Message:
+        self._load.waiting += 1
+        try:
+            message = await self._receive()
+        finally:
+            self._load.waiting -= 1
+        if message["type"] == "http.request":
+            self._memory.receive(len(message.get("body", b"")))
+        return message
 
-def is_loopback(host: str) -> bool:
-    """Return whether a service on this host can be reached from this machine only."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", []), *self._headers]
+        elif len(body := message.get("body", b"")) > SENT_BYTES:
+            for position in range(0, len(body) - SENT_BYTES, SENT_BYTES):
+                part = body[position : position + SENT_BYTES]
+                await self._send_in_turn({"type": "http.response.body", "body": part, "more_body": True})
+            message["body"] = body[position + SENT_BYTES :]
+        await self._send_in_turn(message)
 
-
-def _host_name(host: bytes) -> str:
-    """Return the name in a Host header, without the port."""
-    text = host.decode("latin-1").lower()
-    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    async def _send_in_turn(self, message: Message) -> None:
+        """Send a message once the client has read most of the messages before."""
+        self._load.waiting += 1
+        try:
+            await self._send(message)
+        finally:
+            self._load.waiting -= 1

@@ -7,6 +7,7 @@ from hashret.service.problems import Busy, Problem
 MAX_REQUEST_BYTES = 64 * 2**20  # body of one request
 MAX_ANSWER_BYTES = 32 * 2**20  # body of one response
 MAX_BYTES_IN_FLIGHT = 512 * 2**20  # of all requests in progress
+SMALL_BYTES = 2**16  # of a request that is never refused for the bytes of others, which slow clients may hold
 
 
 class Memory:
@@ -42,7 +43,8 @@ class RequestMemory:
     def hold(self, size: int) -> None:
         """Count any bytes. Raise `Busy` if they are too many, or if the request has ended."""
         with self._memory.lock:
-            if self._released or self._memory.bytes + size > MAX_BYTES_IN_FLIGHT:
+            fits = self._held + size <= SMALL_BYTES or self._memory.bytes + size <= MAX_BYTES_IN_FLIGHT
+            if self._released or not fits:
                 raise Busy("bytes")
             self._memory.bytes += size
             self._held += size

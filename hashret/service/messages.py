@@ -25,6 +25,8 @@ Where = Annotated[
 Fingerprint = Annotated[str, Field(description="The model that codes are of: 409 if it is not the collection's.")]
 M = TypeVar("M", bound=BaseModel)
 
+MAX_JSON_BYTES = 2**18  # of one text: parsing it on the event loop keeps others waiting
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -215,7 +217,9 @@ def validate(model: type[M], value: Any, *, text: bool = False) -> M:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return the value of a JSON text. Raise Problem 400 for invalid JSON or a lone surrogate."""
+    """Return the value of a JSON text. Raise Problem 400 for invalid JSON or a lone surrogate, 413 for a long text."""
+    if len(data) > MAX_JSON_BYTES:
+        raise Problem(413, f"the JSON has more than {MAX_JSON_BYTES // 2**10} KiB: send less at a time", "TooLarge")
     try:
         value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
         if b"\\u" in data:  # an escape can make a lone surrogate, which has no encoding

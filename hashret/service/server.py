@@ -11,12 +11,11 @@ from fastapi import FastAPI
 
 from hashret.errors import HashretError
 from hashret.process import raised_file_limit, short_switch_interval
-from hashret.service.http11 import Protocol
+from hashret.service.http11 import MAX_HEAD_BYTES, Protocol
 
 IDLE_SECONDS = 15.0  # between requests, or for the URL and headers of one
 UPLOAD_SECONDS = 60.0  # for the body of a request
 REQUEST_SECONDS = 300.0  # for a request and its response
-MAX_HEAD_BYTES = 2**16  # URL and headers of a request
 BACKLOG = 4096  # connections that are not accepted yet
 
 
