@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from hashret.cli.backup import backup
 from hashret.cli.calibrate import calibrate
 from hashret.cli.common import ClickException, UsageError, require_command, visible
 from hashret.cli.demo import demo
@@ -42,6 +43,7 @@ GROUPS: dict[str, dict[str, Callable[..., int]]] = {
         "reindex": reindex,
         "failures": failures,
         "doctor": doctor,
+        "backup": backup,
         "estimate": estimate,
         "export": export,
         "import": import_,

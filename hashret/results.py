@@ -170,6 +170,14 @@ class Indexed(NamedTuple):
     reason: str | None = None
 
 
+class Backup(NamedTuple):
+    """The numbers of items and of files in a backup, besides the database, and the files that were missing."""
+
+    items: int
+    files: int  # the folder of the model, and contents that the collection stores itself
+    missing: list[str]
+
+
 class IndexReport(NamedTuple):
     """The numbers of paths that an index run added, left unchanged, updated because the file changed, removed, or
     failed to read.

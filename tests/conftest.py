@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,6 +13,8 @@ import pytest
 pytest.register_assert_rewrite("brute_force", "command_line")
 if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a worker: more threads only wait for each other
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# A shell starts background jobs with SIGINT ignored, and Python then raises no KeyboardInterrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,8 +1,9 @@
 """`DictStore`: an `ItemStore` of dictionaries, without filters, to test the protocol."""
 
 import copy
+import secrets
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,6 +24,7 @@ from hashret.stores.protocol import (
     PathRef,
     Ranking,
     Settings,
+    State,
 )
 
 
@@ -36,17 +38,17 @@ class Tables:
     failures: dict[tuple[str, str], FailedPath] = field(default_factory=dict)
     verdicts: dict[tuple[int, int], str] = field(default_factory=dict)
     changes: list[tuple[int, str, int]] = field(default_factory=list)
+    states: list[State] = field(default_factory=lambda: [State(0, secrets.token_hex(8))])
     highest: int = 0
 
 
 class DictSnapshot:
-    def __init__(self, tables: Tables, state: int) -> None:
+    def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._state = state
 
     @property
-    def state(self) -> Hashable:
-        return self._state
+    def state(self) -> State:
+        return self._tables.states[-1]
 
     @property
     def settings(self) -> Settings:
@@ -124,10 +126,10 @@ class DictSnapshot:
         for (root, name), failure in sorted(self._tables.failures.items()):
             yield Root(root), Failure(root + name, failure.reason, "")
 
-    def changes(self, since: int) -> Changes | None:
-        if since < int(self.settings["changes_after"]):
+    def changes(self, since: State) -> Changes | None:
+        if since.generation < int(self.settings["changes_after"]) or since not in self._tables.states:
             return None
-        later = [(op, i) for generation, op, i in self._tables.changes if generation > since]
+        later = [(op, i) for generation, op, i in self._tables.changes if generation > since.generation]
         added = {i for op, i in later if op == "add"}
         ids, codes = self.codes(sorted(added))
         return Changes(np.array(sorted({i for op, i in later if op == "remove"} - added), np.int64), ids, codes)
@@ -167,8 +169,10 @@ class DictSnapshot:
 
 class DictTransaction(DictSnapshot):
     def __init__(self, tables: Tables, advance: bool) -> None:
-        super().__init__(tables, -1)
-        self.generation = self.settings.generation + advance
+        super().__init__(tables)
+        if advance:
+            tables.states.append(State(self.state.generation + 1, secrets.token_hex(8)))
+            self.put_setting("generation", str(self.state.generation))
 
     def put(self, rows: Sequence[ItemRow]) -> list[int | None]:
         tables, fingerprint = self._tables, self.settings.model.fingerprint
@@ -178,7 +182,7 @@ class DictTransaction(DictSnapshot):
                 ids[row.sha256] = tables.highest = max(tables.highest + 1, row.id or 0)
                 tables.items[tables.highest] = row._replace(added=row.added or "2026-01-01T00:00:00Z")
                 tables.codes[fingerprint, tables.highest] = row.code
-                tables.changes.append((self.generation, "add", tables.highest))
+                tables.changes.append((self.state.generation, "add", tables.highest))
         for row in rows:
             if row.sha256 in ids:
                 tables.paths[str(row.root), row.name] = (ids[row.sha256], row.label, row.size, row.mtime_ns)
@@ -190,7 +194,7 @@ class DictTransaction(DictSnapshot):
         tables = self._tables
         left = {path[0] for path in tables.paths.values()}
         gone = [i for i in tables.items if i not in left]
-        tables.changes += [(self.generation, "remove", i) for i in gone]
+        tables.changes += [(self.state.generation, "remove", i) for i in gone]
         digests = [tables.items.pop(i).sha256 for i in gone]
         tables.codes = {(f, i): code for (f, i), code in tables.codes.items() if i in left}
         tables.verdicts = {pair: said for pair, said in tables.verdicts.items() if {*pair} <= left}
@@ -219,7 +223,7 @@ class DictTransaction(DictSnapshot):
         self._tables.codes = {(f, i): code for (f, i), code in self._tables.codes.items() if f == model.fingerprint}
         self._tables.settings |= {"fingerprint": model.fingerprint, "bits": str(model.bits)}
         self._tables.settings.pop("calibration", None)
-        self.forget_changes(self.generation)
+        self.forget_changes(self.state.generation)
 
     def put_verdict(self, a: int, b: int, verdict: str) -> None:
         self._tables.verdicts[min(a, b), max(a, b)] = verdict
@@ -240,12 +244,11 @@ class DictStore:
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._tables = Tables({"generation": "0", "changes_after": "0"} | dict(settings))
-        self._state = 0
         self._lock = threading.RLock()
 
     @contextmanager
     def snapshot(self) -> Iterator[DictSnapshot]:
-        yield DictSnapshot(self._tables, self._state)
+        yield DictSnapshot(self._tables)
 
     @contextmanager
     def transaction(self, *, advance: bool = True, rollback: bool = False) -> Iterator[DictTransaction]:
@@ -253,8 +256,7 @@ class DictStore:
             transaction = DictTransaction(copy.deepcopy(self._tables), advance)
             yield transaction
             if not rollback:
-                transaction.put_setting("generation", str(transaction.generation))
-                self._tables, self._state = transaction._tables, self._state + advance
+                self._tables = transaction._tables
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

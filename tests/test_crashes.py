@@ -387,16 +387,17 @@ def test_a_folder_deleted_while_it_is_open(tmp_path: Path, full: Path, source: P
             code = reader.hasher.encode_pixels(images()[:1, :, :, None])
             before = reader.query_codes(code, 5)
             shutil.rmtree(folder)
-            for view in (reader, writer):
-                assert view.query_codes(code, 5) == before
-            for write in (
+            assert before
+            for access in (
+                lambda: reader.query_codes(code, 5),
+                lambda: writer.query_codes(code, 5),
                 lambda: writer.add(images()[:1] ^ 1),
                 lambda: writer.remove([1]),
                 lambda: writer.index(source),
                 lambda: writer.use_index("faiss"),
             ):
-                with pytest.raises(HashretError, match="was deleted or replaced since it was opened"):
-                    write()
+                with pytest.raises(HashretError, match="items.db is no longer there"):
+                    access()
         assert not folder.exists()
         with pytest.raises(HashretError, match="there is no collection at"):
             Collection.open(folder)

@@ -22,7 +22,7 @@ from hashret.collection.originals import Originals
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
 from hashret.results import BLOBS, Root
-from hashret.stores.protocol import FailedPath, ItemRow, ItemStore, KnownPath, ModelKey, Snapshot, Transaction
+from hashret.stores.protocol import FailedPath, ItemRow, ItemStore, KnownPath, ModelKey, Snapshot, State, Transaction
 from hashret.stores.sqlite import SqliteStore
 
 MODEL, OTHER = "a" * 64, "b" * 64
@@ -70,7 +70,8 @@ def codes(snapshot: Snapshot, model: ModelKey | None = None) -> dict[int, bytes]
 
 def test_a_new_store_has_its_settings_and_no_items(store: ItemStore) -> None:
     with store.snapshot() as snapshot:
-        assert snapshot.settings == SETTINGS | {"generation": "0", "changes_after": "0"}
+        assert {key: snapshot.settings[key] for key in SETTINGS} == SETTINGS
+        assert snapshot.settings.generation == snapshot.state.generation == 0
         assert snapshot.settings.model == (MODEL, 16) and (snapshot.settings.generation, snapshot.settings.index) == (
             0,
             "bitflip",
@@ -319,17 +320,17 @@ def test_a_transaction_makes_the_next_generation_and_sees_itself(store: ItemStor
     states = set()
     for expected in (1, 2):
         with store.exclusive(), store.transaction() as transaction:
-            assert transaction.generation == expected
+            assert transaction.state.generation == expected and transaction.state not in states
             assert transaction.put([row(str(expected), str(expected))]) == [expected]
             assert transaction.items([expected])[expected].paths == [f"/photos/{expected}"]
             transaction.put_setting("data_root", "/data")
             assert transaction.settings["data_root"] == "/data"
         with store.snapshot() as snapshot:
-            assert snapshot.settings.generation == expected
+            assert snapshot.settings.generation == snapshot.state.generation == expected
             states.add(snapshot.state)
     assert len(states) == 2
     with store.exclusive(), store.transaction(advance=False) as transaction:
-        assert transaction.generation == 2
+        assert transaction.state in states and transaction.state.generation == 2
         transaction.put_setting("cache", "{}")
     with store.snapshot() as snapshot:
         assert snapshot.settings.generation == 2 and snapshot.settings["cache"] == "{}"
@@ -437,9 +438,9 @@ def test_changes_lead_from_every_generation_to_the_last(
     folder = tmp_path_factory.mktemp("changes")
     store = STORES[name](folder, SETTINGS)
 
-    def now() -> dict[int, bytes]:
+    def now() -> tuple[State, dict[int, bytes]]:
         with store.snapshot() as snapshot:
-            return codes(snapshot)
+            return snapshot.state, codes(snapshot)
 
     states = [now()]
     for _ in range(rng.randrange(1, 12)):
@@ -452,25 +453,30 @@ def test_changes_lead_from_every_generation_to_the_last(
                     transaction.remove(paths=[(ROOT, name) for name in rng.sample("abcd", 2)])
                 else:
                     transaction.remove(rng.sample(range(1, 10), 3))
-            assert transaction.generation == len(states)
+            assert transaction.state.generation == len(states)
+            committed = transaction.state
         states.append(now())
+        assert states[-1][0] == committed
     forgotten = rng.randrange(len(states))
     with store.exclusive(), store.transaction(advance=False) as transaction:
         transaction.forget_changes(forgotten)
-    for since, state in enumerate(states):
+    for since, state in states:
         with store.snapshot() as snapshot:
             changes = snapshot.changes(since)
-        assert (changes is None) == (since < forgotten)
+            assert snapshot.changes(since._replace(id="0" * 16)) is None  # of another history
+        assert (changes is None) == (since.generation < forgotten)
         if changes is not None:
             removed, added = changes.removed.tolist(), changes.added.tolist()
             assert set(removed).isdisjoint(added) and set(added).isdisjoint(state)
             state = {i: code for i, code in state.items() if i not in removed}
-            assert state | dict(zip(added, map(bytes, changes.codes), strict=True)) == states[-1]
+            assert state | dict(zip(added, map(bytes, changes.codes), strict=True)) == states[-1][1]
     store.close()
     shutil.rmtree(folder)
 
 
 def test_switching_models_is_one_step(store: ItemStore) -> None:
+    with store.snapshot() as snapshot:
+        first = snapshot.state
     put(store, row("a", "one"), row("b", "two"), row("c", "two", with_code=False))
     other = ModelKey(OTHER, 64)
     with store.exclusive(), store.transaction(advance=False) as transaction:
@@ -484,11 +490,11 @@ def test_switching_models_is_one_step(store: ItemStore) -> None:
         assert set(codes(snapshot)) == {1, 2}  # the old codes stay until the switch
     with store.exclusive(), store.transaction() as transaction:
         transaction.switch_model(other)
-        generation = transaction.generation
+        state = transaction.state
     with store.snapshot() as snapshot:
         assert snapshot.settings.model == other and "calibration" not in snapshot.settings
         assert codes(snapshot) == {1: b"12345678", 2: b"abcdefgh"} and codes(snapshot, ModelKey(MODEL, 16)) == {}
-        assert snapshot.changes(0) is None and snapshot.changes(generation) is not None
+        assert snapshot.changes(first) is None and snapshot.changes(state) is not None
         assert snapshot.without_code(MODEL).tolist() == [1, 2]
 
 

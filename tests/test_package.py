@@ -79,9 +79,10 @@ ROOMS: dict[str, set[str]] = {
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:
-    """Return the output of code in a new Python process outside the checkout."""
+    """Return the output of code in a new Python process outside the checkout, which imports nothing else."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd="/", env=os.environ | environment
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd="/", env=inherited | environment
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

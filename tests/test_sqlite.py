@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ TABLES = {
     "failures": ["root", "name", "size", "mtime_ns", "reason", "seen"],
     "verdicts": ["item_a", "item_b", "verdict", "at"],
     "changes": ["generation", "op", "item_id"],
+    "states": ["generation", "id"],
     "settings": ["key", "value"],
 }
 
@@ -57,9 +58,12 @@ def put(store: SqliteStore, *rows: ItemRow) -> list[int | None]:
 
 
 def everything(store: SqliteStore) -> list[list[tuple[object, ...]]]:
-    """Return all rows of all tables."""
+    """Return all rows of all tables, without the random ids of states."""
     with connection(store) as conn:
-        return [conn.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in TABLES]
+        tables = [
+            conn.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in TABLES if table != "states"
+        ]
+    return [[row for row in rows if row[0] != "state"] for rows in tables]
 
 
 def test_the_schema_is_the_contract(store: SqliteStore) -> None:
@@ -68,7 +72,7 @@ def test_the_schema_is_the_contract(store: SqliteStore) -> None:
         assert {name for (name,) in tables} == set(TABLES)
         for table, columns in TABLES.items():
             assert [row[1] for row in conn.execute(f"PRAGMA table_info({table})")] == columns
-        assert conn.execute("PRAGMA user_version").fetchone() == (2,)
+        assert conn.execute("PRAGMA user_version").fetchone() == (3,)
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         (items,) = conn.execute("SELECT sql FROM sqlite_schema WHERE name = 'items'").fetchone()
         assert "id INTEGER PRIMARY KEY AUTOINCREMENT" in items
@@ -80,7 +84,7 @@ def test_the_schema_is_the_contract(store: SqliteStore) -> None:
 def test_a_newer_database_is_refused_unchanged(store: SqliteStore) -> None:
     store.close()
     with connection(store) as conn:
-        conn.execute("PRAGMA user_version = 3")
+        conn.execute("PRAGMA user_version = 4")
     before = store.path.read_bytes()
     for read_only in (False, True):
         with pytest.raises(HashretError, match="newer hashret: upgrade"):
@@ -88,10 +92,20 @@ def test_a_newer_database_is_refused_unchanged(store: SqliteStore) -> None:
     assert store.path.read_bytes() == before
 
 
+def of_version_2(store: SqliteStore) -> Path:
+    """Return a database of schema version 2, which did not record states."""
+    store.close()
+    with sqlite3.connect(store.path) as conn:
+        conn.execute("DROP TABLE states")
+        conn.execute("DELETE FROM settings WHERE key = 'state'")
+        conn.execute("PRAGMA user_version = 2")
+    conn.close()
+    return store.path
+
+
 def of_version_1(store: SqliteStore) -> Path:
     """Return a database of schema version 1, in which digests were UNIQUE."""
-    path = store.path
-    store.close()
+    path = of_version_2(store)
     with sqlite3.connect(path) as conn:
         rows = conn.execute("SELECT * FROM items").fetchall()
         sequence = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
@@ -110,7 +124,10 @@ def of_version_1(store: SqliteStore) -> Path:
     return path
 
 
-def test_an_older_database_is_backed_up_and_upgraded(store: SqliteStore) -> None:
+@pytest.mark.parametrize(("version", "older"), [(1, of_version_1), (2, of_version_2)])
+def test_an_older_database_is_backed_up_and_upgraded(
+    store: SqliteStore, version: int, older: Callable[[SqliteStore], Path]
+) -> None:
     contents = [content(name, name) for name in ("a", "b", "c")]
     ids = put(store, *contents)
     with store.transaction() as transaction:
@@ -118,24 +135,31 @@ def test_an_older_database_is_backed_up_and_upgraded(store: SqliteStore) -> None
     before, schema = everything(store), "SELECT name, sql FROM sqlite_schema ORDER BY name"
     with connection(store) as conn:
         fresh = conn.execute(schema).fetchall()
-    path = of_version_1(store)
+    path = older(store)
     reading = SqliteStore(path.parent, read_only=True)
     with reading.snapshot() as rows:
         assert rows.find([row.sha256 for row in contents]) == {contents[0].sha256: 1, contents[1].sha256: 2}
+        assert rows.state == (2, "") and rows.changes(rows.state) is None  # nothing says what led to this state
     reading.close()
 
     upgraded = SqliteStore(path.parent)
     assert everything(upgraded) == before and ids == [1, 2, 3]
     with connection(upgraded) as conn:
         assert conn.execute(schema).fetchall() == fresh
-        assert conn.execute("PRAGMA user_version").fetchone() == (2,)
+        assert conn.execute("PRAGMA user_version").fetchone() == (3,)
         assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with upgraded.snapshot() as rows:
+        state = rows.state
+        assert state.generation == 2 and len(state.id) == 16 and rows.changes(state) is not None
     assert put(upgraded, *contents[1:], content("d", "d")) == [2, 4, 5]
+    with upgraded.snapshot() as rows:
+        changes = rows.changes(state)
+        assert changes is not None and changes.added.tolist() == [4, 5]
     upgraded.close()
-    kept = path.with_name("items.db.1")
+    kept = path.with_name(f"items.db.{version}")
     assert {file.name for file in path.parent.iterdir()} == {"items.db", kept.name}
     with sqlite3.connect(kept) as conn:
-        assert conn.execute("PRAGMA user_version").fetchone() == (1,)
+        assert conn.execute("PRAGMA user_version").fetchone() == (version,)
         assert conn.execute("SELECT id FROM items ORDER BY id").fetchall() == [(1,), (2,)]
     conn.close()
 
@@ -362,14 +386,50 @@ def test_other_processes_are_refused_while_one_writes(store: SqliteStore) -> Non
     assert other() == "writing\n"
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-def test_a_deleted_database_is_not_written_to(store: SqliteStore, replaced: bool) -> None:
+def test_a_deleted_database_is_neither_read_nor_written(store: SqliteStore) -> None:
     put(store, content("a", "one"))
     store.path.rename(store.path.with_name("aside"))
-    if replaced:
-        shutil.copy(store.path.with_name("aside"), store.path)
-    with pytest.raises(HashretError, match="was deleted or replaced since it was opened"), store.exclusive():
-        raise AssertionError("nothing may be written")
+    for access in (store.exclusive, store.snapshot):
+        with pytest.raises(HashretError, match="items.db is no longer there .*put it back"), access():
+            raise AssertionError("nothing may be read or written")
+    store.path.with_name("aside").rename(store.path)
+    with store.snapshot() as rows:
+        assert rows.count("items") == 1
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_replaced_database_is_opened_again(store: SqliteStore, tmp_path: Path, read_only: bool) -> None:
+    def replace() -> None:
+        for suffix in ("-wal", "-shm"):  # SQLite would apply the log to the other database
+            store.path.with_name(f"{store.path.name}{suffix}").unlink(missing_ok=True)
+        (tmp_path / "copy").replace(store.path)
+
+    put(store, content("a", "one"))
+    store.copy_to(tmp_path / "copy")
+    put(store, content("b", "two"))
+    follower = SqliteStore(store.folder, read_only=read_only)
+    with follower.snapshot() as before:
+        assert before.count("items") == 2
+        store.close()
+        replace()
+        assert before.count("items") == 2  # a snapshot that has begun reads the old file
+    with follower.snapshot() as after:
+        assert after.count("items") == 1
+        if not read_only:  # a lock that is held stays with the file that it was taken for
+            with follower.exclusive(), follower.transaction() as transaction:
+                transaction.put([content("c", "three")])
+    if not read_only:
+        with follower.exclusive():
+            shutil.copy(store.path, tmp_path / "copy")
+            replace()
+            with pytest.raises(HashretError, match="was replaced during the command: run it again"):
+                put(follower, content("d", "four"))
+    (tmp_path / "copy").write_bytes(b"half a copy")
+    replace()
+    for _ in range(2):
+        with pytest.raises(HashretError, match="is damaged"), follower.snapshot():
+            raise AssertionError("it cannot be read")
+    follower.close()
 
 
 def test_every_thread_has_its_connection_and_leaves_no_file_open(store: SqliteStore) -> None:

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hashret.codes import Codes
-from hashret.collection import calibration, export, ingest, near_duplicates, reindexing, removal, search, summary
+from hashret.collection import (
+    backup,
+    calibration,
+    export,
+    ingest,
+    near_duplicates,
+    reindexing,
+    removal,
+    search,
+    summary,
+)
 from hashret.collection.index_cache import IndexCache
 from hashret.collection.models import Models
 from hashret.collection.originals import Originals, reported_errors
@@ -27,8 +37,19 @@ from hashret.errors import HashretError, NotFound, damaged
 from hashret.indexes import Searched, from_spec
 from hashret.parallel import Progress, batches
 from hashret.process import raised_gc_threshold
-from hashret.results import TARGET_PRECISION, Calibration, Failure, Group, Hit, Indexed, IndexReport, Item, QueryOptions
-from hashret.stores.protocol import ItemStore
+from hashret.results import (
+    TARGET_PRECISION,
+    Backup,
+    Calibration,
+    Failure,
+    Group,
+    Hit,
+    Indexed,
+    IndexReport,
+    Item,
+    QueryOptions,
+)
+from hashret.stores.protocol import ItemStore, State
 from hashret.stores.sqlite import SqliteStore, locked
 
 if TYPE_CHECKING:
@@ -148,6 +169,15 @@ class Collection:
         return self._parts.settings.generation
 
     @property
+    def state(self) -> State:
+        """The state of the data, a tuple of the generation and a random id: the same state gives the same results.
+
+        After a backup was restored, a generation may be reached a second time, but no state is.
+        """
+        with self._parts.store.snapshot() as snapshot:
+            return snapshot.state
+
+    @property
     def hasher(self) -> "Hasher":
         """The collection's model, loaded at first use."""
         return self._parts.models.current()
@@ -156,6 +186,10 @@ class Collection:
     def searched(self) -> Searched:
         """The numbers of queries, and of hash buckets probed for them (none in scans), since the index was loaded."""
         return self._parts.index.searched
+
+    def check_ready(self) -> None:
+        """Search for one code. Raise HashretError if queries cannot be answered at present."""
+        search.check_ready(self._parts)
 
     def query(
         self,
@@ -488,6 +522,14 @@ class Collection:
                 for batch in batches(rows, ingest.BATCH_ITEMS):
                     transaction.put(batch)
             return len(self) - before
+
+    def backup(self, to: str | os.PathLike[str], progress: Callable[[Progress], None] | None = None) -> Backup:
+        """Copy the collection to a new folder, while it may be written to; return what was copied.
+
+        The copy is a collection of one state, with its model and the contents that the collection stores itself,
+        without the index cache. Your own files are not copied. Raise HashretError if `to` exists or cannot be written.
+        """
+        return backup.back_up(self.path, Path(to).absolute(), progress)
 
     def info(self) -> dict[str, Any]:
         """Return counts, model, index, size on disk in bytes, and the health of the codes, of a sample of at most 10⁶

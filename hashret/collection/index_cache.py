@@ -11,15 +11,14 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Hashable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from hashret.errors import HashretError, damaged, one_line
 from hashret.indexes import CodeIndex, Searched, from_spec, index_class
-from hashret.stores.protocol import ItemStore, ModelKey, Settings, Snapshot
+from hashret.stores.protocol import ItemStore, ModelKey, Settings, Snapshot, State
 
 FEW_CHANGES = 1000  # the cache file is not rewritten for fewer
 
@@ -29,8 +28,7 @@ class IndexSnapshot(NamedTuple):
 
     spec: str
     model: ModelKey
-    generation: int
-    state: Hashable | None  # None after loading a file, until the store confirms that its history includes this one
+    state: State
     code_index: CodeIndex
 
 
@@ -43,19 +41,26 @@ class IndexCache:
         self._lock = threading.RLock()
         self._current: IndexSnapshot | None = None
 
-    def index_for(self, snapshot: Snapshot) -> IndexSnapshot | None:
+    @property
+    def current(self) -> IndexSnapshot | None:
+        """The index in memory."""
+        return self._current
+
+    def index_for(self, snapshot: Snapshot, before: IndexSnapshot | None) -> IndexSnapshot | None:
         """Return the index for a snapshot of the store: in memory, loaded, updated or built.
 
-        None if the index is already of a later state. A later call updates the same index in place, so results of a
-        search are valid only if `is_current` is true afterwards.
+        `before` is what `current` was before the snapshot began. Return None if the index has moved on to a state that
+        may be later. A later call updates the same index in place, so results of a search are valid only if `current`
+        is still the same afterwards.
         """
         settings = snapshot.settings
         with self._lock:
             current = self._current
             if current is None or (current.spec, current.model) != (settings.index, settings.model):
-                current = self._load(settings)
+                current = before = self._load(settings)
             if current is not None and current.state != snapshot.state:
-                if current.generation > settings.generation:
+                # An index that is ahead of a snapshot that began after it: the store went back to a backup.
+                if current.state.generation >= settings.generation and current is not before:
                     return None
                 self._current = None  # results of searches during the update are invalid
                 current = _updated(current, snapshot)
@@ -67,10 +72,6 @@ class IndexCache:
         """The counts of queries and probes since the index was loaded or built."""
         current = self._current
         return Searched(0, 0) if current is None else current.code_index.searched
-
-    def is_current(self, index_snapshot: IndexSnapshot) -> bool:
-        """Return whether the index is unchanged; if not, a search of it may have seen a later state."""
-        return self._current is index_snapshot
 
     def clear(self) -> None:
         """Discard the index in memory, and delete the cache files."""
@@ -92,13 +93,14 @@ class IndexCache:
             return None
         if index.bits != settings.model.bits:
             return None
-        return IndexSnapshot(settings.index, settings.model, record.generation, None, index)
+        return IndexSnapshot(settings.index, settings.model, State(record.generation, record.state), index)
 
     def persist(self) -> None:
         """Write the cache file if it is missing, was altered, or is far behind the store.
 
         Must be called within `ItemStore.exclusive`.
         """
+        before = self._current
         with self._store.snapshot() as snapshot:
             settings = snapshot.settings
             record = _read_record(settings)
@@ -108,24 +110,26 @@ class IndexCache:
                     if _status(self._folder / record.name) == record.status:
                         self._delete_all_but(record.name)
                         return
-            current = self.index_for(snapshot)
-        assert current is not None  # within the write lock no later state exists
-        record_json = self._save(current)
+            current = self.index_for(snapshot, before)
+        if current is None:  # a reader that saw the store before it went back to a backup has replaced the index
+            return
+        record_json = self._save(current).to_json()
         with self._store.transaction(advance=False) as transaction:
             transaction.put_setting("cache", record_json)
             # Changes since the previous cache file are kept: other processes may still have to catch up from there.
             transaction.forget_changes(max(cached_generation, int(settings["changes_after"])))
         self._delete_all_but(json.loads(record_json)["name"])
 
-    def build_ahead(self, snapshot: Snapshot, spec: str, model: ModelKey, generation: int) -> str | None:
+    def build_ahead(self, snapshot: Snapshot, spec: str, model: ModelKey, generation: int) -> "CacheRecord | None":
         """Write the cache file of an index that a later commit switches to, so that no reader has to build it then.
 
-        Return the setting "cache" to write in that commit, or None if the file cannot be written. Must be called within
-        `ItemStore.exclusive`; `persist` deletes superseded files after the commit.
+        Return the record for the setting "cache", to be completed by the state of that commit, or None if the file
+        cannot be written. Must be called within `ItemStore.exclusive`; `persist` deletes superseded files after the
+        commit.
         """
         built = self._build(snapshot, spec, model)
         try:
-            return self._save(built._replace(generation=generation))
+            return self._save(built._replace(state=State(generation, "")))
         except HashretError:
             return None
 
@@ -136,12 +140,12 @@ class IndexCache:
             index.add(codes, ids)
         except ValueError as error:  # a duplicate id
             raise damaged(self._store.location, one_line(error)) from error
-        return IndexSnapshot(spec, model, snapshot.settings.generation, snapshot.state, index)
+        return IndexSnapshot(spec, model, snapshot.state, index)
 
-    def _save(self, current: IndexSnapshot) -> str:
-        """Write a cache file; return its record as JSON."""
+    def _save(self, current: IndexSnapshot) -> "CacheRecord":
+        """Write a cache file; return its record."""
         suffix = re.sub("[^a-zA-Z0-9]", "-", current.spec)
-        file = self._folder / f"{current.model.fingerprint[:16]}-{current.generation:012d}.{suffix}"
+        file = self._folder / f"{current.model.fingerprint[:16]}-{current.state.generation:012d}.{suffix}"
         try:
             self._folder.mkdir(exist_ok=True)
             if file.is_dir() and not file.is_symlink():
@@ -152,15 +156,15 @@ class IndexCache:
                 f"{self._folder} cannot be written ({error.strerror}): everything is stored, but searches will start "
                 f"slowly until a command can write there"
             ) from error
-        record = _CacheRecord(
+        return CacheRecord(
             name=file.name,
             fingerprint=current.model.fingerprint,
-            generation=current.generation,
+            generation=current.state.generation,
+            state=current.state.id,
             index=current.spec,
             status=_status(file),
             sha256=_checksum(file),
         )
-        return json.dumps(asdict(record))
 
     def _delete_all_but(self, name: str) -> None:
         for file in self._folder.iterdir():
@@ -178,11 +182,9 @@ def _is_far_behind(snapshot: Snapshot, generation: int) -> bool:
 
 def _updated(current: IndexSnapshot, snapshot: Snapshot) -> IndexSnapshot | None:
     """Update an index in place to the state of a snapshot; return None if it must be rebuilt instead."""
-    if current.generation == snapshot.settings.generation:  # another state of one generation: the history has forked
-        return current._replace(state=snapshot.state) if current.state is None else None
     if not len(current.code_index):
         return None  # building from all codes is faster than replaying all changes
-    changes = snapshot.changes(current.generation)
+    changes = snapshot.changes(current.state)
     if changes is None:
         return None
     try:
@@ -190,7 +192,7 @@ def _updated(current: IndexSnapshot, snapshot: Snapshot) -> IndexSnapshot | None
         current.code_index.add(changes.codes, changes.added)
     except ValueError:  # the changes do not fit the index: one of them is damaged, and the codes are the truth
         return None
-    return current._replace(generation=snapshot.settings.generation, state=snapshot.state)
+    return current._replace(state=snapshot.state)
 
 
 # A cache file, or the temporary file of one whose writing was interrupted.
@@ -198,21 +200,27 @@ _CACHE_NAME = re.compile(r"\.?[0-9a-f]{16}-[0-9]{12,}\.[a-zA-Z0-9-]+(\.[0-9a-f]{
 
 
 @dataclass(frozen=True)
-class _CacheRecord:
+class CacheRecord:
     """The store's record of the cache file, under the setting "cache"."""
 
     name: str
     fingerprint: str
     generation: int
+    state: str
     index: str
     status: list[int]
     sha256: str
 
+    def to_json(self, state: State | None = None) -> str:
+        """Return the record as JSON, with `state` in place of its own if it is given."""
+        own = self if state is None else replace(self, generation=state.generation, state=state.id)
+        return json.dumps(asdict(own))
 
-def _read_record(settings: Settings) -> _CacheRecord | None:
+
+def _read_record(settings: Settings) -> CacheRecord | None:
     """Return the record of the cache file if it is valid, and of the current model and index."""
     try:
-        record = _CacheRecord(**json.loads(settings.get("cache", "null")))
+        record = CacheRecord(**json.loads(settings.get("cache", "null")))
         is_valid = _CACHE_NAME.fullmatch(record.name) and 0 <= record.generation <= settings.generation
         is_current = (record.fingerprint, record.index) == (settings.model.fingerprint, settings.index)
         return record if is_valid and is_current and len(record.status) == 3 else None

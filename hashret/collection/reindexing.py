@@ -65,7 +65,7 @@ def reindex(
         transaction.remove(missing)
         transaction.switch_model(model)
         if cache_record is not None:
-            transaction.put_setting("cache", cache_record)
+            transaction.put_setting("cache", cache_record.to_json(transaction.state))
     return len(missing)
 
 
@@ -82,7 +82,7 @@ def use_index(parts: Parts, spec: str) -> None:
         with parts.store.transaction(advance=False) as transaction:
             transaction.put_setting("index", spec)
             if cache_record is not None:
-                transaction.put_setting("cache", cache_record)
+                transaction.put_setting("cache", cache_record.to_json(transaction.state))
         parts.index.persist()
 
 

@@ -70,6 +70,12 @@ def by_codes(parts: Parts, codes: Codes, options: QueryOptions) -> list[QueryRes
     return results
 
 
+def check_ready(parts: Parts) -> None:
+    """Search for the code of zeros. Raise HashretError if that fails."""
+    options = QueryOptions(1)
+    parts.reader.read(lambda view: search_view(view, np.zeros((1, view.settings.model.bits // 8), np.uint8), options))
+
+
 def by_item(parts: Parts, item_id: int, options: QueryOptions) -> QueryResult:
     """Search by an item, without itself and the items whose verdict with it is "different".
 

@@ -1,18 +1,18 @@
 """`View`, a consistent snapshot of a collection, and `Reader`, which runs queries against views."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
-from hashret.collection.index_cache import IndexCache
+from hashret.collection.index_cache import IndexCache, IndexSnapshot
 from hashret.collection.originals import Originals
 from hashret.errors import HashretError, damaged
 from hashret.indexes import RangeHits
 from hashret.results import Item
-from hashret.stores.protocol import ItemStore, Settings, Snapshot
+from hashret.stores.protocol import ItemStore, Settings, Snapshot, State
 
 MAX_ATTEMPTS = 100  # per query; each takes a new snapshot, so a second one is rare
 MAX_CACHED_ITEMS = 100_000  # some 65 MB
@@ -39,9 +39,9 @@ class ItemCache:
     """The items of recent results, with absolute paths: the same objects until the state changes."""
 
     def __init__(self) -> None:
-        self._cached: tuple[Hashable, dict[int, Item]] = None, {}
+        self._cached: tuple[State | None, dict[int, Item]] = None, {}
 
-    def items(self, state: Hashable) -> dict[int, Item]:
+    def items(self, state: State) -> dict[int, Item]:
         """Return the cached items of a state, by id; the caller adds to them."""
         cached = self._cached
         if cached[0] != state or len(cached[1]) > MAX_CACHED_ITEMS:
@@ -53,9 +53,16 @@ class View:
     """A consistent snapshot of a collection: a snapshot of the store, and the index of the same state."""
 
     def __init__(
-        self, location: str, snapshot: Snapshot, index: IndexCache, originals: Originals, cache: ItemCache
+        self,
+        location: str,
+        snapshot: Snapshot,
+        index: IndexCache,
+        index_before: IndexSnapshot | None,
+        originals: Originals,
+        cache: ItemCache,
     ) -> None:
         self.snapshot = snapshot
+        self._index_before = index_before
         self._location = location
         self._index = index
         self._originals = originals
@@ -74,7 +81,7 @@ class View:
         `allowed`, ascending, restricts the search to these ids. Raise SnapshotOutdated if the index has moved on to a
         later state.
         """
-        current = self._index.index_for(self.snapshot)
+        current = self._index.index_for(self.snapshot, self._index_before)
         if current is None:
             raise SnapshotOutdated
         if k is None:
@@ -85,7 +92,7 @@ class View:
             neighbours = [Neighbours(*row) for row in zip(hits.distances, hits.ids, strict=True)]
             if max_distance is not None:
                 neighbours = [_within(row, max_distance) for row in neighbours]
-        if not self._index.is_current(current):
+        if self._index.current is not current:  # the search may have seen a later state
             raise SnapshotOutdated
         return neighbours
 
@@ -124,9 +131,10 @@ class Reader:
         """
         prepared = prepare(False)
         for _ in range(MAX_ATTEMPTS):
+            index_before = self._index.current
             try:
                 with self._store.snapshot() as snapshot:
-                    view = View(self._store.location, snapshot, self._index, self._originals, self._cache)
+                    view = View(self._store.location, snapshot, self._index, index_before, self._originals, self._cache)
                     return query(view, prepared)
             except ModelChanged:
                 prepared = prepare(True)

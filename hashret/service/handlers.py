@@ -18,6 +18,7 @@ from hashret.service.faults import check_filter, find_image_fault, isolate_fault
 from hashret.service.metrics import Metrics
 from hashret.service.pictures import Pictures
 from hashret.service.queries import Query, QueryHandler
+from hashret.stores.protocol import State
 
 
 class Addition(NamedTuple):
@@ -36,7 +37,7 @@ class Handlers:
         self._process_settings = ExitStack()  # active while the service runs
         self.ready = threading.Event()
         self.startup_error: str | None = None  # why `ready` is not set
-        self._info: tuple[int, dict[str, Any]] = (-1, {})
+        self._info: tuple[State | None, dict[str, Any]] = None, {}
         handler = QueryHandler(collection)
         self.queries = Batcher("queries", handler, metrics, max_batch_size=MAX_QUERIES, max_queue=4096)
         # A filter may take a second and an image half a minute; other queries must not wait for them.
@@ -79,11 +80,11 @@ class Handlers:
         return self.queries if all(query.is_small for query in queries) else self.image_queries
 
     def info(self) -> dict[str, Any]:
-        """Return `Collection.info()`, cached for the present generation."""
-        generation, info = self._info
-        if generation != self.collection.generation:
+        """Return `Collection.info()`, cached for the present state."""
+        state, info = self.collection.state, self._info[1]
+        if self._info[0] != state:
             info = self.collection.info() | {"read_only": self.collection.read_only}
-            self._info = info["generation"], info
+            self._info = state, info
         return info
 
     def items(self, cursor: int, limit: int, where: str | None) -> list[Item]:

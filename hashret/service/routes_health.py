@@ -37,14 +37,14 @@ async def healthz() -> Response:
 
 @router.get(
     "/readyz",
-    summary="Whether model and index are loaded and the database can be read",
+    summary="Whether queries can be answered",
     responses={200: {"model": messages.Health}, **problem_responses()},
 )
 async def readyz(request: Request) -> Response:
     handlers = handlers_of(request)
     if not handlers.ready.is_set():
         raise Problem(503, handlers.startup_error or "the model and the index are being loaded: wait", Retry_After="1")
-    await handlers.reads.submit(lambda: handlers.collection.generation)
+    await handlers.reads.submit(handlers.collection.check_ready)
     return to_json({"status": "ready"})
 
 

@@ -4,7 +4,7 @@ A `Snapshot` reads one consistent state. A `Transaction` reads and writes, and i
 depend on models, images or indexes.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
@@ -25,6 +25,16 @@ class ModelKey(NamedTuple):
 
     fingerprint: str
     bits: int
+
+
+class State(NamedTuple):
+    """A state of a collection: its generation, and a random id.
+
+    The generation alone does not identify a state: a store that was restored from a backup reaches it a second time.
+    """
+
+    generation: int
+    id: str
 
 
 class Settings(dict[str, str]):
@@ -124,11 +134,8 @@ class Snapshot(Protocol):
     """Reads of one consistent state. Ids are never reused: an id means the same content in every state."""
 
     @property
-    def state(self) -> Hashable:
-        """An identifier of the state: equal identifiers give equal reads.
-
-        It changes with each generation, and within one process only then.
-        """
+    def state(self) -> State:
+        """The state that is read: equal states give equal reads. Within a transaction, the state that it commits."""
 
     @property
     def settings(self) -> Settings:
@@ -176,8 +183,9 @@ class Snapshot(Protocol):
     def failures(self) -> Iterator[tuple[Root, Failure]]:
         """Iterate over all unreadable paths, each with its root, ordered by root and name."""
 
-    def changes(self, since: int) -> Changes | None:
-        """Return the difference from generation `since` to this one; None if its record has been deleted."""
+    def changes(self, since: State) -> Changes | None:
+        """Return the difference from the state `since`; None if this one does not follow from it, or the record of the
+        changes has been deleted."""
 
     def item_rows(self) -> Iterator[ItemRow]:
         """Iterate over all items, one row for each path, ordered by id: `Transaction.put` recreates them from these."""
@@ -198,10 +206,6 @@ class Snapshot(Protocol):
 
 class Transaction(Snapshot, Protocol):
     """Writes that become durable together when the transaction ends; its own reads see them at once."""
-
-    @property
-    def generation(self) -> int:
-        """The generation that this transaction commits."""
 
     def put(self, rows: Sequence[ItemRow]) -> list[int | None]:
         """Store contents, with codes of the current model, under their paths; return the item id of each row.

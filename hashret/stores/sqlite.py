@@ -5,6 +5,7 @@ transaction that is durable when it ends.
 """
 
 import os
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -14,7 +15,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from hashret.durable import replace_durably
+from hashret.durable import replace_durably, sync
 from hashret.errors import HashretError
 from hashret.stores.sqlite_connections import Connections, connect, discard, quoted, sqlite_errors
 from hashret.stores.sqlite_reads import FilterCache, SqliteSnapshot
@@ -45,7 +46,8 @@ class SqliteStore:
             raise HashretError(
                 f"there is no collection at {folder}: make one with hashret index SOURCE -c {quote(str(folder))}"
             )
-        self._inode = self.path.stat().st_ino
+        self._file = self._locked_file = self._identity()
+        self._reopening = threading.Lock()
         self._connections = Connections(self.path, read_only=read_only)
         self._filters = FilterCache()
         with sqlite_errors(self.path):
@@ -71,11 +73,17 @@ class SqliteStore:
         backup = self.path.with_name(f"{DATABASE}.{version}")
         temporary = backup.with_name(backup.name + ".new")
         try:
-            discard(temporary)
-            self._connections.writing.execute("VACUUM INTO ?", (str(temporary),))
+            self.copy_to(temporary)
             replace_durably(temporary, backup)
         finally:
             discard(temporary)
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the current state to the database file `path`, and replace one that is there."""
+        discard(path)
+        with sqlite_errors(self.path), self._connections.in_use():
+            self._connections.reading.execute("VACUUM INTO ?", (str(path),))
+        sync(path)
 
     @classmethod
     def create(cls, folder: Path, settings: Mapping[str, str]) -> Self:
@@ -87,8 +95,9 @@ class SqliteStore:
             with sqlite_errors(path), closing(connect(f"file:{quoted(temporary)}", read_only=False)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(SCHEMA)
-                values = {"generation": "0", "changes_after": "0"} | dict(settings)
+                values = {"generation": "0", "changes_after": "0"} | dict(settings) | {"state": secrets.token_hex(8)}
                 db.table("settings").upsert_all(({"key": k, "value": v} for k, v in values.items()), pk="key")
+                db.table("states").insert({"generation": int(values["generation"]), "id": values["state"]})
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             replace_durably(temporary, path)
@@ -105,8 +114,31 @@ class SqliteStore:
     def location(self) -> str:
         return str(self.path)
 
+    def _identity(self) -> tuple[int, int]:
+        """Return the device and the inode of the database file. Raise HashretError if it is gone."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise HashretError(
+                f"{self.path} is no longer there ({error.strerror}): put it back, or index your images again"
+            ) from None
+        return status.st_dev, status.st_ino
+
+    def _follow(self) -> None:
+        """Open the database again if its file was replaced, as by a restored backup."""
+        if not self._connections.idle or self._identity() == self._file:
+            return
+        with self._reopening:
+            file = self._identity()
+            if file != self._file:
+                self._connections.close()
+                with sqlite_errors(self.path):
+                    self._open()
+                self._file = file
+
     @contextmanager
     def snapshot(self) -> Iterator[SqliteSnapshot]:
+        self._follow()
         with sqlite_errors(self.path), self._connections.in_use():
             db = self._connections.reading
             if db.conn.in_transaction:  # nested: read within the outer transaction
@@ -127,8 +159,9 @@ class SqliteStore:
             try:
                 transaction = SqliteTransaction(db, self.path, advance=advance)
                 yield transaction
-                if advance:
-                    transaction.put_setting("generation", str(transaction.generation))
+                transaction.record_state()
+                if self._identity() != self._locked_file:  # the commit would be lost with the open file
+                    raise HashretError(f"{self.path} was replaced during the command: run it again")
                 db.conn.execute("ROLLBACK" if rollback else "COMMIT")
             except BaseException:
                 if db.conn.in_transaction:
@@ -140,15 +173,13 @@ class SqliteStore:
         """Hold the folder's lock: other threads wait for it; in another process HashretError is raised."""
         if self.read_only:
             raise HashretError(f"{self.folder} was opened read-only: open it for writing to change it")
-        self._check_in_place()  # before the lock file is created, which would recreate a deleted folder
-        with locked(self.folder), sqlite_errors(self.path), self._connections.read_on_writer():
-            self._check_in_place()
-            yield
-
-    def _check_in_place(self) -> None:
-        """Raise HashretError if the database file was deleted or replaced: writes to the open file would be lost."""
-        if not self.path.is_file() or self.path.stat().st_ino != self._inode:
-            raise HashretError(f"{self.path} was deleted or replaced since it was opened: open the collection again")
+        self._follow()  # before the lock file is created, which would recreate a deleted folder
+        with locked(self.folder), sqlite_errors(self.path):
+            self._follow()
+            if self._connections.idle:  # not nested
+                self._locked_file = self._file
+            with self._connections.read_on_writer():
+                yield
 
     def close(self) -> None:
         self._connections.close()

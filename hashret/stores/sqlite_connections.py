@@ -59,6 +59,11 @@ class Connections:
         own: _ThreadConnections = self._local.own
         return own
 
+    @property
+    def idle(self) -> bool:
+        """Whether this thread neither uses its connections nor holds the collection's lock."""
+        return not self._own.uses and not self._own.reads_on_writer
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep `close` from closing this thread's connections: SQLite crashes if one is closed during a statement."""

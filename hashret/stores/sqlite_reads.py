@@ -7,7 +7,7 @@ each. The file is longer than most because it contains all reads of the protocol
 import json
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
@@ -20,7 +20,7 @@ from hashret.codes import Codes
 from hashret.errors import HashretError, damaged, one_line
 from hashret.results import Failure, Item, Root
 from hashret.stores.filters import matching
-from hashret.stores.protocol import Changes, Ids, ItemRow, KnownPath, ModelKey, PathRef, Ranking, Settings
+from hashret.stores.protocol import Changes, Ids, ItemRow, KnownPath, ModelKey, PathRef, Ranking, Settings, State
 from hashret.stores.sqlite_connections import from_stored, to_stored
 
 P = ParamSpec("P")
@@ -42,6 +42,7 @@ _PATTERNS = {
     "bits": re.compile("[0-9]{1,4}"),
     "generation": re.compile("[0-9]{1,18}"),
     "changes_after": re.compile("[0-9]{1,18}"),
+    "state": re.compile("[0-9a-f]{16}"),
 }
 
 
@@ -49,7 +50,7 @@ class CachedFilter(NamedTuple):
     """The items that match a filter in one state."""
 
     where: str
-    state: Hashable
+    state: State
     ids: Ids
 
 
@@ -94,8 +95,9 @@ class SqliteSnapshot:
         return settings
 
     @property
-    def state(self) -> Hashable:
-        return self.settings["generation"]
+    def state(self) -> State:
+        settings = self.settings
+        return State(settings.generation, settings.get("state", ""))  # version 2 of the schema has no states
 
     def count(self, table: Literal["items", "paths", "failures", "changes"], after: int = 0) -> int:
         if table == "changes":
@@ -248,14 +250,20 @@ class SqliteSnapshot:
             yield Root(from_stored(root)), Failure(from_stored(root) + from_stored(name), reason, seen)
 
     @_reports_damage
-    def changes(self, since: int) -> Changes | None:
-        if since < int(self.settings["changes_after"]):
+    def changes(self, since: State) -> Changes | None:
+        generation = since.generation
+        if generation < int(self.settings["changes_after"]) or "state" not in self.settings:
+            return None
+        recorded = self._conn.execute("SELECT id FROM states WHERE generation = ?", (generation,)).fetchone()
+        if recorded != (since.id,):
             return None
         # Ids are never reused: an item that was added and removed since has no code now, and had none at `since`.
         added = "SELECT item_id FROM changes WHERE generation > ? AND op = 'add'"
-        ids, codes = self._codes(self.settings.model, f"AND item_id IN ({added})", since)
+        ids, codes = self._codes(self.settings.model, f"AND item_id IN ({added})", generation)
         others = "SELECT item_id FROM changes WHERE generation > ? AND op <> 'add'"
-        removed = self._conn.execute(f"{others} AND item_id NOT IN ({added}) ORDER BY item_id", (since, since))
+        removed = self._conn.execute(
+            f"{others} AND item_id NOT IN ({added}) ORDER BY item_id", (generation, generation)
+        )
         return Changes(np.fromiter((row[0] for row in removed), np.int64), ids, codes)
 
     def item_rows(self) -> Iterator[ItemRow]:

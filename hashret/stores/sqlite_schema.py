@@ -6,7 +6,7 @@ which guarantees that ids are never reused.
 
 import sqlite3
 
-SCHEMA_VERSION = 2  # PRAGMA user_version
+SCHEMA_VERSION = 3  # PRAGMA user_version
 # Digests are random, so each commit writes to pages throughout their index. The first eight of their 64 characters are
 # almost always unique, and their index is a quarter of the size and twice as fast.
 _ITEMS = """
@@ -15,7 +15,8 @@ CREATE TABLE items (
   bytes INTEGER NOT NULL, added TEXT NOT NULL, metadata TEXT);
 CREATE INDEX items_by_sha256 ON items(substr(sha256, 1, 8));
 """
-SCHEMA = f"""{_ITEMS}
+_STATES = "CREATE TABLE states (generation INTEGER PRIMARY KEY, id TEXT NOT NULL);"
+SCHEMA = f"""{_ITEMS}{_STATES}
 CREATE TABLE paths (
   root NOT NULL, name NOT NULL, item_id INTEGER NOT NULL REFERENCES items(id), label TEXT,
   size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, PRIMARY KEY (root, name)) WITHOUT ROWID;
@@ -56,7 +57,12 @@ INSERT INTO items SELECT * FROM items_1;
 DELETE FROM sqlite_sequence WHERE name = 'items';
 INSERT INTO sqlite_sequence SELECT 'items', seq FROM sqlite_sequence WHERE name = 'items_1';
 DROP TABLE items_1;
-"""
+""",
+    2: f"""
+{_STATES}
+INSERT INTO states SELECT CAST(value AS INTEGER), lower(hex(randomblob(8))) FROM settings WHERE key = 'generation';
+INSERT INTO settings SELECT 'state', id FROM states;
+""",
 }
 
 

@@ -6,6 +6,7 @@ removed, and metadata replaced, one by one by key.
 """
 
 import json
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
@@ -14,9 +15,11 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from hashret.stores.protocol import FailedPath, ItemRow, Metadata, ModelKey
+from hashret.stores.protocol import FailedPath, ItemRow, Metadata, ModelKey, State
 from hashret.stores.sqlite_connections import to_stored
 from hashret.stores.sqlite_reads import FINGERPRINTS, FilterCache, SqliteSnapshot
+
+MAX_STATES = 100_000  # that are recorded, some 3 MB; an index of an older one is rebuilt
 
 
 class SqliteTransaction(SqliteSnapshot):
@@ -24,7 +27,22 @@ class SqliteTransaction(SqliteSnapshot):
 
     def __init__(self, db: Database, path: Path, *, advance: bool) -> None:
         super().__init__(db, path, FilterCache())  # a cache of its own: no other connection sees this state
-        self.generation = self.settings.generation + advance
+        current = super().state
+        self._advance = advance
+        self._state = State(current.generation + 1, secrets.token_hex(8)) if advance else current
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def record_state(self) -> None:
+        """Record the state that the transaction commits."""
+        if self._advance:
+            generation, state_id = self._state
+            self._conn.execute("INSERT OR REPLACE INTO states VALUES (?, ?)", self._state)
+            self._conn.execute("DELETE FROM states WHERE generation <= ?", (generation - MAX_STATES,))
+            self.put_setting("generation", str(generation))
+            self.put_setting("state", state_id)
 
     def put(self, rows: Sequence[ItemRow]) -> list[int | None]:
         ids = self.find([row.sha256 for row in rows])
@@ -42,7 +60,7 @@ class SqliteTransaction(SqliteSnapshot):
         )
         fingerprint = self.settings["fingerprint"]
         self._insert("INSERT INTO codes VALUES", ((ids[s], fingerprint, row.code) for s, row in fresh.items()))
-        self._insert("INSERT INTO changes VALUES", ((self.generation, "add", ids[sha256]) for sha256 in fresh))
+        self._insert("INSERT INTO changes VALUES", ((self._state.generation, "add", ids[sha256]) for sha256 in fresh))
         self._put_paths([row for row in rows if row.sha256 in ids], ids)
         return [ids.get(row.sha256) for row in rows]
 
@@ -102,7 +120,7 @@ class SqliteTransaction(SqliteSnapshot):
                 removed += [row[0] for row in conn.execute("SELECT sha256 FROM items WHERE id = ?", (i,))]
                 conn.executemany("DELETE FROM codes WHERE fingerprint = ? AND item_id = ?", [(f, i) for (f,) in models])
                 conn.execute("DELETE FROM items WHERE id = ?", (i,))
-                conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'remove', ?)", (self.generation, i))
+                conn.execute("INSERT OR REPLACE INTO changes VALUES (?, 'remove', ?)", (self._state.generation, i))
         if ids:  # no verdict outlives its items
             self._db.table("verdicts").delete_where(
                 "NOT EXISTS (SELECT 1 FROM items WHERE id = item_a)"
@@ -122,7 +140,7 @@ class SqliteTransaction(SqliteSnapshot):
         self.put_setting("fingerprint", model.fingerprint)
         self.put_setting("bits", str(model.bits))
         self._db.table("settings").delete_where("key = 'calibration'")  # it was measured on the codes of another model
-        self.forget_changes(self.generation)
+        self.forget_changes(self._state.generation)
 
     def put_verdict(self, a: int, b: int, verdict: str) -> None:
         row = {"item_a": min(a, b), "item_b": max(a, b), "verdict": verdict, "at": _now()}
@@ -134,6 +152,7 @@ class SqliteTransaction(SqliteSnapshot):
 
     def forget_changes(self, up_to: int) -> None:
         self._db.table("changes").delete_where("generation <= ?", [up_to])
+        self._db.table("states").delete_where("generation < ?", [up_to])
         self.put_setting("changes_after", str(up_to))
 
 
