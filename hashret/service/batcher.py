@@ -74,8 +74,10 @@ class Batcher(Generic[T, R]):
         results: Sequence[R | Exception]
         try:
             results = self._process([item for item, _, _ in batch])
-        except Exception as error:
-            results = [error] * len(batch)
+            if len(results) != len(batch):
+                raise RuntimeError(f"{self.name}: {len(results)} results for {len(batch)} items")
+        except BaseException as error:  # a panic of a Rust library is no Exception; this thread has to go on
+            results = [as_exception(error)] * len(batch)
         self._metrics.observe_batch(self.name, len(batch), start - batch[0][2], time.monotonic() - start)
         loop.call_soon_threadsafe(self._finish, loop, batch, results)
 
@@ -89,7 +91,16 @@ class Batcher(Generic[T, R]):
         for (_, future, _), result in zip(batch, results, strict=True):
             if not future.done():
                 if isinstance(result, Exception):
-                    future.set_exception(result)
+                    future.set_exception(as_exception(result))
                 else:
                     future.set_result(result)
         self._start(loop)
+
+
+def as_exception(error: BaseException) -> Exception:
+    """Return an error as one that a future accepts and a request can raise."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    failure = RuntimeError(f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

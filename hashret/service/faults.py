@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from hashret.collection import Collection
 from hashret.errors import HashretError, NotFound, TooLarge
+from hashret.service.batcher import as_exception
 from hashret.service.problems import Problem
 
 T = TypeVar("T")
@@ -16,19 +17,20 @@ def isolate_faults(
 ) -> list[R | Exception]:
     """Return the results of `process(items)`, with an exception in place of the result of each faulty item.
 
-    If `process` raises, the items for which `find_fault` returns an exception get that exception, and the others are
-    processed again. If it finds no fault, each half is processed by itself. So a slow item is not processed repeatedly.
+    If `process` raises anything, the items for which `find_fault` returns an exception get that exception, and the
+    others are processed again. If it finds no fault, each half is processed by itself. So a slow item is not processed
+    repeatedly.
     """
     try:
         return list(process(items))
-    except (HashretError, Problem) as error:
+    except BaseException as error:  # also an unexpected one: it must not fall on the others
         faults = [find_fault(item) for item in items]
         if any(faults):
             valid = [item for item, fault in zip(items, faults, strict=True) if fault is None]
             results = iter(isolate_faults(process, valid, find_fault) if valid else [])
             return [next(results) if fault is None else fault for fault in faults]
         half = len(items) // 2
-        return [*_bisect(process, items[:half]), *_bisect(process, items[half:])] if half else [error]
+        return [*_bisect(process, items[:half]), *_bisect(process, items[half:])] if half else [as_exception(error)]
 
 
 def _bisect(process: Callable[[list[T]], Sequence[R]], items: list[T]) -> list[R | Exception]:
@@ -43,6 +45,8 @@ def find_image_fault(collection: Collection, images: Iterable[bytes]) -> Excepti
             preprocessing(image)
         except HashretError as error:
             return to_request_fault(error)
+        except BaseException as error:
+            return as_exception(error)
     return None
 
 

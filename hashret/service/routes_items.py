@@ -4,9 +4,11 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from hashret.codes import MAX_BITS, to_hex
+from hashret.data.metadata import Metadata, check_metadata
 from hashret.results import MAX_K, Group
 from hashret.service import messages
 from hashret.service.handlers import Addition, handlers_of
@@ -48,10 +50,17 @@ async def add_items(request: Request) -> Response:
     images = [image for _, image in upload.images]
     if upload.fields or len(upload.metadata) not in (0, len(images)):
         raise Problem(422, "metadata: give none, or a JSON object for each file", "ValueError")
-    metadata = [parse_json(text.encode()) for text in upload.metadata] or [None] * len(images)
-    if not all(row is None or isinstance(row, dict) for row in metadata):
-        raise Problem(422, "metadata: give none, or a JSON object for each file", "ValueError")
+    metadata = await run_in_threadpool(_parse_metadata, upload.metadata) or [None] * len(images)
     return to_json({"ids": await handlers_of(request).additions.submit(Addition(images, metadata))})
+
+
+def _parse_metadata(texts: list[str]) -> list[Metadata | None]:
+    """Return the metadata of each image, checked before the images join a batch with those of others."""
+    try:
+        rows = [parse_json(text.encode()) for text in texts]
+        return [None if row is None else check_metadata(row) for row in rows]
+    except (Problem, ValueError) as error:
+        raise Problem(422, f"metadata: {error}", "ValueError") from None
 
 
 @router.get(
