@@ -170,6 +170,16 @@ class Indexed(NamedTuple):
     reason: str | None = None
 
 
+class State(NamedTuple):
+    """A state of a collection: its generation, and a random id.
+
+    The generation alone does not identify a state: a store that was restored from a backup reaches it a second time.
+    """
+
+    generation: int
+    id: str
+
+
 class Backup(NamedTuple):
     """The numbers of items and of files in a backup, besides the database, and the files that were missing."""
 

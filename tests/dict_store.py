@@ -12,7 +12,7 @@ import numpy as np
 
 from hashret.codes import Codes
 from hashret.errors import HashretError
-from hashret.results import Failure, Item, Root
+from hashret.results import Failure, Item, Root, State
 from hashret.stores.protocol import (
     Changes,
     FailedPath,
@@ -24,7 +24,6 @@ from hashret.stores.protocol import (
     PathRef,
     Ranking,
     Settings,
-    State,
 )
 
 

@@ -21,8 +21,8 @@ from hashret.collection.models import Models
 from hashret.collection.originals import Originals
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
-from hashret.results import BLOBS, Root
-from hashret.stores.protocol import FailedPath, ItemRow, ItemStore, KnownPath, ModelKey, Snapshot, State, Transaction
+from hashret.results import BLOBS, Root, State
+from hashret.stores.protocol import FailedPath, ItemRow, ItemStore, KnownPath, ModelKey, Snapshot, Transaction
 from hashret.stores.sqlite import SqliteStore
 
 MODEL, OTHER = "a" * 64, "b" * 64

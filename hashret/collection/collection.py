@@ -48,8 +48,9 @@ from hashret.results import (
     IndexReport,
     Item,
     QueryOptions,
+    State,
 )
-from hashret.stores.protocol import ItemStore, State
+from hashret.stores.protocol import ItemStore
 from hashret.stores.sqlite import SqliteStore, locked
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from hashret.errors import HashretError, damaged, one_line
 from hashret.indexes import CodeIndex, Searched, from_spec, index_class
-from hashret.stores.protocol import ItemStore, ModelKey, Settings, Snapshot, State
+from hashret.results import State
+from hashret.stores.protocol import ItemStore, ModelKey, Settings, Snapshot
 
 FEW_CHANGES = 1000  # the cache file is not rewritten for fewer
 

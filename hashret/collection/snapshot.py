@@ -11,8 +11,8 @@ from hashret.collection.index_cache import IndexCache, IndexSnapshot
 from hashret.collection.originals import Originals
 from hashret.errors import HashretError, damaged
 from hashret.indexes import RangeHits
-from hashret.results import Item
-from hashret.stores.protocol import ItemStore, Settings, Snapshot, State
+from hashret.results import Item, State
+from hashret.stores.protocol import ItemStore, Settings, Snapshot
 
 MAX_ATTEMPTS = 100  # per query; each takes a new snapshot, so a second one is rare
 MAX_CACHED_ITEMS = 100_000  # some 65 MB

@@ -12,13 +12,12 @@ from starlette.requests import Request
 from hashret.collection import Collection, near_duplicates
 from hashret.errors import HashretError
 from hashret.process import frozen_objects
-from hashret.results import MAX_QUERIES, Group, Item
+from hashret.results import MAX_QUERIES, Group, Item, State
 from hashret.service.batcher import Batcher
 from hashret.service.faults import check_filter, find_image_fault, isolate_faults
 from hashret.service.metrics import Metrics
 from hashret.service.pictures import Pictures
 from hashret.service.queries import Query, QueryHandler
-from hashret.stores.protocol import State
 
 
 class Addition(NamedTuple):

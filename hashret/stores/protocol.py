@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes
 from hashret.errors import damaged
-from hashret.results import Failure, Item, Root
+from hashret.results import Failure, Item, Root, State
 
 Ids = NDArray[np.int64]
 Metadata = dict[str, Any]
@@ -25,16 +25,6 @@ class ModelKey(NamedTuple):
 
     fingerprint: str
     bits: int
-
-
-class State(NamedTuple):
-    """A state of a collection: its generation, and a random id.
-
-    The generation alone does not identify a state: a store that was restored from a backup reaches it a second time.
-    """
-
-    generation: int
-    id: str
 
 
 class Settings(dict[str, str]):

@@ -18,9 +18,9 @@ from sqlite_utils import Database
 
 from hashret.codes import Codes
 from hashret.errors import HashretError, damaged, one_line
-from hashret.results import Failure, Item, Root
+from hashret.results import Failure, Item, Root, State
 from hashret.stores.filters import matching
-from hashret.stores.protocol import Changes, Ids, ItemRow, KnownPath, ModelKey, PathRef, Ranking, Settings, State
+from hashret.stores.protocol import Changes, Ids, ItemRow, KnownPath, ModelKey, PathRef, Ranking, Settings
 from hashret.stores.sqlite_connections import from_stored, to_stored
 
 P = ParamSpec("P")

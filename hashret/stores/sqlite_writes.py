@@ -15,7 +15,8 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from hashret.stores.protocol import FailedPath, ItemRow, Metadata, ModelKey, State
+from hashret.results import State
+from hashret.stores.protocol import FailedPath, ItemRow, Metadata, ModelKey
 from hashret.stores.sqlite_connections import to_stored
 from hashret.stores.sqlite_reads import FINGERPRINTS, FilterCache, SqliteSnapshot
 
