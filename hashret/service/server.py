@@ -1,9 +1,11 @@
-"""The uvicorn server of the service, which closes idle connections."""
+"""The uvicorn server of the service, which closes idle connections and ends whatever hangs."""
 
+import faulthandler
 import signal
 import socket
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -15,7 +17,10 @@ from hashret.service.http11 import MAX_HEAD_BYTES, Protocol
 
 IDLE_SECONDS = 15.0  # between requests, or for the URL and headers of one
 UPLOAD_SECONDS = 60.0  # for the body of a request
-REQUEST_SECONDS = 300.0  # for a request and its response
+DOWNLOAD_SECONDS = 60.0  # for a response, once it has started
+REQUEST_SECONDS = 300.0  # for the work on a request
+SHUTDOWN_SECONDS = 60.0  # from SIGTERM or SIGINT to the end of the process
+GRACE_SECONDS = 50.0  # of these, for requests in progress
 BACKLOG = 4096  # connections that are not accepted yet
 
 
@@ -33,7 +38,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 ws="none",
                 timeout_keep_alive=30,
-                timeout_graceful_shutdown=60,
+                timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]  # any number of seconds
                 **quiet,
             )
         )
@@ -45,6 +50,16 @@ class Server(uvicorn.Server):
         if self.started:
             self._on_start()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to shut down. If that takes too long, print what each thread does and end the process.
+
+        Python cannot end a thread, and waits for all of them before it exits; the thread of `faulthandler` is not one.
+        Nothing is lost: what is acknowledged is committed, and a collection survives the end of a process at any time.
+        """
+        if not self.should_exit:
+            faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True, file=2)
+        super().handle_exit(sig, frame)
+
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
             self._close_idle(time.monotonic())
@@ -55,11 +70,18 @@ class Server(uvicorn.Server):
         connections: list[Any] = list(self.server_state.connections)
         for connection in connections:
             cycle = connection.cycle
-            in_progress = cycle is not None and not cycle.response_complete
+            state: tuple[object, ...] = (cycle,)
+            if cycle is None or cycle.response_complete:
+                limit = IDLE_SECONDS
+            elif cycle.response_started:
+                limit, state = DOWNLOAD_SECONDS, (cycle, "answer")
+            elif cycle.more_body:
+                limit, state = UPLOAD_SECONDS, (cycle, "body")
+            else:
+                limit, state = REQUEST_SECONDS, (cycle, "work")
             last_state, since = last_states.get(connection, (None, now))
-            since = since if last_state == (cycle, in_progress) else now
-            self._states[connection] = (cycle, in_progress), since
-            limit = (UPLOAD_SECONDS if cycle.more_body else REQUEST_SECONDS) if in_progress else IDLE_SECONDS
+            since = since if last_state == state else now
+            self._states[connection] = state, since
             if now - since > limit:
                 connection.transport.abort()
 
@@ -81,7 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, listening: socket.socket, on_start: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests in progress."""
+    """Serve until SIGTERM or SIGINT, then finish the requests in progress; the process ends in `SHUTDOWN_SECONDS`."""
     # uvicorn raises the signal again after its shutdown, which these handlers ignore.
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
