@@ -30,9 +30,8 @@ def doctor(
     if recover and any(finding.part in ("database", "items") for finding in findings):
         _recover(folder, collection)
         findings = repair.check(folder)
-    if recover and any(finding.part == "index" for finding in findings):
-        with Collection.open(folder) as images:
-            images.rebuild_index()
+    if recover and any(finding.part in ("blobs", "index", "leftover") for finding in findings):
+        _mend({finding.part for finding in findings}, folder, quiet)
         findings = repair.check(folder)
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings]))
@@ -40,8 +39,25 @@ def doctor(
         print(*(f"{finding.part:<10}{finding.text}" for finding in findings), sep="\n", end="\n" if findings else "")
     if not findings:
         with Collection.open(folder, read_only=True) as images:
-            say(f"nothing is wrong with the {format_count(len(images), 'item')} in {folder}", quiet)
+            absent = repair.absent_contents(folder)
+            note = f"; the contents of {absent:,} are stored nowhere" if absent else ""
+            say(f"nothing is wrong with the {format_count(len(images), 'item')} in {folder}{note}", quiet)
     return 1 if findings else 0
+
+
+def _mend(parts: set[str], folder: Path, quiet: bool) -> None:
+    """Mend faults that lose nothing by it, in these parts of the collection."""
+    from hashret.collection import Collection, repair
+
+    if "blobs" in parts:
+        restored, absent = repair.restore_contents(folder)
+        contents = format_count(restored, "stored content")
+        say(f"restored {contents} from other paths; {absent:,} are recorded as absent", quiet)
+    if "index" in parts:
+        with Collection.open(folder) as images:
+            images.rebuild_index()
+    if "leftover" in parts:
+        repair.clean(folder)
 
 
 def _recover(folder: Path, collection: Path | None) -> None:

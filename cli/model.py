@@ -231,15 +231,22 @@ def restore(
 
     from hashret.data.contents import read_file
     from hashret.data.images import decode
+    from hashret.durable import Replacement
 
     try:
         pixels = decode(read_file(image)).pixels
     except HashretError as error:
         raise HashretError(f"{image}: {error}") from None
     out = out or image.with_suffix(f".{done}.png")
+    image_format = Pillow.registered_extensions().get(out.suffix.lower())
+    if image_format is None:
+        raise HashretError(f"{out.name}: the suffix must be that of an image format, such as .png")
     check_parent(out)
     restored = task(hasher, pixels)
-    Pillow.fromarray(restored[..., 0] if restored.shape[2] == 1 else restored).save(out)
+    with Replacement(out) as new:
+        picture = Pillow.fromarray(restored[..., 0] if restored.shape[2] == 1 else restored)
+        picture.save(new.path, image_format)
+        new.commit()
     sizes = (f"{array.shape[1]} × {array.shape[0]}" for array in (pixels, restored))
     say(f"{done} {image} ({' to '.join(sizes)} pixels)", quiet)
     print(out)

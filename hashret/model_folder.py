@@ -6,7 +6,6 @@ import inspect
 import json
 import math
 import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from hashret.durable import make_folder_durably, replace_durably
+from hashret.durable import Replacement, make_folder_durably, restore
 from hashret.errors import HashretError, one_line
 
 FORMAT = 1  # of the model folder and of codes
@@ -63,27 +62,17 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
     if target.exists() and not (target.is_dir() and _contains_only_a_model(target)):
         raise HashretError(f"{target} exists and is no model folder: choose another path")
     make_folder_durably(target.parent)
-    written, old = (target.with_name(f"{target.name}.{os.getpid()}.{suffix}") for suffix in ("new", "old"))
-    shutil.rmtree(written, ignore_errors=True)  # left by a killed process with the same id
-    try:
-        written.mkdir()
-        (written / "model.safetensors").write_bytes(save(dict(tensors)))
-        (written / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        (written / "README.md").write_text(_card(config), "utf-8", "surrogateescape")
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.replace(old)
-        replace_durably(written, target)
-    finally:
-        if old.exists() and not target.exists():
-            old.replace(target)
-        shutil.rmtree(written, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with Replacement(target, folder=True) as new:
+        (new.path / "model.safetensors").write_bytes(save(dict(tensors)))
+        (new.path / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        (new.path / "README.md").write_text(_card(config), "utf-8", "surrogateescape")
+        new.commit()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the fields of a folder's `config.json`. Raise HashretError if it is missing, damaged or too new."""
     file = folder / "config.json"
+    restore(folder)
     try:
         if not file.is_file():
             raise HashretError(f"{folder} is no model folder: make one with hashret train SOURCE -o {folder}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hashret.codes import Codes, hamming
 from hashret.data.images import decode, to_content
+from hashret.durable import Replacement
 from hashret.errors import format_count
 
 if TYPE_CHECKING:
@@ -251,7 +252,9 @@ def _save(figure: "Figure", path: PathLike) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    figure.savefig(path, metadata={"Software": "hashret"})
+    with Replacement(Path(path)) as new:
+        figure.savefig(new.path, format=Path(path).suffix[1:] or "png", metadata={"Software": "hashret"})
+        new.commit()
 
 
 def _frame(axes: "Axes", title: str, x: str, y: str) -> None:

@@ -10,7 +10,6 @@ arrays    each begins at a multiple of 64 bytes and is padded with zeros; the CR
 import json
 import mmap
 import os
-import secrets
 import zlib
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hashret.durable import Replacement
 from hashret.errors import HashretError
 
 MAGIC = b"hashret\x06"
@@ -55,22 +55,22 @@ class Writer:
     """
 
     def __init__(self, path: str | os.PathLike[str], backend: str) -> None:
-        self.path = Path(path)
         self._backend = backend
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        self._replacement = Replacement(Path(path))
         self._entries: dict[str, dict[str, Any]] = {}
         self._begins: dict[str, int] = {}  # offset of each array in the file
 
     def __enter__(self) -> Self:
-        self._file = self._temporary.open("xb")
+        self._replacement.__enter__()
+        self._file = self._replacement.path.open("wb")
         self._file.seek(_HEADER)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         try:
             self._file.close()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._replacement.__exit__(*error)
 
     def write(self, name: str, blocks: Iterable[NDArray[Any]]) -> None:
         """Write an array from at least one block, which are consecutive along the first axis."""
@@ -98,7 +98,7 @@ class Writer:
         dtype, columns = np.dtype(entry["dtype"]), entry["shape"][1:]
         row = int(np.prod(columns, dtype=np.int64))
         offset = self._begins[name] + begin * row * dtype.itemsize
-        flat: NDArray[Any] = np.fromfile(self._temporary, dtype, (end - begin) * row, offset=offset)
+        flat: NDArray[Any] = np.fromfile(self._replacement.path, dtype, (end - begin) * row, offset=offset)
         flat.flags.writeable = False
         return flat.reshape(end - begin, *columns)
 
@@ -108,7 +108,7 @@ class Writer:
         if not all(entry["shape"]):
             return self.read(name, 0, entry["shape"][0])
         self._file.flush()
-        array = np.memmap(self._temporary, entry["dtype"], "r", self._begins[name], tuple(entry["shape"]))
+        array = np.memmap(self._replacement.path, entry["dtype"], "r", self._begins[name], tuple(entry["shape"]))
         return np.asarray(array)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
@@ -120,13 +120,7 @@ class Writer:
         self._file.seek(0)
         self._file.write(MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little") + header)
         self._file.flush()
-        os.fsync(self._file.fileno())
-        self._temporary.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self._replacement.commit()
 
 
 def read(

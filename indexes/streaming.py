@@ -8,13 +8,13 @@ equal, and even items that all share one code can be split. Then codes, ids and 
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes, check_bits
+from hashret.durable import Replacement
 from hashret.indexes import protocol, segments, tables
 from hashret.indexes.files import Writer, array_name
 from hashret.indexes.kernels import Segment
@@ -60,8 +60,8 @@ def build(path: protocol.Path, backend: str, bits: int, batches: Batches, progre
     """Write an index of this backend with all items in its main segment to `path`; see `BitFlipIndex.build`."""
     path, width = Path(path), check_bits(bits) // 8
     empty = segments.build_flat(segments.to_words(np.empty((0, width), np.uint8)), np.empty(0, np.int64))
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name, Writer(path, backend) as writer:
-        folder = Path(name)
+    with Replacement(path, folder=True) as scratch, Writer(path, backend) as writer:  # the folder is never committed
+        folder = scratch.path
         records = Column(folder / "records", f"S{width + 8}")
         first_ids, other_ids = Column(folder / "first_ids", np.int64), Column(folder / "other_ids", np.int64)
         counts = Column(folder / "counts", np.uint32)

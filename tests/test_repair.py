@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from hashret.cli.app import run
 from hashret.collection import Collection
 from hashret.collection.repair import Finding, check, recover
+from hashret.data.contents import sha256
 from hashret.errors import HashretError
 from hashret.hasher import Hasher
+from hashret.stores import sqlite_repair
+from hashret.stores.sqlite import locked
 from hashret.stores.sqlite_pages import cells
 
 SOAK = "HASHRET_SOAK" in os.environ
@@ -221,8 +224,8 @@ def test_each_part_is_checked(
     assert found.part == part and re.search(text, found.text)
     assert run(["doctor", "-c", str(folder), "--json"]) == 1
     assert [Finding(**finding) for finding in json.loads(capsys.readouterr().out)] == [found]
-    assert run(["doctor", "-c", str(folder), "--recover"]) == (0 if part == "index" else 1)
-    assert len(check(folder)) == (part != "index")
+    assert run(["doctor", "-c", str(folder), "--recover"]) == (part == "model")
+    assert len(check(folder)) == (part == "model")
 
 
 def test_recovery_needs_a_model_and_rows(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,3 +238,89 @@ def test_recovery_needs_a_model_and_rows(tmp_path: Path, folder: Path, capsys: p
     (folder / "items.db").write_bytes(b"no database at all")
     assert run(["doctor", "-c", str(folder)]) == 1
     assert "items.db is damaged" in capsys.readouterr().out
+
+
+def test_lost_contents_are_stored_again_or_recorded_as_absent(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An import has none of the contents that the exported collection stored: here 30, of which 10 are in the source
+    too."""
+    new, blobs = tmp_path / "new", tmp_path / "new/blobs"
+    with Collection.open(folder) as collection:
+        collection.add(images()[370:])
+        collection.export(tmp_path / "all.jsonl")
+    with Collection.create(new, hasher()) as collection:
+        assert collection.import_items(tmp_path / "all.jsonl") == 398
+    assert run(["doctor", "-c", str(new)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 30 and all(re.search("blobs/.* cannot be read .*--recover", line) for line in lines)
+    kept, changed = sha256(images()[385]), sha256(images()[371])
+    blobs.mkdir()
+    shutil.copy(folder / "blobs" / kept, blobs)  # from a backup
+    (blobs / changed).write_bytes(b"changed")
+    assert run(["doctor", "-c", str(new), "--recover"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and err == (
+        "restored 10 stored contents from other paths; 19 are recorded as absent\n"
+        f"nothing is wrong with the 398 items in {new}; the contents of 19 are stored nowhere\n"
+    )
+    assert (blobs / f"{changed}.damaged").read_bytes() == b"changed"
+    with Collection.open(new) as collection:
+        assert len(list(collection.contents(range(1, 402)))) == 398 - 19
+        assert len(collection.add(images()[370:])) == 30 and len(collection) == 398  # the contents are added again
+        assert len(list(collection.contents(range(1, 402)))) == 398
+    assert run(["doctor", "-c", str(new)]) == 0
+    assert "nowhere" not in capsys.readouterr().err
+    next(path for path in blobs.iterdir() if path.name == kept).unlink()
+    assert len(check(new)) == 1  # absent is not what was lost later
+
+
+def test_leftovers_are_named_and_deleted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = "0123456789abcdef"
+    names = [f".items.{token}.new", f"models/.m.{token}.new", f"blobs/.b.{token}.new", f"index/.i.{token}.new"]
+    names += [f"models/.gone.{token}.new/config.json", "items.db.new-wal", "items.db.1.new", "recovery/items.db"]
+    names += [f"blobs/{'0' * 64}"]  # added or removed by a killed process
+    kept = ["items.db.1", "items.db.damaged-20260101-000000", "blobs/notes.txt", "mine.new"]
+    for name in names + kept:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    expected = sorted(name.removesuffix("/config.json").replace("recovery/items.db", "recovery") for name in names)
+    found = check(folder)
+    assert sorted(finding.text.partition(" ")[0] for finding in found) == expected
+    assert {finding.part for finding in found} == {"leftover"} and run(["doctor", "-c", str(folder)]) == 1
+    with locked(folder):  # as a process that is using them
+        assert len(check(folder)) == len(names) - 4
+    assert run(["doctor", "-c", str(folder), "--recover"]) == 0
+    assert not [name for name in names if (folder / name).exists()] and check_found(folder) == 397
+    assert all((folder / name).read_bytes() == b"x" for name in kept)
+
+
+def test_an_interrupted_recovery_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows in the log of the damaged database are recovered, although its log is gone by then."""
+    with closing(sqlite3.connect(folder / "items.db")) as conn:
+        conn.execute("PRAGMA wal_autocheckpoint = 0")
+        conn.execute("UPDATE items SET metadata = '{\"late\": 1}' WHERE id = 9")
+        conn.commit()
+        for suffix in ("", "-wal"):
+            shutil.copy(folder / f"items.db{suffix}", folder / f"kept{suffix}")
+    for suffix in ("", "-wal"):
+        (folder / f"kept{suffix}").replace(folder / f"items.db{suffix}")
+    before = (folder / "items.db").read_bytes()
+
+    def stop(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # between the deletion of the log and the replacement
+        patched.setattr(sqlite_repair, "sync", stop)
+        with pytest.raises(KeyboardInterrupt):
+            recover(folder)
+    assert (folder / "items.db").read_bytes() == before and not (folder / "items.db-wal").exists()
+    with pytest.raises(HashretError, match="recovery of .* was interrupted: finish it with hashret doctor --recover"):
+        Collection.open(folder)
+    (found,) = check(folder)
+    assert found.part == "database" and "recovery was interrupted" in found.text
+    assert run(["doctor", "-c", str(folder), "--recover"]) == 0
+    with Collection.open(folder) as collection:
+        assert collection.get(9).metadata == {"late": 1}
+    assert check_found(folder) == 397
+    assert len(list(folder.glob("items.db.damaged-*[0-9]"))) == 2  # also if both were made in one second

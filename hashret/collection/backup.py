@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hashret.collection.originals import reported_errors
-from hashret.durable import make_folder_durably, replace_durably, sync
+from hashret.durable import Replacement, make_folder_durably, sync
 from hashret.errors import HashretError
 from hashret.parallel import Progress
 from hashret.results import BLOBS, Backup
@@ -21,15 +21,11 @@ def back_up(folder: Path, to: Path, progress: Callable[[Progress], None] | None 
         raise HashretError(f"{to} exists: choose another folder for the backup")
     if to.is_relative_to(folder):
         raise HashretError(f"{to} is in the folder of the collection: choose another folder for the backup")
-    written = to.with_name(f"{to.name}.{os.getpid()}.new")
     with reported_errors(to.parent):
         make_folder_durably(to.parent)
-        written.mkdir()
-        try:
-            backup = _copy(folder, written, progress)
-            replace_durably(written, to)
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
+        with Replacement(to, folder=True) as new:
+            backup = _copy(folder, new.path, progress)
+            new.commit()
     return backup
 
 

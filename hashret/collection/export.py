@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from hashret.codes import check_bits
 from hashret.data.metadata import check_metadata
-from hashret.durable import replace_durably
+from hashret.durable import Replacement
 from hashret.errors import HashretError, one_line
 from hashret.parallel import batches
 from hashret.results import BLOBS
@@ -58,12 +58,9 @@ def format_of(path: Path, name: str | None = None) -> str:
 
 def write(path: Path, file_format: str, header: ModelKey, rows: Iterable[ItemRow]) -> int:
     """Write rows, ordered by id, to a file, atomically; return the number of items."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        count = _WRITERS[file_format](temporary, header, _items(rows))
-        replace_durably(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with Replacement(path) as new:
+        count = _WRITERS[file_format](new.path, header, _items(rows))
+        new.commit()
     return count
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from hashret.durable import delete_leftovers
 from hashret.errors import HashretError, damaged, one_line
 from hashret.indexes import CodeIndex, Searched, from_spec, index_class
 from hashret.results import State
@@ -151,6 +152,8 @@ class IndexCache:
             self._folder.mkdir(exist_ok=True)
             if file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)  # a file cannot replace a folder
+            elif file.is_symlink() or not file.is_file():
+                file.unlink(missing_ok=True)  # what it leads to would be written to
             current.code_index.save(file)
         except OSError as error:
             raise HashretError(
@@ -168,6 +171,7 @@ class IndexCache:
         )
 
     def _delete_all_but(self, name: str) -> None:
+        delete_leftovers(self._folder)
         for file in self._folder.iterdir():
             # The folder may be a symbolic link, so delete only what looks like a cache file.
             if file.name != name and _CACHE_NAME.fullmatch(file.name):
@@ -196,8 +200,7 @@ def _updated(current: IndexSnapshot, snapshot: Snapshot) -> IndexSnapshot | None
     return current._replace(state=snapshot.state)
 
 
-# A cache file, or the temporary file of one whose writing was interrupted.
-_CACHE_NAME = re.compile(r"\.?[0-9a-f]{16}-[0-9]{12,}\.[a-zA-Z0-9-]+(\.[0-9a-f]{16})?")
+_CACHE_NAME = re.compile(r"[0-9a-f]{16}-[0-9]{12,}\.[a-zA-Z0-9-]+")
 
 
 @dataclass(frozen=True)

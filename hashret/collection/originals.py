@@ -17,12 +17,13 @@ from pathlib import Path
 from hashret.data.contents import Content, content_bytes, read_file, sha256
 from hashret.data.records import Record, Source, read
 from hashret.data.sources import open_source
-from hashret.durable import make_folder_durably, write_durably
+from hashret.durable import delete_leftovers, make_folder_durably, write_durably
 from hashret.errors import HashretError
 from hashret.parallel import batches
 from hashret.results import BLOBS, Item, Root
 from hashret.stores.protocol import PathRef
 
+ABSENT = -1  # the recorded size of a content whose bytes are stored nowhere, as after an import
 MAX_OPEN = 2  # archives and array files that stay open between reads
 
 
@@ -32,6 +33,7 @@ class Originals:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
+        self._cleaned = False  # the folder of stored contents, of what killed processes left in it
         self._opened: OrderedDict[tuple[str, int], Source] = OrderedDict()
 
     def read(self, path: PathRef, digest: str, data_root: str | None) -> Content | None:
@@ -112,8 +114,11 @@ class Originals:
         blob = self.folder / BLOBS / digest
         with reported_errors(self.folder):
             make_folder_durably(blob.parent)
+            if not self._cleaned:  # once, because the folder may be large
+                delete_leftovers(blob.parent)
+                self._cleaned = True
             if not blob.exists():
-                write_durably(blob, data)
+                write_durably(blob, data, clean=False)
         return digest, len(data)
 
     def discard(self, digests: Iterable[str]) -> None:

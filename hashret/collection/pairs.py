@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from hashret.durable import Replacement
 from hashret.errors import HashretError
 
 VERDICTS = ("same", "different")
@@ -35,5 +36,7 @@ def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
 
 def write_pairs(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """Write (path, path, verdict) to a file that `read_pairs` reads."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file).writerows([HEADER, *rows])
+    with Replacement(path) as new:
+        with new.path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file).writerows([HEADER, *rows])
+        new.commit()

@@ -23,6 +23,7 @@ from hashret.stores.sqlite_schema import SCHEMA, SCHEMA_VERSION, UPGRADES, upgra
 from hashret.stores.sqlite_writes import SqliteTransaction
 
 DATABASE = "items.db"
+RECOVERED = f"{DATABASE}.recovered"  # complete, and about to replace a damaged database
 
 
 class SqliteStore:
@@ -46,6 +47,8 @@ class SqliteStore:
             raise HashretError(
                 f"there is no collection at {folder}: make one with hashret index SOURCE -c {quote(str(folder))}"
             )
+        if (folder / RECOVERED).exists():
+            raise HashretError(f"the recovery of {folder} was interrupted: finish it with hashret doctor --recover")
         self._file = self._locked_file = self._identity()
         self._reopening = threading.Lock()
         self._connections = Connections(self.path, read_only=read_only)

@@ -3,6 +3,7 @@
 The database is opened read-only with sqlite3 alone: sqlite-utils reads the schema first, which may be damaged.
 """
 
+import re
 import shutil
 import sqlite3
 import time
@@ -13,13 +14,16 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-from hashret.durable import replace_durably, sync
+from hashret.durable import Replacement, replace_durably, sync
 from hashret.errors import HashretError
 from hashret.results import BLOBS
 from hashret.stores.protocol import ModelKey
-from hashret.stores.sqlite import DATABASE, SqliteStore
+from hashret.stores.sqlite import DATABASE, RECOVERED, SqliteStore
 from hashret.stores.sqlite_pages import Cell, cells
 from hashret.stores.sqlite_schema import COLUMNS
+
+_SCRATCH = "recovery"  # a folder, in which a recovered database is built
+_UNFINISHED = re.compile(re.escape(DATABASE) + r"(\.[0-9]+)?\.new(-wal|-shm|-journal)?")
 
 Row = tuple[Any, ...]
 
@@ -31,7 +35,7 @@ class DatabaseReport(NamedTuple):
     damage: list[str]  # SQLite's reports of corruption; the fields below are empty then
     settings: dict[str, str]
     inconsistencies: list[str]  # such as "3 items have no path"
-    blobs: list[str]  # the names of contents that the collection stores itself
+    blobs: dict[str, int]  # the names of contents that the collection stores itself, and their sizes, or `ABSENT`
 
 
 class RecoveryReport(NamedTuple):
@@ -49,16 +53,18 @@ def check_database(folder: Path) -> DatabaseReport:
         raise HashretError(
             f"there is no collection at {folder}: make one with hashret index SOURCE -c {quote(str(folder))}"
         )
+    if (folder / RECOVERED).exists():
+        return DatabaseReport(DATABASE, ["its recovery was interrupted"], {}, [], {})
     with closing(_connect(folder / DATABASE)) as conn:
         try:
             damage = [row[0] for row in conn.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
             settings = dict(conn.execute("SELECT key, value FROM settings"))
             if damage:
-                return DatabaseReport(DATABASE, damage, settings, [], [])
-            blobs = [row[0] for row in conn.execute("SELECT name FROM paths WHERE root = ?", (str(BLOBS),))]
+                return DatabaseReport(DATABASE, damage, settings, [], {})
+            blobs = dict(conn.execute("SELECT name, size FROM paths WHERE root = ?", (str(BLOBS),)))
             return DatabaseReport(DATABASE, [], settings, list(_inconsistencies(conn, settings)), blobs)
         except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:  # invalid values too
-            return DatabaseReport(DATABASE, [str(error)], {}, [], [])
+            return DatabaseReport(DATABASE, [str(error)], {}, [], {})
 
 
 def _inconsistencies(conn: sqlite3.Connection, settings: dict[str, str]) -> Iterator[str]:
@@ -117,7 +123,7 @@ class RecoveredRows:
         complete, rows = self._complete(ModelKey(settings["fingerprint"], int(settings["bits"])))
         if not complete:
             raise nothing_left(self._folder)
-        database, temporary = self._folder / DATABASE, self._folder / "recovery"
+        temporary = self._folder / _SCRATCH
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
@@ -128,11 +134,11 @@ class RecoveredRows:
                     conn.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({values})", table_rows)
                 # Ids are never reused, not even those of lost items.
                 conn.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (self._highest_id(),))
-            backup = _back_up(database)
-            recovered = (temporary / DATABASE).replace(self._folder / f"{DATABASE}.new")
-            replace_durably(recovered, database)
+            backup = _back_up(self._folder / DATABASE)
+            replace_durably(temporary / DATABASE, self._folder / RECOVERED)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        finish_recovery(self._folder)
         mentioned = {row[0] for row in self._tables["items"]} | {row[2] for row in self._tables["paths"]}
         roots = sorted({str(row[0]) for row in rows["paths"]} - {BLOBS})
         return RecoveryReport(len(complete), len(mentioned - complete), backup, roots)
@@ -208,14 +214,34 @@ def _read_pages(database: Path) -> dict[str, list[Row]]:
     return {table: list(rows.values()) for table, rows in found.items()}
 
 
+def finish_recovery(folder: Path) -> None:
+    """Put a recovered database, if there is one, in the place of the damaged one, without its log.
+
+    SQLite would apply that log to the new database. Nothing is lost if the process is killed in between: the recovered
+    database has the rows of the log, and no store opens the damaged one while it is there.
+    """
+    if (folder / RECOVERED).exists():
+        for suffix in ("-wal", "-shm"):
+            (folder / (DATABASE + suffix)).unlink(missing_ok=True)
+        sync(folder)
+        replace_durably(folder / RECOVERED, folder / DATABASE)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Return the databases that a killed process did not finish, if no process is writing to the folder."""
+    return [path for path in sorted(folder.iterdir()) if path.name == _SCRATCH or _UNFINISHED.fullmatch(path.name)]
+
+
 def _back_up(database: Path) -> Path:
-    """Copy the damaged database and its log, and delete the log, which SQLite would apply to the new database."""
-    backup = database.with_name(f"{database.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-    for suffix in ("", "-wal"):
+    """Copy the damaged database and its log, under a new name."""
+    name, number = f"{database.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}", 1
+    backup = database.with_name(name)
+    while backup.exists():  # clocks can be set back
+        backup, number = database.with_name(f"{name}-{number}"), number + 1
+    for suffix in ("-wal", ""):
         file = database.with_name(database.name + suffix)
         if file.exists():
-            sync(Path(shutil.copy2(file, backup.with_name(backup.name + suffix))))
-    sync(database.parent)
-    for suffix in ("-wal", "-shm"):
-        database.with_name(database.name + suffix).unlink(missing_ok=True)
+            with Replacement(backup.with_name(backup.name + suffix)) as new:
+                shutil.copy2(file, new.path)
+                new.commit()
     return backup
