@@ -19,11 +19,19 @@ from hashret.errors import HashretError
 from hashret.results import BLOBS
 from hashret.stores.protocol import ModelKey
 from hashret.stores.sqlite import DATABASE, RECOVERED, SqliteStore
+from hashret.stores.sqlite_connections import sqlite_errors
 from hashret.stores.sqlite_pages import Cell, cells
 from hashret.stores.sqlite_schema import COLUMNS
 
 _SCRATCH = "recovery"  # a folder, in which a recovered database is built
 _UNFINISHED = re.compile(re.escape(DATABASE) + r"(\.[0-9]+)?\.new(-wal|-shm|-journal)?")
+# SQLite's errors that say nothing of the database: a full disk, a missing permission, another process. Of its errors of
+# input and output, those of reading do.
+_ENVIRONMENT = {
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR,
+}  # fmt: skip
+_DAMAGED_MEDIUM = {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
 
 Row = tuple[Any, ...]
 
@@ -64,6 +72,10 @@ def check_database(folder: Path) -> DatabaseReport:
             blobs = dict(conn.execute("SELECT name, size FROM paths WHERE root = ?", (str(BLOBS),)))
             return DatabaseReport(DATABASE, [], settings, list(_inconsistencies(conn, settings)), blobs)
         except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:  # invalid values too
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            if code & 0xFF in _ENVIRONMENT and code not in _DAMAGED_MEDIUM:
+                with sqlite_errors(folder / DATABASE):
+                    raise
             return DatabaseReport(DATABASE, [str(error)], {}, [], {})
 
 
