@@ -84,17 +84,19 @@ class Client:
         *,
         where: str | None = None,
         rank: str = "distance",
+        fields: Sequence[str] | None = None,
     ) -> list[Hit]:
         """Search for images similar to an image, as `Collection.query` does.
 
         The hits are the `k` nearest, those within `max_distance` bits (with `k` None), or both, ordered by distance, or
-        by `rank` "asymmetric". `where` is an SQLite expression that filters items.
+        by `rank` "asymmetric". `where` is an SQLite expression that filters items. With `fields`, of path, paths, label
+        and metadata the service sends only these; the others are None or empty.
 
         Raise HashretError if the image cannot be decoded or `where` is invalid, or if `k` is None and the service
-        returns its maximum of 1,000 hits, so that more may exist. Raise ValueError for an invalid `k`, `max_distance`
-        or `rank`.
+        returns its maximum of 1,000 hits, so that more may exist. Raise ValueError for an invalid `k`, `max_distance`,
+        `rank` or `fields`, and if the answer would exceed the 32 MiB of a service.
         """
-        return self.query_batch([image], k, max_distance, where=where, rank=rank)[0]
+        return self.query_batch([image], k, max_distance, where=where, rank=rank, fields=fields)[0]
 
     def query_batch(
         self,
@@ -104,9 +106,11 @@ class Client:
         *,
         where: str | None = None,
         rank: str = "distance",
+        fields: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Search for each image of a batch, as `query` does; return one list of hits per image."""
-        params = {name: str(value) for name, value in _params(QueryOptions(k, max_distance, rank, where)).items()}
+        options = _params(QueryOptions(k, max_distance, rank, where), fields)
+        params = {name: str(value) for name, value in options.items()}
         answers: list[list[Hit]] = []
         for files in _batches(_files(images), k):
             documents = self._request("POST", "/v1/query", files=files, data=params | {"rank": rank})
@@ -114,13 +118,19 @@ class Client:
         return answers
 
     def query_codes(
-        self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+        self,
+        codes: Codes,
+        k: int | None = 10,
+        max_distance: int | None = None,
+        *,
+        where: str | None = None,
+        fields: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Search for codes, uint8 (n, bits // 8), as `query` does; return one list of hits per code.
 
         Raise ValueError for codes of another dtype or width.
         """
-        params = _params(QueryOptions(k, max_distance, where=where))
+        params = _params(QueryOptions(k, max_distance, where=where), fields)
         answers: list[list[Hit]] = []
         for texts in _batches(to_hex(check_codes(codes)), k):
             answers += [
@@ -129,13 +139,19 @@ class Client:
         return answers
 
     def query_item(
-        self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
+        self,
+        item_id: int,
+        k: int | None = 10,
+        max_distance: int | None = None,
+        *,
+        where: str | None = None,
+        fields: Sequence[str] | None = None,
     ) -> list[Hit]:
         """Search for images similar to an item, as `query` does, without the item itself.
 
         Raise NotFound if no item has this id.
         """
-        params = _params(QueryOptions(k, max_distance, where=where))
+        params = _params(QueryOptions(k, max_distance, where=where), fields)
         return _hits(self._request("POST", "/v1/query", json={"id": item_id} | params), k)
 
     def encode(self, images: Any) -> Codes:
@@ -232,9 +248,10 @@ class Client:
         raise _ERRORS.get(document.get("error"), HashretError)(document.get("detail", response.reason_phrase))
 
 
-def _params(options: QueryOptions) -> dict[str, Any]:
+def _params(options: QueryOptions, fields: Sequence[str] | None) -> dict[str, Any]:
     """Return the options of a query as members of a JSON body or fields of a form."""
-    params = {"k": options.k, "max_distance": options.max_distance, "where": options.where}
+    names = None if fields is None else ",".join(["id", "distance", "score", *fields])
+    params = {"k": options.k, "max_distance": options.max_distance, "where": options.where, "fields": names}
     return {name: value for name, value in params.items() if value is not None}
 
 
@@ -256,4 +273,5 @@ def _hits(answer: dict[str, Any], k: int | None) -> list[Hit]:
         raise HashretError(
             f"the service returns at most {MAX_K:,} hits, and there may be more: give k, or a smaller max_distance"
         )
-    return [Hit(**{name: hit[name] for name in Hit._fields if name in hit}) for hit in answer["hits"]]
+    absent: dict[str, Any] = {"path": None, "paths": [], "label": None, "metadata": None}
+    return [Hit(**(absent | {name: hit[name] for name in Hit._fields if name in hit})) for hit in answer["hits"]]

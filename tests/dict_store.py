@@ -1,6 +1,7 @@
 """`DictStore`: an `ItemStore` of dictionaries, without filters, to test the protocol."""
 
 import copy
+import json
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from hashret.codes import Codes
-from hashret.errors import HashretError
+from hashret.errors import HashretError, TooLarge
 from hashret.results import Failure, Item, Root, State
 from hashret.stores.protocol import (
     Changes,
@@ -63,8 +64,8 @@ class DictSnapshot:
             raise HashretError("a dictionary has no filters: ask without where")
         return np.array(sorted(i for i in self._tables.items if i > after)[:limit], np.int64)
 
-    def items(self, ids: Iterable[int]) -> dict[int, Item]:
-        found = {}
+    def items(self, ids: Iterable[int], *, metadata: bool = True, max_bytes: int | None = None) -> dict[int, Item]:
+        found, size = {}, 0
         for i in ids:
             if i in self._tables.items:
                 row = self._tables.items[i]
@@ -74,7 +75,11 @@ class DictSnapshot:
                 label = next((label for _, label in own if label is not None), None)
                 paths = list(dict.fromkeys(path for path, _ in own))
                 added = row.added or ""
-                found[i] = Item(i, row.sha256, row.width, row.height, row.length, added, row.metadata, paths, label)
+                values = row.metadata if metadata else None
+                size += len("".join(paths)) + (len(json.dumps(values)) if values is not None else 0)
+                if max_bytes is not None and size > max_bytes:
+                    raise TooLarge(f"the items have more than {max_bytes} bytes: read fewer")
+                found[i] = Item(i, row.sha256, row.width, row.height, row.length, added, values, paths, label)
         return found
 
     def codes(

@@ -19,7 +19,7 @@ from hashret.collection import Collection
 from hashret.collection.index_cache import IndexCache
 from hashret.collection.models import Models
 from hashret.collection.originals import Originals
-from hashret.errors import HashretError
+from hashret.errors import HashretError, TooLarge
 from hashret.hasher import Hasher
 from hashret.results import BLOBS, Root, State
 from hashret.stores.protocol import FailedPath, ItemRow, ItemStore, KnownPath, ModelKey, Snapshot, Transaction
@@ -173,6 +173,22 @@ def test_the_first_metadata_stay_until_they_are_replaced(store: ItemStore) -> No
         transaction.put_metadata({1: {"price": 0.5}, 2: {}})
     with store.snapshot() as snapshot:
         assert {i: item.metadata for i, item in snapshot.items([1, 2]).items()} == {1: {"price": 0.5}, 2: {}}
+        assert {i: item.metadata for i, item in snapshot.items([1, 2], metadata=False).items()} == {1: None, 2: None}
+
+
+def test_items_are_read_up_to_a_number_of_bytes(store: ItemStore) -> None:
+    text = {"text": "x" * 10_000}
+    put(store, row("a", "a")._replace(metadata=text), row("b", "b"), *(row(f"{i:0200}", "c") for i in range(20)))
+    with store.snapshot() as snapshot:
+        whole = snapshot.items([1, 2, 3])
+        assert snapshot.items([1, 2, 3], max_bytes=100_000) == whole
+        for ids in ([1, 2], [3]):
+            with pytest.raises(TooLarge, match="read fewer"):
+                snapshot.items(ids, max_bytes=3000)
+        assert snapshot.items([1, 2], max_bytes=3000, metadata=False) == {
+            1: whole[1]._replace(metadata=None),
+            2: whole[2],
+        }
 
 
 ODD = [

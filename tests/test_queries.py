@@ -168,9 +168,10 @@ def test_a_full_queue_refuses_items_until_it_has_room() -> None:
 
 def test_the_cache_of_pictures_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with make(tmp_path) as own:
+        first = pictures.Pictures(own).of_item(1, 64)
+        monkeypatch.setattr(pictures, "MAX_CACHED_BYTES", len(first[0]) + 300)
         own_pictures = pictures.Pictures(own)
         first, second = own_pictures.of_item(1, 64), own_pictures.of_item(2, 64)
-        monkeypatch.setattr(pictures, "MAX_CACHE_BYTES", len(second[0]) + 10)
         third = own_pictures.of_item(3, 64)
         for i in (1, 2, 3):
             Path(own.get(i).paths[0]).unlink()

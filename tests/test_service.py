@@ -34,7 +34,7 @@ from hashret.indexes import tables
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
 
-from hashret.service import load, memory, messages  # noqa: E402  # after importorskip
+from hashret.service import load, memory, messages, pictures  # noqa: E402  # after importorskip
 from hashret.service.app import create_app  # noqa: E402
 from hashret.service.server import Server, listen  # noqa: E402
 
@@ -390,6 +390,16 @@ def test_a_picture_is_scaled(tmp_path: Path, hasher: Hasher, serve: Serve) -> No
         assert size_of(http.get(f"/v1/items/{large}/image?size=16")) == (13, 16)
         small = http.get(f"/v1/items/{3 - large}/image?size=300")  # never enlarged
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(small.content))), pixels(0))
+
+
+def test_a_large_file_is_not_read_for_a_picture(own: Collection, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_FILE_BYTES", own.get(1).bytes - 1)
+    url = f"{serve(own)}/v1/items/1/image"
+    check_refused(httpx.get(url), 413, "item 1", "open it at its path")
+    monkeypatch.setattr(pictures, "MAX_FILE_BYTES", own.get(1).bytes)
+    assert httpx.get(url).status_code == 200
+    monkeypatch.setattr(memory, "MAX_ANSWER_BYTES", 10)
+    check_refused(httpx.get(url), 422, "the answer has more than")
 
 
 def test_pictures_are_read_from_every_type_of_source(tmp_path: Path, hasher: Hasher, serve: Serve) -> None:
@@ -829,7 +839,7 @@ def test_the_examples_of_the_documentation_run(own: Collection, serve: Serve, tm
     address = serve(own)
     hashret = f"{sys.executable} -c 'from hashret.cli import main; main()'"
     commands = re.findall(r"^\$ (?!hashret serve)(.*)$", document, re.MULTILINE)
-    assert len(commands) == 9
+    assert len(commands) == 10
     for command in commands:
         command = command.replace("http://127.0.0.1:8000", address).replace("curl ", "curl -fsS ")
         done = subprocess.run(

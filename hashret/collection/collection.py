@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from hashret.codes import Codes
 from hashret.collection import (
@@ -28,7 +28,7 @@ from hashret.collection.index_cache import IndexCache
 from hashret.collection.models import Models
 from hashret.collection.originals import Originals, reported_errors
 from hashret.collection.parts import Parts, no_item
-from hashret.collection.snapshot import Reader
+from hashret.collection.snapshot import Reader, View
 from hashret.data.contents import Content
 from hashret.data.metadata import open_metadata
 from hashret.data.sources import open_source
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from hashret.hasher import Hasher
 
 MEMORY = ":memory:"
+R = TypeVar("R")
 
 
 class Collection:
@@ -228,36 +229,43 @@ class Collection:
 
         `images` is a batch as `Hasher.encode` takes it, or the result of `Hasher.prepare`.
         """
-        options = QueryOptions(k, max_distance, rank, where)
-        return [search.as_hits(result) for result in self.nearest_images(images, options)]
+        return self.nearest_images(images, QueryOptions(k, max_distance, rank, where), search.hits)
 
-    def nearest_images(self, images: Any, options: QueryOptions) -> list[search.QueryResult]:
-        """Return the distances and items of each image of a batch; see `query_batch` and `nearest`."""
-        results: list[search.QueryResult] = []
-        for chunk in search.chunks(images):
-            results += search.by_images(self._parts, chunk, options)
-        return results
+    def nearest_images(self, images: Any, options: QueryOptions, render: search.Render[R]) -> list[R]:
+        """Return what `render` makes of the results of each image of a batch; see `query_batch` and `nearest`."""
+        return [
+            result
+            for chunk in search.chunks(images)
+            for result in search.by_images(self._parts, chunk, options, render)
+        ]
 
     def query_codes(
         self, codes: Codes, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[list[Hit]]:
         """Return the hits of each code, uint8 (n, bits // 8); see `query`. Raise ValueError for another width."""
-        options = QueryOptions(k, max_distance, where=where)
-        return [search.as_hits(result) for result in self.nearest(codes, options)]
+        return self.nearest(codes, QueryOptions(k, max_distance, where=where), search.hits)
 
-    def nearest(self, codes: Codes, options: QueryOptions) -> list[search.QueryResult]:
-        """Return the distances and items of each code, uint8 (n, bits // 8); see `query_codes`.
+    def nearest(self, codes: Codes, options: QueryOptions, render: search.Render[R]) -> list[R]:
+        """Return what `render` makes of the results of each code, uint8 (n, bits // 8); see `query_codes`.
 
-        The items are the same objects until the collection changes, so callers can cache what they derive from them.
+        `render(view, results)` returns a value for each result, and reads the items from the view, whose state is that
+        of the search. It may be called again if the collection changes meanwhile.
         """
-        return search.by_codes(self._parts, codes, options)
+        return search.by_codes(self._parts, codes, options, render)
 
     def query_item(
         self, item_id: int, k: int | None = 10, max_distance: int | None = None, *, where: str | None = None
     ) -> list[Hit]:
         """Return the hits of an item's code, without the item itself; see `query`. Raise NotFound if it is missing."""
-        options = QueryOptions(k, max_distance, where=where)
-        return search.as_hits(search.by_item(self._parts, item_id, options))
+        return self.nearest_item(item_id, QueryOptions(k, max_distance, where=where), search.hits)
+
+    def nearest_item(self, item_id: int, options: QueryOptions, render: search.Render[R]) -> R:
+        """Return what `render` makes of the result of an item's code; see `query_item` and `nearest`."""
+        return search.by_item(self._parts, item_id, options, render)
+
+    def read(self, query: Callable[[View], R]) -> R:
+        """Return the result of `query` on a view of the current state; it is called again if the state changes."""
+        return self._parts.reader.read(query)
 
     def matching(self, where: str) -> list[int]:
         """Return the ids, ascending, of the items that match an SQLite expression.

@@ -5,8 +5,10 @@ The clustering itself is in `grouping`, the choice of a radius in `calibration`.
 """
 
 import os
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from hashret.codes import Codes, hamming
 from hashret.collection import grouping
 from hashret.collection.pairs import VERDICTS
 from hashret.collection.parts import Parts, no_item
+from hashret.collection.snapshot import View
 from hashret.data.contents import Content, sha256
 from hashret.data.images import to_content
 from hashret.errors import HashretError, check_count
@@ -22,21 +25,36 @@ from hashret.results import Group, Item
 from hashret.stores.protocol import PathRef, Snapshot
 
 
+class Cluster(NamedTuple):
+    """The ids of near-duplicates, the one to keep first, and their distances from it in bits."""
+
+    ids: list[int]
+    distances: list[int]
+
+
 def find_groups(parts: Parts, max_distance: int, by: str, keep: str | os.PathLike[str]) -> list[Group]:
     """Find the groups of near-duplicates; see `Collection.dupes`."""
-    check_count(max_distance, 0, "max_distance")
-    if by not in ("connected", "star"):
-        raise ValueError(f"by is 'connected' or 'star', not {by!r}")
     criterion = os.fspath(keep)
     if criterion not in ("largest", "oldest"):
         criterion = str(Path(criterion).absolute())
-    with parts.store.snapshot() as snapshot:
-        groups = _groups(snapshot, max_distance, by, criterion)
-    absolute = parts.originals.with_absolute_paths
-    return [Group([absolute(item) for item in group.items], group.distances) for group in groups]
+
+    def find(view: View) -> list[Group]:
+        clusters = find_clusters(view.snapshot, max_distance, by, criterion)
+        items = view.iterate_items(i for cluster in clusters for i in cluster.ids)
+        groups = read_groups(view, clusters, criterion, items)
+        return [Group(list(members), cluster.distances) for cluster, members in groups]
+
+    return parts.reader.read(find)
 
 
-def _groups(snapshot: Snapshot, max_distance: int, by: str, keep: str) -> list[Group]:
+def find_clusters(snapshot: Snapshot, max_distance: int, by: str, keep: str) -> list[Cluster]:
+    """Return the clusters of items, and the items with several paths as clusters of one, by the id of the first item.
+
+    `keep` is "largest", "oldest" or the absolute path of a folder.
+    """
+    check_count(max_distance, 0, "max_distance")
+    if by not in ("connected", "star"):
+        raise ValueError(f"by is 'connected' or 'star', not {by!r}")
     ids, codes = snapshot.codes()
     ranking = snapshot.ranking(keep)
     rank = np.empty(len(ids), np.int64)
@@ -48,18 +66,27 @@ def _groups(snapshot: Snapshot, max_distance: int, by: str, keep: str) -> list[G
         labels = grouping.single_linkage(codes, max_distance, **pairs)
     clusters = [_by_distance(members, codes) for members in grouping.cluster_members(labels, rank)]
     clustered = np.concatenate([np.empty(0, np.int64), *(members for members, _ in clusters)])
-    with_many_paths = np.searchsorted(ids, ranking.ids[ranking.paths > 1])
-    singletons = np.setdiff1d(with_many_paths, clustered)
+    singletons = np.setdiff1d(np.searchsorted(ids, ranking.ids[ranking.paths > 1]), clustered)
     clusters += [(singletons[i : i + 1], [0]) for i in range(len(singletons))]
-    items = snapshot.items(ids[np.concatenate([clustered, singletons])].tolist())
-    groups = []
-    for members, distances in sorted(clusters, key=lambda cluster: int(cluster[0][0])):
-        kept, *others = (items[i] for i in ids[members].tolist())
+    clusters.sort(key=lambda cluster: int(cluster[0][0]))
+    return [Cluster(ids[members].tolist(), distances) for members, distances in clusters]
+
+
+def read_groups(
+    view: View, clusters: Iterable[Cluster], keep: str, items: Iterator[Item], max_items: int | None = None
+) -> Iterator[tuple[Cluster, Iterator[Item]]]:
+    """Iterate over the clusters that are groups, each with an iterator over its items, to be exhausted before the next.
+
+    `items` are those of all clusters in order, of each at most `max_items`. The path to keep leads those of a group's
+    first item. One file that was indexed under two folders is no group.
+    """
+    for cluster in clusters:
+        others = islice(items, len(cluster.ids[:max_items]) - 1)
+        kept = next(items)
         if len(kept.paths) > 1:
-            kept = kept._replace(paths=_best_first(kept, keep, snapshot))
-        if others or len(kept.paths) > 1:  # not one file that was indexed under two folders
-            groups.append(Group([kept, *others], distances))
-    return groups
+            kept = kept._replace(paths=_best_first(view, kept, keep))
+        if len(cluster.ids) > 1 or len(kept.paths) > 1:
+            yield cluster, chain([kept], others)
 
 
 def warm_up(codes: Codes) -> None:
@@ -74,12 +101,13 @@ def _by_distance(members: NDArray[np.int64], codes: Codes) -> tuple[NDArray[np.i
     return members[order], distances[order].tolist()
 
 
-def _best_first(item: Item, keep: str, snapshot: Snapshot) -> list[str]:
+def _best_first(view: View, item: Item, keep: str) -> list[str]:
     if keep == "largest":
         return item.paths
     if keep == "oldest":
-        oldest: PathRef = min(snapshot.paths([item.id]), key=lambda path: (path.mtime_ns, path.root, path.name))
-        return sorted(item.paths, key=lambda path: path != oldest.root + oldest.name)
+        oldest: PathRef = min(view.snapshot.paths([item.id]), key=lambda path: (path.mtime_ns, path.root, path.name))
+        first = view.absolute_path(oldest.root + oldest.name)
+        return sorted(item.paths, key=lambda path: path != first)
     return sorted(item.paths, key=lambda path: not path.startswith(keep.rstrip("/") + "/"))
 
 

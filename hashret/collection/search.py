@@ -1,8 +1,12 @@
-"""Search by images, by codes and by an item, as functions over a `View`."""
+"""Search by images, by codes and by an item, as functions over a `View`.
 
-from collections.abc import Iterable, Iterator, Sequence
+`render` makes what is returned of the results, within the same view: `hits` makes hits.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import repeat
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +18,8 @@ from hashret.data.contents import PreparedImages
 from hashret.data.images import as_batch
 from hashret.parallel import batches
 from hashret.results import Hit, Item, QueryOptions
+
+R = TypeVar("R")
 
 CHUNK = 1000  # queries that are answered from one snapshot
 
@@ -28,14 +34,14 @@ class EncodedQueries(NamedTuple):
 
 
 class QueryResult(NamedTuple):
-    """The result of one query: items by rank, their distances in bits, and their scores if these determine the rank.
-
-    The items are the same objects until the collection changes.
-    """
+    """The result of one query: ids by rank, their distances in bits, and their scores if these determine the rank."""
 
     distances: list[int]
-    items: list[Item]
+    ids: list[int]
     scores: list[float] | None = None
+
+
+Render = Callable[[View, list[QueryResult]], list[R]]
 
 
 def chunks(images: Any) -> Iterator[Any]:
@@ -49,7 +55,7 @@ def chunks(images: Any) -> Iterator[Any]:
         yield images  # `Hasher.prepare` raises an error for it
 
 
-def by_images(parts: Parts, images: Any, options: QueryOptions) -> list[QueryResult]:
+def by_images(parts: Parts, images: Any, options: QueryOptions, render: Render[R]) -> list[R]:
     """Search by a batch of images, without the items whose verdict with the query image is "different"."""
 
     def encode(model_changed: bool) -> EncodedQueries:
@@ -59,15 +65,21 @@ def by_images(parts: Parts, images: Any, options: QueryOptions) -> list[QueryRes
             return EncodedQueries(hasher.fingerprint, hasher.encode(prepared), None, prepared.digests)
         return EncodedQueries(hasher.fingerprint, *hasher.margins(prepared), prepared.digests)
 
-    return parts.reader.read_prepared(encode, lambda view, queries: _search_images(view, queries, options))
+    return parts.reader.read_prepared(
+        encode, lambda view, queries: render(view, _search_images(view, queries, options))
+    )
 
 
-def by_codes(parts: Parts, codes: Codes, options: QueryOptions) -> list[QueryResult]:
+def by_codes(parts: Parts, codes: Codes, options: QueryOptions, render: Render[R]) -> list[R]:
     """Search by codes, uint8 (n, bits // 8). Raise ValueError for codes of another width."""
-    results: list[QueryResult] = []
+
+    def search(chunk: Codes, view: View) -> list[R]:
+        return render(view, search_view(view, chunk, options))
+
+    rendered: list[R] = []
     for start in range(0, len(codes), CHUNK):
-        results += parts.reader.read(partial(search_view, codes=codes[start : start + CHUNK], options=options))
-    return results
+        rendered += parts.reader.read(partial(search, codes[start : start + CHUNK]))
+    return rendered
 
 
 def check_ready(parts: Parts) -> None:
@@ -76,12 +88,12 @@ def check_ready(parts: Parts) -> None:
     parts.reader.read(lambda view: search_view(view, np.zeros((1, view.settings.model.bits // 8), np.uint8), options))
 
 
-def by_item(parts: Parts, item_id: int, options: QueryOptions) -> QueryResult:
+def by_item(parts: Parts, item_id: int, options: QueryOptions, render: Render[R]) -> R:
     """Search by an item, without itself and the items whose verdict with it is "different".
 
     Raise NotFound if the item does not exist.
     """
-    return parts.reader.read(lambda view: _search_item(view, item_id, options))
+    return parts.reader.read(lambda view: render(view, [_search_item(view, item_id, options)]))[0]
 
 
 def _search_images(view: View, queries: EncodedQueries, options: QueryOptions) -> list[QueryResult]:
@@ -120,11 +132,8 @@ def search_view(
         candidates = view.search(codes, candidate_count(options.k), options.max_distance, allowed)
         candidate_ids, candidate_codes = view.snapshot.codes(_all_ids(candidates))
         neighbours, scores = rerank(candidates, codes, margins, candidate_ids, candidate_codes, options.k)
-    items = view.items(_all_ids(neighbours))
     return [
-        QueryResult(
-            row.distances.tolist(), [items[i] for i in row.ids.tolist()], None if scores is None else scores[query]
-        )
+        QueryResult(row.distances.tolist(), row.ids.tolist(), None if scores is None else scores[query])
         for query, row in enumerate(neighbours)
     ]
 
@@ -140,10 +149,10 @@ def _search_excluding(
 
 def _without(result: QueryResult, excluded: set[int], k: int | None) -> QueryResult:
     """Return the first `k` of a result without the excluded items."""
-    kept = [position for position, item in enumerate(result.items) if item.id not in excluded][:k]
+    kept = [position for position, item_id in enumerate(result.ids) if item_id not in excluded][:k]
     return QueryResult(
         [result.distances[position] for position in kept],
-        [result.items[position] for position in kept],
+        [result.ids[position] for position in kept],
         None if result.scores is None else [result.scores[position] for position in kept],
     )
 
@@ -181,15 +190,18 @@ def rerank(
     return ranked, scores
 
 
-def as_hits(result: QueryResult) -> list[Hit]:
-    """Convert the result of a query to public hits."""
-    hits = [
-        Hit(distance, item.id, item.paths[0] if item.paths else None, item.paths, item.label, item.metadata)
-        for distance, item in zip(result.distances, result.items, strict=True)
+def hits(view: View, results: list[QueryResult]) -> list[list[Hit]]:
+    """Return the hits of each query."""
+    items = view.items(list({item_id: None for result in results for item_id in result.ids}))
+    return [
+        list(map(_hit, result.distances, (items[i] for i in result.ids), result.scores or repeat(None)))
+        for result in results
     ]
-    if result.scores is None:
-        return hits
-    return [hit._replace(score=score) for hit, score in zip(hits, result.scores, strict=True)]
+
+
+def _hit(distance: int, item: Item, score: float | None) -> Hit:
+    path = item.paths[0] if item.paths else None
+    return Hit(distance, item.id, path, item.paths, item.label, item.metadata, score)
 
 
 def _all_ids(neighbours: list[Neighbours]) -> list[int]:

@@ -1,21 +1,25 @@
 """`View`, a consistent snapshot of a collection, and `Reader`, which runs queries against views."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashret.codes import Codes
+from hashret.collection.byte_cache import ByteCache
 from hashret.collection.index_cache import IndexCache, IndexSnapshot
 from hashret.collection.originals import Originals
 from hashret.errors import HashretError, damaged
 from hashret.indexes import RangeHits
-from hashret.results import Item, State
+from hashret.parallel import batches
+from hashret.results import Item
 from hashret.stores.protocol import ItemStore, Settings, Snapshot
 
 MAX_ATTEMPTS = 100  # per query; each takes a new snapshot, so a second one is rare
-MAX_CACHED_ITEMS = 100_000  # some 65 MB
+MAX_CACHED_BYTES = 64 * 2**20  # of items
+READ_ITEMS = 64  # at a time: with the most metadata they take some 40 MB
 T = TypeVar("T")
 Q = TypeVar("Q")
 
@@ -35,18 +39,12 @@ class Neighbours(NamedTuple):
     ids: NDArray[np.int64]  # (m,)
 
 
-class ItemCache:
-    """The items of recent results, with absolute paths: the same objects until the state changes."""
-
-    def __init__(self) -> None:
-        self._cached: tuple[State | None, dict[int, Item]] = None, {}
-
-    def items(self, state: State) -> dict[int, Item]:
-        """Return the cached items of a state, by id; the caller adds to them."""
-        cached = self._cached
-        if cached[0] != state or len(cached[1]) > MAX_CACHED_ITEMS:
-            cached = self._cached = state, {}
-        return cached[1]
+def item_size(item: Item) -> int:
+    """Return the bytes of an item in memory."""
+    size = sys.getsizeof
+    return sum(map(size, (item, *item, *item.paths))) + sum(
+        size(key) + size(value) for key, value in (item.metadata or {}).items()
+    )
 
 
 class View:
@@ -59,7 +57,7 @@ class View:
         index: IndexCache,
         index_before: IndexSnapshot | None,
         originals: Originals,
-        cache: ItemCache,
+        cache: ByteCache[Item],
     ) -> None:
         self.snapshot = snapshot
         self._index_before = index_before
@@ -96,19 +94,39 @@ class View:
             raise SnapshotOutdated
         return neighbours
 
-    def items(self, ids: list[int]) -> dict[int, Item]:
-        """Return a dict that has at least these items, by id, with absolute paths.
+    def items(self, ids: Sequence[int]) -> dict[int, Item]:
+        """Return the items with these ids, by id, with absolute paths. Raise HashretError if one does not exist."""
+        state = self.snapshot.state
+        cached = self._cache.values(state)
+        items = {i: item for i in ids if (item := cached.get(i)) is not None}
+        if len(items) < len(ids):
+            missing = self._read_items([i for i in ids if i not in items])
+            for i, item in missing.items():
+                self._cache.put(i, item, state)
+            items |= missing
+        return items
 
-        Raise HashretError if an item does not exist.
+    def iterate_items(
+        self, ids: Iterable[int], *, metadata: bool = True, max_bytes: int | None = None
+    ) -> Iterator[Item]:
+        """Iterate over items in the order of `ids`, with `READ_ITEMS` of them in memory.
+
+        With `metadata` False, theirs is None. Raise TooLarge if those in memory have more than `max_bytes` of paths and
+        metadata.
         """
-        cached = self._cache.items(self.snapshot.state)
-        missing = [i for i in ids if i not in cached]
-        if missing:
-            items = self.snapshot.items(missing)
-            if len(items) < len(missing):
-                raise damaged(self._location, "it lists items that it does not hold")
-            cached.update((i, self._originals.with_absolute_paths(item)) for i, item in items.items())
-        return cached
+        for chunk in batches(ids, READ_ITEMS):
+            items = self._read_items(chunk, metadata, max_bytes)
+            yield from (items[i] for i in chunk)
+
+    def _read_items(self, ids: list[int], metadata: bool = True, max_bytes: int | None = None) -> dict[int, Item]:
+        items = self.snapshot.items(ids, metadata=metadata, max_bytes=max_bytes)
+        if len(items) < len(ids):
+            raise damaged(self._location, "it lists items that it does not hold")
+        return {i: self._originals.with_absolute_paths(item) for i, item in items.items()}
+
+    def absolute_path(self, path: str) -> str:
+        """Return a recorded path as an absolute one."""
+        return self._originals.absolute_path(path)
 
 
 class Reader:
@@ -118,7 +136,7 @@ class Reader:
         self._store = store
         self._index = index
         self._originals = originals
-        self._cache = ItemCache()
+        self._cache = ByteCache(MAX_CACHED_BYTES, item_size)
 
     def read(self, query: Callable[[View], T]) -> T:
         """Return the result of `query` on a view of the current state; retry on a later one if the state changes."""

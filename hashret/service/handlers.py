@@ -10,11 +10,14 @@ import numpy as np
 from starlette.requests import Request
 
 from hashret.collection import Collection, near_duplicates
+from hashret.collection.snapshot import View
 from hashret.errors import HashretError
 from hashret.process import frozen_objects
-from hashret.results import MAX_QUERIES, Group, Item, State
+from hashret.results import MAX_QUERIES, State
 from hashret.service.batcher import Batcher
+from hashret.service.documents import Fields, items_document
 from hashret.service.faults import check_filter, find_image_fault, isolate_faults
+from hashret.service.memory import RequestMemory
 from hashret.service.metrics import Metrics
 from hashret.service.pictures import Pictures
 from hashret.service.queries import Query, QueryHandler
@@ -44,10 +47,12 @@ class Handlers:
         self.image_queries = Batcher("image queries", handler, metrics, max_batch_size=MAX_QUERIES, max_queue=1024)
         self.images = Batcher("images", self._encode, metrics, max_batch_size=MAX_QUERIES, max_queue=1024)
         self.additions = Batcher("additions", self._add, metrics, max_batch_size=16, max_queue=64)
-        self.groupings = Batcher[Callable[[], list[Group]], list[Group]]("groupings", _call_all, metrics, max_queue=8)
+        self.groupings = Batcher[Callable[[], bytes], bytes]("groupings", _call_all, metrics, max_queue=8)
         self.changes = Batcher[Callable[[], Any], Any]("changes", _call_all, metrics, max_queue=64)
         self.reconstructions = Batcher[Callable[[], Any], Any]("memories", _call_all, metrics, max_queue=64)
         self.reads = Batcher[Callable[[], Any], Any]("reads", _call_all, metrics, threads=4, max_queue=512)
+        # The file of an image may take a gigabyte while it is decoded.
+        self.picture_reads = Batcher[Callable[[], Any], Any]("pictures", _call_all, metrics, threads=2, max_queue=512)
         self.filtered_reads = Batcher[Callable[[], Any], Any]("filtered reads", _call_all, metrics, max_queue=64)
 
     def warm_up(self) -> None:
@@ -66,7 +71,14 @@ class Handlers:
     def close(self) -> None:
         """Wait for all requests in progress."""
         searches = self.queries, self.filtered_queries, self.image_queries, self.images, self.groupings
-        operations = self.additions, self.changes, self.reconstructions, self.reads, self.filtered_reads
+        operations = (
+            self.additions,
+            self.changes,
+            self.reconstructions,
+            self.reads,
+            self.picture_reads,
+            self.filtered_reads,
+        )
         gathers: tuple[Batcher[Any, Any], ...] = *searches, *operations
         for batcher in gathers:
             batcher.close()
@@ -86,10 +98,15 @@ class Handlers:
             self._info = state, info
         return info
 
-    def items(self, cursor: int, limit: int, where: str | None) -> list[Item]:
-        """Return `Collection.items`. Raise Problem 422 for an invalid filter."""
+    def items(self, cursor: int, limit: int, where: str | None, fields: Fields, memory: RequestMemory) -> bytes:
+        """Return a page of items as JSON. Raise Problem 422 for an invalid filter, or if it is too large."""
         check_filter(self.collection, where)
-        return self.collection.items(cursor, limit, where=where)
+
+        def read(view: View) -> bytes:
+            ids = view.snapshot.ids(cursor, limit, where).tolist()
+            return items_document(view, ids, len(ids) == limit, fields, memory)
+
+        return self.collection.read(read)
 
     def _encode(self, images: list[bytes]) -> list[tuple[str, bytes] | Exception]:
         """Return the fingerprint of the model and the code of each image."""

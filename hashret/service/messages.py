@@ -23,6 +23,9 @@ Where = Annotated[
     str, Field(max_length=10_000, description="Only items for which this SQLite expression holds: label = 'cat'.")
 ]
 Fingerprint = Annotated[str, Field(description="The model that codes are of: 409 if it is not the collection's.")]
+FieldNames = Annotated[
+    str, Field(max_length=200, description="Only these members of hits or items, separated by commas: id,distance.")
+]
 M = TypeVar("M", bound=BaseModel)
 
 MAX_JSON_BYTES = 2**18  # of one text: parsing it on the event loop keeps others waiting
@@ -39,6 +42,7 @@ class Options(_Model):
     max_distance: MaxDistance | None = None
     where: Where | None = None
     codes: Annotated[bool, Field(description="Whether to give the codes of queries and hits.")] = False
+    fields: FieldNames | None = None
 
     @property
     def limit(self) -> int:
@@ -237,5 +241,11 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would
 
 
 def to_json(value: Any, status: int = 200) -> Response:
-    """Return a JSON response. Paths that are not UTF-8 have the lone surrogates of Python's surrogateescape."""
-    return Response(json.dumps(value, separators=(",", ":")), status, media_type="application/json")
+    """Return a value as a JSON response. Paths that are not UTF-8 have the lone surrogates of Python's
+    surrogateescape."""
+    return json_response(json.dumps(value, separators=(",", ":")).encode(), status)
+
+
+def json_response(text: bytes, status: int = 200) -> Response:
+    """Return a JSON text as a response."""
+    return Response(text, status, media_type="application/json")

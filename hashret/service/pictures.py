@@ -1,20 +1,22 @@
 """Pictures for the page: PNG or JPEG files of scaled items and of reconstructions."""
 
 import io
-import threading
-from collections import OrderedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from hashret.collection import Collection
+from hashret.collection.byte_cache import ByteCache
+from hashret.data.contents import Content
 from hashret.data.images import decode
-from hashret.errors import HashretError
+from hashret.errors import HashretError, TooLarge
+from hashret.results import Item
 from hashret.service.faults import to_request_fault
 
 MAX_PNG_SIDE = 128  # pixels: up to this size pictures are PNG, which is lossless
-MAX_CACHE_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 2**29  # of an item that is decoded for a picture
+MAX_CACHED_BYTES = 64 * 2**20
 
 
 class Pictures:
@@ -22,28 +24,23 @@ class Pictures:
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[str, int], tuple[bytes, str]] = OrderedDict()
+        self._cache = ByteCache[tuple[bytes, str]](MAX_CACHED_BYTES, lambda picture: len(picture[0]))
 
     def of_item(self, item_id: int, size: int) -> tuple[bytes, str]:
         """Return the image of an item with no side longer than `size` pixels.
 
         Raise NotFound, TooLarge, or Problem 422 if its file can no longer be decoded.
         """
-        key = self._collection.get(item_id).sha256, size
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        content = self._collection.content(item_id)
+        item = self._collection.get(item_id)
+        key = item.sha256, size
+        if (cached := self._cache.values().get(key)) is not None:
+            return cached
+        content = self._content(item)
         try:
             picture = encode_picture(decode(content, (size // 2, size // 2)).pixels, size)
         except HashretError as error:
             raise to_request_fault(error) from None
-        with self._lock:
-            self._cache[key] = picture
-            while sum(len(data) for data, _ in self._cache.values()) > MAX_CACHE_BYTES:
-                self._cache.popitem(last=False)
+        self._cache.put(key, picture)
         return picture
 
     def reconstruction(self, image: bytes | int) -> tuple[bytes, str]:
@@ -51,12 +48,18 @@ class Pictures:
         from hashret.tasks.generation import reconstruct
 
         hasher = self._collection.hasher
-        content = self._collection.content(image) if isinstance(image, int) else image
+        content = self._content(self._collection.get(image)) if isinstance(image, int) else image
         try:
             pixels = hasher.preprocessing(content).pixels
             return encode_picture(reconstruct(hasher, pixels[None])[0], max(pixels.shape))
         except HashretError as error:
             raise to_request_fault(error) from None
+
+    def _content(self, item: Item) -> Content:
+        if item.bytes > MAX_FILE_BYTES:
+            size = f"{item.bytes / 2**20:,.0f} MiB, more than {MAX_FILE_BYTES / 2**20:,.0f}"
+            raise TooLarge(f"the image of item {item.id} has {size}: open it at its path")
+        return self._collection.content(item.id)
 
 
 def encode_picture(pixels: NDArray[np.uint8], size: int) -> tuple[bytes, str]:

@@ -1,39 +1,56 @@
 """Answer batches of queries: those with equal options share one search.
 
-The usual answers are concatenated from strings, with the JSON of items cached: `json` takes several times as long.
+Answers are concatenated from strings, with the JSON of items cached: `json` takes several times as long.
 """
 
 import json
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hashret.codes import Codes, to_hex
 from hashret.collection import Collection
-from hashret.collection.search import QueryResult, as_hits
-from hashret.errors import HashretError
-from hashret.results import Hit, Item, QueryOptions
+from hashret.collection.byte_cache import ByteCache
+from hashret.collection.search import QueryResult
+from hashret.collection.snapshot import View
+from hashret.results import QueryOptions
+from hashret.service.documents import HIT_FIELDS, Fields, read_members
 from hashret.service.faults import check_filter, find_image_fault, isolate_faults
+from hashret.service.memory import Memory, RequestMemory
 from hashret.service.problems import Problem
 
-MAX_CACHED_ITEMS = 100_000  # items whose JSON is cached: about 35 MB
+MAX_CACHED_BYTES = 64 * 2**20  # of the JSON of items
+MAX_READ_AHEAD = 16 * 2**20  # bytes of JSON that are read for a whole batch at once
+HIT_BYTES = 50  # of a hit in an answer besides its item and its code
 SMALL_IMAGE = 2**12  # bytes of an image that decodes too fast to delay other queries
+
+ITEM_PART: Fields = ("id", "path", "label", "paths", "metadata")  # the fields of a hit that depend on its item alone
+
+Answers = list[bytes | Exception]
+Render = Callable[[Sequence[Any], View, list[QueryResult]], Answers]
 
 
 class ImageQuery(NamedTuple):
-    """A query by the bytes of an image. The answer repeats `name`; with `codes` it includes codes."""
+    """A query by the bytes of an image. The answer repeats `name`; with `codes` it includes codes.
+
+    Its hits have `fields`. Its answer counts in `memory`, that of its request.
+    """
 
     name: str | None
     image: bytes
     options: QueryOptions
     codes: bool = False
+    fields: Fields = HIT_FIELDS
+    memory: RequestMemory | None = None
 
     @property
     def batch_key(self) -> Hashable:
         """Queries with equal keys are searched together."""
-        return ImageQuery, self.options, self.codes
+        return ImageQuery, self.options, self.codes, self.fields
 
     @property
     def is_small(self) -> bool:
@@ -45,14 +62,10 @@ class ImageQuery(NamedTuple):
         return to_hex(collection.hasher.encode([self.image]))[0]
 
     @staticmethod
-    def nearest(collection: Collection, queries: "Sequence[ImageQuery]") -> list[QueryResult]:
-        """Return the nearest items for queries with one key."""
-        return collection.nearest_images([query.image for query in queries], queries[0].options)
-
-    @staticmethod
-    def hits(collection: Collection, queries: "Sequence[ImageQuery]") -> list[list[Hit]]:
-        """Return the hits of queries with one key."""
-        return [as_hits(nearest) for nearest in ImageQuery.nearest(collection, queries)]
+    def search(collection: Collection, queries: "Sequence[ImageQuery]", render: Render) -> Answers:
+        """Return what `render` makes of the results of queries with one key."""
+        images = [query.image for query in queries]
+        return collection.nearest_images(images, queries[0].options, partial(render, queries))
 
 
 class CodeQuery(NamedTuple):
@@ -63,10 +76,12 @@ class CodeQuery(NamedTuple):
     options: QueryOptions
     codes: bool = False
     fingerprint: str | None = None
+    fields: Fields = HIT_FIELDS
+    memory: RequestMemory | None = None
 
     @property
     def batch_key(self) -> Hashable:
-        return CodeQuery, len(self.code_bytes), self.options, self.codes, self.fingerprint
+        return CodeQuery, len(self.code_bytes), self.options, self.codes, self.fingerprint, self.fields
 
     @property
     def is_small(self) -> bool:
@@ -76,13 +91,9 @@ class CodeQuery(NamedTuple):
         return self.code_bytes.hex()
 
     @staticmethod
-    def nearest(collection: Collection, queries: "Sequence[CodeQuery]") -> list[QueryResult]:
+    def search(collection: Collection, queries: "Sequence[CodeQuery]", render: Render) -> Answers:
         with _checked_model(collection, queries[0].fingerprint):
-            return collection.nearest(_codes_of(queries), queries[0].options)
-
-    @staticmethod
-    def hits(collection: Collection, queries: "Sequence[CodeQuery]") -> list[list[Hit]]:
-        return [as_hits(nearest) for nearest in CodeQuery.nearest(collection, queries)]
+            return collection.nearest(_codes_of(queries), queries[0].options, partial(render, queries))
 
 
 class ItemQuery(NamedTuple):
@@ -92,10 +103,12 @@ class ItemQuery(NamedTuple):
     item_id: int
     options: QueryOptions
     codes: bool = False
+    fields: Fields = HIT_FIELDS
+    memory: RequestMemory | None = None
 
     @property
     def batch_key(self) -> Hashable:
-        return ItemQuery, self.options, self.codes
+        return ItemQuery, self.options, self.codes, self.fields
 
     @property
     def is_small(self) -> bool:
@@ -105,9 +118,8 @@ class ItemQuery(NamedTuple):
         return to_hex(collection.codes([self.item_id]))[0]
 
     @staticmethod
-    def hits(collection: Collection, queries: "Sequence[ItemQuery]") -> list[list[Hit]]:
-        k, max_distance, where = queries[0].options.k, queries[0].options.max_distance, queries[0].options.where
-        return [collection.query_item(query.item_id, k, max_distance, where=where) for query in queries]
+    def search(collection: Collection, queries: "Sequence[ItemQuery]", render: Render) -> Answers:
+        return [collection.nearest_item(query.item_id, query.options, partial(render, [query])) for query in queries]
 
 
 Query = ImageQuery | CodeQuery | ItemQuery
@@ -118,11 +130,11 @@ class QueryHandler:
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
-        self._item_json: dict[int, tuple[Item, str]] = {}
+        self._members = ByteCache[str](MAX_CACHED_BYTES, sys.getsizeof)
 
-    def __call__(self, queries: list[Query]) -> list[bytes | Exception]:
+    def __call__(self, queries: list[Query]) -> Answers:
         """Return the answer to each query as JSON, or its error."""
-        answers: list[bytes | Exception] = [b""] * len(queries)
+        answers: Answers = [b""] * len(queries)
         batches: dict[Hashable, list[int]] = {}
         for position, query in enumerate(queries):
             batches.setdefault(query.batch_key, []).append(position)
@@ -133,65 +145,114 @@ class QueryHandler:
                 answers[position] = result
         return answers
 
-    def _answer(self, queries: list[Any]) -> list[bytes | Exception]:
+    def _answer(self, queries: list[Any]) -> Answers:
         """Return the answers to queries with one key."""
+        check_filter(self._collection, queries[0].options.where)
+        answers: Answers = queries[0].search(self._collection, queries, self._render)
+        return answers
+
+    def _render(self, queries: Sequence[Any], view: View, results: list[QueryResult]) -> Answers:
+        """Return the answers to queries with one key, given their results."""
         first: Query = queries[0]
-        check_filter(self._collection, first.options.where)
-        if isinstance(first, ItemQuery) or first.codes or first.options.rank != "distance":
-            hits = first.hits(self._collection, queries)
-            return [self._document(query, row) for query, row in zip(queries, hits, strict=True)]
-        nearest = first.nearest(self._collection, queries)
-        return [self._plain_document(*pair) for pair in zip(queries, nearest, strict=True)]
-
-    def _plain_document(self, query: Query, nearest: QueryResult) -> bytes:
-        """Return the answer to a query that is ranked by distance and without codes."""
-        hits = [
-            f'{{"rank":{rank},"distance":{distance},{self._item_members(item)}'
-            for rank, (distance, item) in enumerate(zip(nearest.distances, nearest.items, strict=True), 1)
-        ]
-        return f'{{"query":{json.dumps(query.name)},"k":{query.options.k},"hits":[{",".join(hits)}]}}'.encode()
-
-    def _item_members(self, item: Item) -> str:
-        """Return the JSON members of a hit that depend on its item alone, up to the closing brace."""
-        cached = self._item_json.get(item.id)
-        if cached is not None and cached[0] is item:
-            return cached[1]
-        if cached is not None or len(self._item_json) > MAX_CACHED_ITEMS:  # the collection has changed, or is too large
-            self._item_json.clear()
-        text = json.dumps(_item_document(item), separators=(",", ":"))[1:]
-        self._item_json[item.id] = item, text
-        return text
-
-    def _document(self, query: Query, hits: list[Hit]) -> bytes | Exception:
-        """Return the answer to any query."""
-        answer: dict[str, Any] = {"query": query.name, "k": query.options.k, "hits": []}
-        documents: list[dict[str, Any]] = [
-            {"rank": rank, "distance": hit.distance} | _item_document(hit) for rank, hit in enumerate(hits, 1)
-        ]
-        if query.options.rank != "distance":
-            documents = [document | {"score": hit.score} for document, hit in zip(documents, hits, strict=True)]
-        if query.codes:
+        layout = _layout(first.fields, first.options.rank != "distance", first.codes)
+        members = [self._cached_members(view, result.ids, layout) for result in results]
+        if len(results) > 1 and any(None in row for row in members):
+            self._read_ahead(view, results, members, layout)
+        answers: Answers = []
+        for query, result, row in zip(queries, results, members, strict=True):
             try:
-                answer["code"] = query.code(self._collection)
-                codes = to_hex(self._collection.codes([hit.id for hit in hits]))
-                documents = [document | {"code": code} for document, code in zip(documents, codes, strict=True)]
-            except HashretError as error:  # an item has been removed since the search
-                return error
-        return json.dumps(answer | {"hits": documents}, separators=(",", ":")).encode()
+                answers.append(self._document(query, view, result, row, layout))
+            except Problem as problem:
+                answers.append(problem)
+        return answers
+
+    def _document(
+        self, query: Query, view: View, result: QueryResult, members: list[str | None], layout: "_Layout"
+    ) -> bytes:
+        """Return the answer to a query, given what is cached of its items. Raise Problem if it is too large."""
+        memory = query.memory or RequestMemory(Memory())
+        start = f'{{"query":{json.dumps(query.name)},"k":{query.options.k},"hits":['
+        hit_bytes = HIT_BYTES + (view.settings.model.bits // 4 if query.codes else 0)
+        memory.answer(len(start) + hit_bytes * (1 + len(result.ids)))
+        columns: dict[str, Any] = {"rank": range(1, len(result.ids) + 1), "distance": result.distances}
+        if layout.item_fields:
+            columns["item"] = self._all_members(view, result.ids, members, layout, memory)
+        if "score" in layout.columns:
+            columns["score"] = map(json.dumps, result.scores or ())
+        if "code" in layout.columns:
+            columns["code"] = to_hex(self._collection.codes(result.ids))
+        rows = zip(*(columns[name] for name in layout.columns), strict=True)
+        hits = ",".join([layout.hit % row for row in rows])
+        code = f',"code":"{query.code(self._collection)}"' if query.codes else ""
+        return f"{start}{hits}]{code}}}".encode()
+
+    def _cached_members(self, view: View, ids: list[int], layout: "_Layout") -> list[str | None]:
+        """Return the JSON of items as far as it is cached."""
+        cached = self._members.values(view.snapshot.state)
+        return list(map(cached.get, ids if layout.all_item_fields else map(layout.key, ids)))
+
+    def _all_members(
+        self, view: View, ids: list[int], members: list[str | None], layout: "_Layout", memory: RequestMemory
+    ) -> list[str]:
+        """Return the JSON of items, and count it: first what is cached, then the others as they are read."""
+        if None in members:
+            members = self._cached_members(view, ids, layout)
+        found = [text for text in members if text is not None]
+        memory.answer(sum(map(len, found)))
+        if len(found) == len(ids):
+            return found
+        read = {}
+        missing = [item_id for item_id, text in zip(ids, members, strict=True) if text is None]
+        for item_id, text in read_members(view, missing, layout.item_fields):
+            memory.answer(len(text))
+            read[item_id] = text
+            self._members.put(layout.key(item_id), text, view.snapshot.state)
+        return [read[item_id] if text is None else text for item_id, text in zip(ids, members, strict=True)]
+
+    def _read_ahead(
+        self, view: View, results: list[QueryResult], members: list[list[str | None]], layout: "_Layout"
+    ) -> None:
+        """Cache the items of a batch that are not cached, because one read takes less time than one for each query."""
+        pairs = (zip(result.ids, row, strict=True) for result, row in zip(results, members, strict=True))
+        missing = {item_id: None for row in pairs for item_id, text in row if text is None}
+        size = 0
+        with suppress(Problem):  # an item is too large: the queries that found it are told
+            for item_id, text in read_members(view, missing, layout.item_fields):
+                self._members.put(layout.key(item_id), text, view.snapshot.state)
+                size += len(text)
+                if size > MAX_READ_AHEAD:
+                    break
 
     def _find_fault(self, query: Query) -> Exception | None:
         return find_image_fault(self._collection, [query.image] if isinstance(query, ImageQuery) else [])
 
 
-def _item_document(item: Hit | Item) -> dict[str, Any]:
-    """Return the members of a hit that depend on its item alone."""
-    return {
-        "id": item.id,
-        "path": item.paths[0] if item.paths else None,
-        "label": item.label,
-        "paths": item.paths,
-        "metadata": item.metadata,
-    }
+class _Layout(NamedTuple):
+    """How hits are written: a template with a place for a value of each column."""
+
+    hit: str
+    columns: tuple[str, ...]
+    item_fields: Fields  # of the column "item"
+
+    @property
+    def all_item_fields(self) -> bool:
+        return self.item_fields == ITEM_PART
+
+    def key(self, item_id: int) -> Hashable:
+        """Return the key of an item in the cache."""
+        return item_id if self.all_item_fields else (item_id, self.item_fields)
+
+
+@lru_cache(maxsize=128)
+def _layout(fields: Fields, scores: bool, codes: bool) -> _Layout:
+    """Return the layout of hits with `fields`, as far as they have scores and codes."""
+    item_fields = tuple(name for name in fields if name in ITEM_PART)
+    places: dict[str, str] = {name: f'"{name}":%d' for name in ("rank", "distance") if name in fields}
+    places |= {"item": "%s"} if item_fields else {}
+    places |= {"score": '"score":%s'} if scores and "score" in fields else {}
+    places |= {"code": '"code":"%s"'} if codes and "code" in fields else {}
+    counted = "" if "rank" in places else "%.0s"  # the ranks without a place are written in no characters
+    return _Layout(f"{{{counted}{','.join(places.values())}}}", tuple({"rank": "", **places}), item_fields)
 
 
 def _codes_of(queries: Sequence[CodeQuery]) -> Codes:

@@ -1,18 +1,24 @@
 """Routes of items: list, add, show and remove them, and find near-duplicates."""
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from hashret.codes import MAX_BITS, to_hex
+from hashret.codes import MAX_BITS
 from hashret.data.metadata import Metadata, check_metadata
-from hashret.results import MAX_K, Group
 from hashret.service import messages
+from hashret.service.documents import (
+    CODED_ITEM_FIELDS,
+    ITEM_FIELDS,
+    groups_document,
+    item_document,
+    select_fields,
+)
 from hashret.service.handlers import Addition, handlers_of
-from hashret.service.messages import parse_json, to_json, validate
+from hashret.service.messages import json_response, parse_json, to_json, validate
 from hashret.service.problems import Problem, problem_responses
 from hashret.service.uploads import BINARY, image_body, read_upload
 
@@ -31,12 +37,12 @@ async def list_items(
     cursor: Annotated[int, Query(ge=0, le=2**63 - 1, description="`next` of the page before.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     where: messages.Where | None = None,
+    fields: messages.FieldNames | None = None,
 ) -> Response:
     handlers = handlers_of(request)
     batcher = handlers.reads if where is None else handlers.filtered_reads
-    items = await batcher.submit(partial(handlers.items, cursor, limit, where))
-    next_cursor = items[-1].id if len(items) == limit else None
-    return to_json({"items": [item._asdict() for item in items], "next": next_cursor})
+    names, memory = select_fields(fields, ITEM_FIELDS), request.state.memory
+    return json_response(await batcher.submit(partial(handlers.items, cursor, limit, where, names, memory)))
 
 
 @router.post(
@@ -68,13 +74,14 @@ def _parse_metadata(texts: list[str]) -> list[Metadata | None]:
     summary="An item",
     responses={200: {"model": messages.CodedItem}, **problem_responses(404, 422)},
 )
-async def get_item(request: Request, item_id: ItemId) -> Response:
-    collection = handlers_of(request).collection
+async def get_item(request: Request, item_id: ItemId, fields: messages.FieldNames | None = None) -> Response:
+    collection, memory = handlers_of(request).collection, request.state.memory
+    names = select_fields(fields, CODED_ITEM_FIELDS)
 
-    def get() -> dict[str, Any]:
-        return collection.get(item_id)._asdict() | {"code": to_hex(collection.codes([item_id]))[0]}
+    def get() -> bytes:
+        return collection.read(lambda view: item_document(view, item_id, names, memory))
 
-    return to_json(await handlers_of(request).reads.submit(get))
+    return json_response(await handlers_of(request).reads.submit(get))
 
 
 @router.delete(
@@ -99,7 +106,8 @@ async def item_image(
     size: Annotated[int, Query(ge=16, le=2048, description="Of the longer side.")] = 256,
 ) -> Response:
     handlers = handlers_of(request)
-    data, media_type = await handlers.reads.submit(partial(handlers.pictures.of_item, item_id, size))
+    data, media_type = await handlers.picture_reads.submit(partial(handlers.pictures.of_item, item_id, size))
+    request.state.memory.answer(len(data))
     return Response(data, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -114,18 +122,15 @@ async def dupes(
     by: Annotated[Literal["connected", "star"], Query(description="Chains, or all near the kept one.")] = "connected",
     keep: Annotated[Literal["largest", "oldest"], Query(description="Which comes first.")] = "largest",
     limit: Annotated[int, Query(ge=1, le=1000, description="How many groups.")] = 200,
+    fields: messages.FieldNames | None = None,
 ) -> Response:
-    handlers = handlers_of(request)
-    groups = await handlers.groupings.submit(partial(handlers.collection.dupes, max_distance, by=by, keep=keep))
-    return to_json({"groups": [_group_document(group) for group in groups[:limit]], "more": len(groups) > limit})
+    collection, memory = handlers_of(request).collection, request.state.memory
+    names = select_fields(fields, ITEM_FIELDS)
 
+    def find() -> bytes:
+        return collection.read(lambda view: groups_document(view, max_distance, by, keep, limit, names, memory))
 
-def _group_document(group: Group) -> dict[str, Any]:
-    return {
-        "size": len(group.items),
-        "items": [item._asdict() for item in group.items[:MAX_K]],
-        "distances": group.distances[:MAX_K],
-    }
+    return json_response(await handlers_of(request).groupings.submit(find))
 
 
 @router.post(

@@ -67,4 +67,5 @@ async def reconstruct(request: Request) -> Response:
         image = (await read_images(request))[0]
     handlers = handlers_of(request)
     data, picture_type = await handlers.reconstructions.submit(partial(handlers.pictures.reconstruction, image))
+    request.state.memory.answer(len(data))
     return Response(data, media_type=picture_type)

@@ -140,8 +140,12 @@ class Snapshot(Protocol):
         Raise HashretError for an invalid filter, and for any filter if the store has none.
         """
 
-    def items(self, ids: Iterable[int]) -> dict[int, Item]:
-        """Return the items with these ids, by id, without those that do not exist."""
+    def items(self, ids: Iterable[int], *, metadata: bool = True, max_bytes: int | None = None) -> dict[int, Item]:
+        """Return the items with these ids, by id, without those that do not exist.
+
+        With `metadata` False, theirs is None. Raise TooLarge once their paths and metadata are longer than `max_bytes`
+        in all, before the rest is read.
+        """
 
     def codes(
         self, ids: Sequence[int] | None = None, *, model: ModelKey | None = None, max_items: int | None = None

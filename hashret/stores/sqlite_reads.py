@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sqlite_utils import Database
 
 from hashret.codes import Codes
-from hashret.errors import HashretError, damaged, one_line
+from hashret.errors import HashretError, TooLarge, damaged, one_line
 from hashret.results import Failure, Item, Root, State
 from hashret.stores.filters import matching
 from hashret.stores.protocol import Changes, Ids, ItemRow, KnownPath, ModelKey, PathRef, Ranking, Settings
@@ -35,6 +35,7 @@ WITH RECURSIVE step(key) AS (
   UNION SELECT (SELECT min({key}) FROM {table} WHERE {key} > step.key) FROM step)
 SELECT key FROM step WHERE key IS NOT NULL
 """
+PATH_BYTES = 200  # that a path takes in memory besides its characters
 FINGERPRINTS = _FIRST_KEYS.format(key="fingerprint", table="codes")
 
 _PATTERNS = {
@@ -52,6 +53,18 @@ class CachedFilter(NamedTuple):
     where: str
     state: State
     ids: Ids
+
+
+class _ByteLimit:
+    """A limit on bytes that are read; None for no limit."""
+
+    def __init__(self, max_bytes: int | None) -> None:
+        self._max_bytes, self._count = max_bytes, 0
+
+    def count(self, size: int) -> None:
+        self._count += size
+        if self._max_bytes is not None and self._count > self._max_bytes:
+            raise TooLarge(f"the items have more than {self._max_bytes:,} bytes of paths and metadata: read fewer")
 
 
 class FilterCache:
@@ -126,19 +139,22 @@ class SqliteSnapshot:
         return matches.ids
 
     @_reports_damage
-    def items(self, ids: Iterable[int]) -> dict[int, Item]:
-        ids_json = json.dumps(list(ids))
+    def items(self, ids: Iterable[int], *, metadata: bool = True, max_bytes: int | None = None) -> dict[int, Item]:
+        ids_json, limit = json.dumps(list(ids)), _ByteLimit(max_bytes)
         paths: dict[int, list[tuple[str, str | None]]] = {}
         sql = f"SELECT item_id, root, name, label FROM paths WHERE item_id {_IN_LIST}"
         for i, root, name, label in self._conn.execute(sql, (ids_json,)):
+            limit.count(len(root) + len(name) + PATH_BYTES)
             paths.setdefault(i, []).append((from_stored(root) + from_stored(name), label and from_stored(label)))
         items = {}
-        for row in self._conn.execute(f"SELECT * FROM items WHERE id {_IN_LIST}", (ids_json,)):
-            i, sha256, width, height, size, added, metadata = row
+        columns = f"id, sha256, width, height, bytes, added, {'metadata' if metadata else 'NULL'}"
+        for row in self._conn.execute(f"SELECT {columns} FROM items WHERE id {_IN_LIST}", (ids_json,)):
+            i, sha256, width, height, size, added, metadata_json = row
+            limit.count(len(metadata_json or ""))
             item_paths = sorted(paths.get(i, []), key=lambda path: path[0])
             label = next((label for _, label in item_paths if label is not None), None)
             distinct = list(dict.fromkeys(path for path, _ in item_paths))  # a file may be indexed under two roots
-            items[i] = Item(i, sha256, width, height, size, added, _from_json(metadata), distinct, label)
+            items[i] = Item(i, sha256, width, height, size, added, _from_json(metadata_json), distinct, label)
         return items
 
     @_reports_damage
