@@ -194,3 +194,31 @@ def test_the_page_of_retrieval_quality_is_written_from_its_rows() -> None:
     done = quality.load(ROOT / "benchmarks/quality.json")
     missing = [row for row in quality.plan(None) if str(row) not in done]
     assert quality.page(list(done.values()), missing) == (DOCS / "quality.md").read_text("utf-8")
+
+
+def test_the_figures_of_the_threat_model_are_limits_and_name_tests() -> None:
+    from hashret.data import images
+    from hashret.service import http11, load, memory, messages, server
+
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    defined = {
+        name
+        for file in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)
+    }
+    assert named and named <= defined
+    figures = [
+        f"{http11.MAX_CONNECTIONS:,}, or the limit of open files less {http11.RESERVED_FILES};",
+        f"{http11.MAX_HEAD_BYTES // 2**10} KiB of URL and headers, {http11.MAX_HEADERS} headers",
+        f"{server.IDLE_SECONDS:.0f} s without a request, {server.UPLOAD_SECONDS:.0f} s for a body, "
+        f"{server.DOWNLOAD_SECONDS:.0f} s to read",
+        f"{http11.MAX_READ_BYTES // 2**10} KiB of one client at a time",
+        f"{load.MAX_IN_FLIGHT}; beyond that 503",
+        f"{memory.MAX_REQUEST_BYTES // 2**20} MiB for a body, {memory.MAX_BYTES_IN_FLIGHT // 2**20} MiB for all, and "
+        f"{memory.SMALL_BYTES // 2**10} KiB for each",
+        f"{messages.MAX_JSON_BYTES // 2**10} KiB, which",
+        f"{images.MAX_PIXELS // 10**6} megapixels",
+        f"ends the process within {server.SHUTDOWN_SECONDS:.0f} seconds",
+    ]
+    assert [figure for figure in figures if figure not in text] == []
