@@ -1716,3 +1716,27 @@ def test_pruning_walks_the_source_once(collection: Collection, photos: Path, mon
     monkeypatch.setattr(os, "scandir", scandir)
     assert collection.index(photos, prune=True).removed == 1
     assert len(listed) == len(set(listed)) > 1
+
+
+def test_a_clock_that_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are compared for equality alone, whether they lie before the last run, before 1970 or far ahead."""
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 6, 6), np.uint8)
+    photos = [tmp_path / f"photos/{i}.png" for i in range(3)]
+    photos[0].parent.mkdir()
+    for photo, image in zip(photos, pixels, strict=False):
+        Image.fromarray(image).save(photo, compress_level=0)  # all of one size
+    with Collection.create(tmp_path / "c", Hasher("lsh", 16).fit(pixels)) as collection:
+        collection.index(photos[0].parent)
+        for i, seconds in enumerate((1e9, -1e9, 7e9), 3):
+            monkeypatch.setattr("time.gmtime", lambda seconds=seconds, now=time.gmtime: now(seconds))
+            Image.fromarray(pixels[i]).save(photos[0], compress_level=0)
+            os.utime(photos[0], (seconds, seconds))
+            for cache in (tmp_path / "c/index").iterdir():
+                os.utime(cache, (seconds, seconds))
+            report = collection.index(photos[0].parent)
+            assert (report.updated, report.unchanged, report.failed) == (1, 2, 0)
+            with Collection.open(tmp_path / "c") as opened:
+                (hit,) = opened.query(photos[0], 1)
+                assert (hit.distance, hit.path) == (0, str(photos[0]))
+                assert opened.get(hit.id).added == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                assert opened.index(photos[0].parent).unchanged == 3
