@@ -17,6 +17,7 @@ from hashret import Collection, Hasher
 from hashret.cli.app import run
 from hashret.codes import hamming
 from hashret.collection import backup
+from hashret.collection.index_cache import IndexCache
 from hashret.collection.repair import check
 from hashret.errors import HashretError
 
@@ -233,3 +234,34 @@ def test_readers_and_a_writer_while_backups_are_restored(
         assert restored >= 2 and min(queries) > 3
         for live in (*shared, collection):
             check_nearest(live, hasher)
+
+
+def test_a_service_follows_a_restored_backup(
+    tmp_path: Path, collection: Collection, hasher: Hasher, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
+    pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
+    code = hasher.encode(IMAGES[300:301])[0].tobytes().hex()
+    with httpx.Client(base_url=serve(collection)) as http:
+
+        def nearest() -> list[int]:
+            response = http.post("/v1/query", json={"code": code, "k": 1})
+            return [hit["metadata"]["n"] for hit in response.raise_for_status().json()["hits"]]
+
+        collection.backup(tmp_path / "backup")
+        add(collection, range(280, 320))
+        assert nearest() == [300]
+        replace_folder(collection.path, tmp_path / "backup")
+        assert nearest()[0] < 40 and http.get("/readyz").status_code == 200
+        with Collection.open(collection.path) as writer:
+            add(writer, range(290, 330))
+        assert nearest() == [300] and http.get("/v1/info").json()["items"] == 80
+        collection.path.rename(tmp_path / "away")
+        for response in http.get("/readyz"), http.get("/v1/info"), http.post("/v1/query", json={"code": code}):
+            assert response.status_code == 503 and "no longer there" in response.json()["detail"]
+        (tmp_path / "away").rename(collection.path)
+        assert nearest() == [300] and http.get("/readyz").status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(IndexCache, "current", property(lambda cache: object()))  # no query can be answered
+            assert http.get("/readyz").status_code == 503 and http.get("/healthz").status_code == 200
+        assert http.get("/readyz").status_code == 200
