@@ -929,7 +929,8 @@ def test_a_reader_updates_or_rebuilds_its_index(collection: Collection, monkeypa
             if start % 120 == 0:
                 check_answers(collection, early)
         check_answers(collection, early)
-        assert rows(collection, "SELECT min(generation) FROM changes")[0][0] > 1  # older changes are deleted
+        for table in ("changes", "states"):  # older rows are deleted
+            assert rows(collection, f"SELECT min(generation) FROM {table}")[0][0] > 1
 
 
 def test_switching_the_index_applies_to_all_objects(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:

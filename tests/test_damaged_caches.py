@@ -168,7 +168,7 @@ def test_no_file_is_deleted_through_a_link_in_place_of_the_folder(tmp_path: Path
 
 RECORDS: list[Any] = [None, 5, [], {}, "x", {"name": "../items.db"}, {"name": None}, {"status": None},
            {"status": [1]}, {"generation": 10**9}, {"generation": -1}, {"generation": "1"}, {"sha256": 5},
-           {"more": 1}]  # fmt: skip
+           {"more": 1}, {"state": "0" * 16}, {"state": None}]  # fmt: skip
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=str)
