@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from hashret.codes import to_hex
 from hashret.collection import near_duplicates
@@ -15,6 +14,7 @@ from hashret.service.memory import RequestMemory
 from hashret.service.problems import Problem
 
 Fields = tuple[str, ...]
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for each text
 HIT_FIELDS: Fields = tuple(messages.Hit.model_fields)
 ITEM_FIELDS: Fields = tuple(messages.Item.model_fields)
 CODED_ITEM_FIELDS: Fields = tuple(messages.CodedItem.model_fields)
@@ -35,8 +35,8 @@ def select_fields(text: str | None, fields: Fields) -> Fields:
 
 def item_members(item: Item, fields: Fields) -> str:
     """Return some fields of an item, or of a hit that depend on its item alone, as JSON without the braces."""
-    values: dict[str, Any] = item._asdict() | {"path": item.paths[0] if item.paths else None}
-    return json.dumps({name: values[name] for name in fields}, separators=(",", ":"))[1:-1]
+    path = item.paths[0] if item.paths else None
+    return _encode({name: path if name == "path" else getattr(item, name) for name in fields})[1:-1]
 
 
 def read_members(view: View, ids: Iterable[int], fields: Fields) -> Iterator[tuple[int, str]]:

@@ -30,6 +30,8 @@ SMALL_IMAGE = 2**12  # bytes of an image that decodes too fast to delay other qu
 
 ITEM_PART: Fields = ("id", "path", "label", "paths", "metadata")  # the fields of a hit that depend on its item alone
 
+PLAIN_HIT = '{"rank":%d,"distance":%d,%s}'  # of most answers, which a string literal formats faster
+
 Answers = list[bytes | Exception]
 Render = Callable[[Sequence[Any], View, list[QueryResult]], Answers]
 
@@ -155,7 +157,8 @@ class QueryHandler:
         """Return the answers to queries with one key, given their results."""
         first: Query = queries[0]
         layout = _layout(first.fields, first.options.rank != "distance", first.codes)
-        members = [self._cached_members(view, result.ids, layout) for result in results]
+        cached = self._members.values(view.snapshot.state).get
+        members = [list(map(cached, layout.keys(result.ids))) for result in results]
         if len(results) > 1 and any(None in row for row in members):
             self._read_ahead(view, results, members, layout)
         answers: Answers = []
@@ -173,40 +176,43 @@ class QueryHandler:
         memory = query.memory or RequestMemory(Memory())
         start = f'{{"query":{json.dumps(query.name)},"k":{query.options.k},"hits":['
         hit_bytes = HIT_BYTES + (view.settings.model.bits // 4 if query.codes else 0)
-        memory.answer(len(start) + hit_bytes * (1 + len(result.ids)))
-        columns: dict[str, Any] = {"rank": range(1, len(result.ids) + 1), "distance": result.distances}
-        if layout.item_fields:
-            columns["item"] = self._all_members(view, result.ids, members, layout, memory)
-        if "score" in layout.columns:
+        texts = [text for text in members if text is not None] if layout.item_fields else []
+        memory.answer(len(start) + hit_bytes * (1 + len(result.ids)) + sum(map(len, texts)))
+        if layout.item_fields and len(texts) < len(result.ids):
+            texts = self._read_missing(view, result.ids, members, layout, memory)
+        ranks = range(1, len(result.ids) + 1)
+        if layout.hit == PLAIN_HIT:
+            hits = [
+                f'{{"rank":{rank},"distance":{distance},{text}}}'
+                for rank, distance, text in zip(ranks, result.distances, texts, strict=True)
+            ]
+        else:
+            columns: dict[str, Any] = {"rank": ranks, "distance": result.distances, "item": texts}
             columns["score"] = map(json.dumps, result.scores or ())
-        if "code" in layout.columns:
-            columns["code"] = to_hex(self._collection.codes(result.ids))
-        rows = zip(*(columns[name] for name in layout.columns), strict=True)
-        hits = ",".join([layout.hit % row for row in rows])
+            if "code" in layout.columns:
+                columns["code"] = to_hex(self._collection.codes(result.ids))
+            hits = [layout.hit % row for row in zip(*(columns[name] for name in layout.columns), strict=True)]
         code = f',"code":"{query.code(self._collection)}"' if query.codes else ""
-        return f"{start}{hits}]{code}}}".encode()
+        return f"{start}{','.join(hits)}]{code}}}".encode()
 
-    def _cached_members(self, view: View, ids: list[int], layout: "_Layout") -> list[str | None]:
-        """Return the JSON of items as far as it is cached."""
-        cached = self._members.values(view.snapshot.state)
-        return list(map(cached.get, ids if layout.all_item_fields else map(layout.key, ids)))
-
-    def _all_members(
+    def _read_missing(
         self, view: View, ids: list[int], members: list[str | None], layout: "_Layout", memory: RequestMemory
     ) -> list[str]:
-        """Return the JSON of items, and count it: first what is cached, then the others as they are read."""
-        if None in members:
-            members = self._cached_members(view, ids, layout)
-        found = [text for text in members if text is not None]
-        memory.answer(sum(map(len, found)))
-        if len(found) == len(ids):
-            return found
-        read = {}
-        missing = [item_id for item_id, text in zip(ids, members, strict=True) if text is None]
+        """Return the JSON of items, and count what is not cached as it is read."""
+        state = view.snapshot.state
+        cached = self._members.values(state).get  # since, a batch may have been read ahead
+        read: dict[int, str] = {}
+        missing: list[int] = []
+        for item_id, key, text in zip(ids, layout.keys(ids), members, strict=True):
+            if text is None and (text := cached(key)) is not None:
+                memory.answer(len(text))
+                read[item_id] = text
+            elif text is None:
+                missing.append(item_id)
         for item_id, text in read_members(view, missing, layout.item_fields):
             memory.answer(len(text))
             read[item_id] = text
-            self._members.put(layout.key(item_id), text, view.snapshot.state)
+            self._members.put(layout.keys([item_id])[0], text, state)
         return [read[item_id] if text is None else text for item_id, text in zip(ids, members, strict=True)]
 
     def _read_ahead(
@@ -215,10 +221,10 @@ class QueryHandler:
         """Cache the items of a batch that are not cached, because one read takes less time than one for each query."""
         pairs = (zip(result.ids, row, strict=True) for result, row in zip(results, members, strict=True))
         missing = {item_id: None for row in pairs for item_id, text in row if text is None}
-        size = 0
+        size, state = 0, view.snapshot.state
         with suppress(Problem):  # an item is too large: the queries that found it are told
             for item_id, text in read_members(view, missing, layout.item_fields):
-                self._members.put(layout.key(item_id), text, view.snapshot.state)
+                self._members.put(layout.keys([item_id])[0], text, state)
                 size += len(text)
                 if size > MAX_READ_AHEAD:
                     break
@@ -234,13 +240,9 @@ class _Layout(NamedTuple):
     columns: tuple[str, ...]
     item_fields: Fields  # of the column "item"
 
-    @property
-    def all_item_fields(self) -> bool:
-        return self.item_fields == ITEM_PART
-
-    def key(self, item_id: int) -> Hashable:
-        """Return the key of an item in the cache."""
-        return item_id if self.all_item_fields else (item_id, self.item_fields)
+    def keys(self, ids: list[int]) -> Sequence[Hashable]:
+        """Return the keys of items in the cache."""
+        return ids if self.item_fields == ITEM_PART else [(item_id, self.item_fields) for item_id in ids]
 
 
 @lru_cache(maxsize=128)
