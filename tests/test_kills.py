@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,13 +202,15 @@ class Case(NamedTuple):
 
 
 def codes_in(name: str) -> Callable[[Path], Any]:
-    """Return a function that reads ids, codes and model of a collection."""
+    """Return a function that reads the model, ids, codes and metadata of a collection, and counts its contents."""
 
     def read(folder: Path) -> Any:
         with Collection.open(folder / name) as collection:
             items = collection.items(limit=1000)
             ids = [item.id for item in items]
-            return collection.fingerprint, ids, collection.codes(ids).tolist(), len(list(collection.contents(ids)))
+            metadata = [item.metadata for item in items]
+            readable = len(list(collection.contents(ids)))
+            return collection.fingerprint, ids, collection.codes(ids).tolist(), metadata, readable
 
     return read
 
@@ -296,7 +299,7 @@ def finish(folder: Path, case: Case, worker: Worker) -> Any:
 
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_at_any_moment(tmp_path: Path, base: Path, worker: Worker, name: str) -> None:
-    """Half of the kills come before a file operation, which vary evenly over all, and half at a random time."""
+    """Half of the kills come before a file operation, each one in turn, and half at a random time."""
     case, rng = CASES[name], random.Random(name)
     number, kills_of_all = KILLED.index(name), KILLS or 2 * len(KILLED)
     goal = kills_of_all * (number + 1) // len(KILLED) - kills_of_all * number // len(KILLED)
@@ -307,13 +310,14 @@ def test_killed_at_any_moment(tmp_path: Path, base: Path, worker: Worker, name: 
     assert undisturbed.code == 0, undisturbed.output
     right = finish(tmp_path / "right", case, worker)
     assert undisturbed.operations >= 3
+    operations = cycle(rng.sample(range(1, undisturbed.operations + 1), undisturbed.operations))
     kills = attempts = 0
     while kills < goal:
         folder = shutil.copytree(started, tmp_path / "killed")
         for _ in range(CHAIN):
             attempts += 1
             if attempts % 2:
-                moment: dict[str, Any] = {"operation": 1 + rng.randrange(undisturbed.operations)}
+                moment: dict[str, Any] = {"operation": next(operations)}
             else:
                 moment = {"after": rng.uniform(0, undisturbed.seconds)}
             run = worker(folder, case.words + case.again(folder), **moment)
