@@ -252,7 +252,8 @@ def test_a_service_follows_a_restored_backup(
     code = hasher.encode(IMAGES[300:301])[0].tobytes().hex()
     with httpx.Client(base_url=serve(collection)) as http:
 
-        def nearest() -> list[int]:
+        def nearest(number: int = 300) -> list[int]:
+            code = hasher.encode(IMAGES[number, None])[0].tobytes().hex()
             response = http.post("/v1/query", json={"code": code, "k": 1})
             return [hit["metadata"]["n"] for hit in response.raise_for_status().json()["hits"]]
 
@@ -264,6 +265,12 @@ def test_a_service_follows_a_restored_backup(
         with Collection.open(collection.path) as writer:
             add(writer, range(290, 330))
         assert nearest() == [300] and http.get("/v1/info").json()["items"] == 80
+        replace_folder(collection.path, tmp_path / "backup")
+        with Collection.open(collection.path) as writer:
+            add(writer, range(630, 670))
+        assert nearest(640) == [640]  # by the id and in the generation of the last answer
+        with Collection.open(collection.path) as writer:
+            add(writer, range(290, 330))
         collection.path.rename(tmp_path / "away")
         for response in http.get("/readyz"), http.get("/v1/info"), http.post("/v1/query", json={"code": code}):
             assert response.status_code == 503 and "no longer there" in response.json()["detail"]
