@@ -26,8 +26,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,7 +118,8 @@ async def _drive(
         if now - start >= seconds or sum(statuses.values()) == max_requests:
             done.set_result(None)
         elif connection.lost:
-            return
+            if statuses[0] == connections:
+                done.set_exception(ConnectionError("the server closed all connections"))
         elif rate is None and retry_after and status in (429, 503):
             loop.call_later(retry_after, lambda: connection.send(next(source), loop.time()))
         elif rate is None:
@@ -197,9 +198,14 @@ def server(*command: str) -> Iterator[tuple[int, int]]:
 def serve_empty() -> None:
     from fastapi import FastAPI
 
+    from hashret.service.load import Load as ServiceLoad
     from hashret.service.server import listen, serve
 
-    app = FastAPI()
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        yield {"load": ServiceLoad(), "count_rejected": lambda: None}  # which `http11.Protocol` uses
+
+    app = FastAPI(lifespan=lifespan)
 
     @app.get("/")
     async def empty() -> dict[str, str]:
