@@ -2,10 +2,12 @@
 
 from typing import Any, NamedTuple
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from hashret.errors import one_line
 from hashret.results import MAX_QUERIES
 from hashret.service.problems import Problem
 
@@ -36,6 +38,10 @@ async def read_upload(request: Request) -> Upload:
         form = await request.form(max_files=MAX_QUERIES, max_fields=MAX_QUERIES + 16, max_part_size=2**16)
     except HTTPException as error:
         raise Problem(422 if "Too many" in str(error.detail) else 400, str(error.detail), "ValueError") from None
+    except FormParserError as error:  # which older versions of Starlette do not catch
+        raise Problem(
+            400, f"the multipart form is malformed ({one_line(error)}): send a valid one", "ValueError"
+        ) from None
     upload = Upload([], {}, [])
     try:
         for name, value in form.multi_items():
