@@ -8,6 +8,7 @@
 | `sys.setswitchinterval` | codes are computed, a service runs | `short_switch_interval` |
 | PyTorch's float32 matmul precision, TF32 in cuDNN | codes are computed | `full_float32` |
 | PyTorch's number of threads | codes are computed by one of several threads | `one_torch_thread` |
+| PyTorch's number of threads | a forked child runs | `_adapt_to_fork` |
 | FAISS's number of OpenMP threads | FAISS builds or searches | `one_faiss_thread` |
 | Numba's cache locators | kernels are declared | `numba_cache` |
 | the limit of open files (`RLIMIT_NOFILE`) | a service runs | `raised_file_limit` |
@@ -35,6 +36,8 @@ GC_THRESHOLD = 50_000  # new objects before the garbage collector runs
 SWITCH_INTERVAL = 0.0005  # seconds for which a thread keeps the interpreter lock while others wait for it
 SPIN_COUNT = "5000"  # iterations for which an OpenMP thread polls before it sleeps
 _PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
+_shared_settings: list["_SharedSetting[Any]"] = []
+_is_forked = False
 
 
 class _SharedSetting(Generic[V]):
@@ -43,6 +46,7 @@ class _SharedSetting(Generic[V]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
+        _shared_settings.append(self)
         self._generator: Iterator[V]
         self._value: V
 
@@ -59,6 +63,9 @@ class _SharedSetting(Generic[V]):
             self._users -= 1
             if not self._users:
                 next(self._generator, None)
+
+    def renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
 
 class _SettingContext(AbstractContextManager[V]):
@@ -184,7 +191,24 @@ def one_torch_thread(before: int) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(1 if _is_forked else before)
+
+
+def _adapt_to_fork() -> None:
+    """Make PyTorch compute in the calling thread alone, and release locks that threads of the parent held.
+
+    A forked child has OpenMP's records of the parent's threads, but not the threads, and would wait for them for ever.
+    """
+    global _is_forked
+    _is_forked = True
+    for setting in _shared_settings:
+        setting.renew_lock()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_adapt_to_fork)
 
 
 @contextmanager
