@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from hashret.cli.app import run
 from hashret.codes import hamming
 from hashret.collection import backup
 from hashret.collection.index_cache import IndexCache
-from hashret.collection.repair import check
+from hashret.collection.repair import check, restore_contents
 from hashret.errors import HashretError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2000, 8, 8), np.uint8)
@@ -115,6 +116,24 @@ def test_lost_contents_are_named(tmp_path: Path, collection: Collection, capsys:
     assert f"copied 40 items and 40 files to {tmp_path / 'again'}" in messages
     assert f"1 file of {collection.path} could not be copied, such as blobs/{lost.name}" in messages
     assert len(check(tmp_path / "again")) == 1
+
+
+def test_contents_that_are_recorded_as_absent_are_not_missing(tmp_path: Path, collection: Collection) -> None:
+    next((collection.path / "blobs").iterdir()).unlink()
+    assert restore_contents(collection.path) == (0, 1)
+    assert collection.backup(tmp_path / "backup") == (40, 40, []) and check(tmp_path / "backup") == []
+
+
+def test_a_backup_goes_to_any_path(tmp_path: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(collection.path)
+    names = ["../beside"]
+    if sys.platform == "linux":
+        names.append(os.fsdecode(b"../not UTF-8 \xff"))
+    for name in names:
+        assert collection.backup(name).items == 40 and check(Path(name).resolve()) == []
+    (tmp_path / "link").symlink_to(collection.path)
+    with pytest.raises(HashretError, match="is in the folder of the collection"):
+        collection.backup(tmp_path / "link" / "copy")
 
 
 def test_a_backup_replaces_nothing(tmp_path: Path, collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from hashret.collection.originals import reported_errors
+from hashret.collection.originals import ABSENT, reported_errors
 from hashret.durable import Replacement, make_folder_durably, sync
 from hashret.errors import HashretError
 from hashret.parallel import Progress
@@ -19,7 +19,8 @@ def back_up(folder: Path, to: Path, progress: Callable[[Progress], None] | None 
     """Copy the collection in `folder` to the new folder `to`; see `Collection.backup`."""
     if os.path.lexists(to):
         raise HashretError(f"{to} exists: choose another folder for the backup")
-    if to.is_relative_to(folder):
+    to = Path(os.path.realpath(to))
+    if to.is_relative_to(os.path.realpath(folder)):
         raise HashretError(f"{to} is in the folder of the collection: choose another folder for the backup")
     with reported_errors(to.parent):
         make_folder_durably(to.parent)
@@ -43,9 +44,11 @@ def _copy(folder: Path, to: Path, progress: Callable[[Progress], None] | None) -
         finally:
             store.close()
         items, files = _contents(to)
-        missing_before, missing = missing, []
-        for done, name in enumerate(files, 1):
-            if not _copy_file(folder / name, to / name):
+        missing_before, missing, copied = missing, [], 0
+        for done, (name, size) in enumerate(files.items(), 1):
+            if _copy_file(folder / name, to / name):
+                copied += 1
+            elif size != ABSENT:
                 missing.append(name)
             if progress is not None:
                 progress(Progress("copying", done, len(files), {}))
@@ -53,18 +56,21 @@ def _copy(folder: Path, to: Path, progress: Callable[[Progress], None] | None) -
             for file in to.glob(f"{BLOBS}*"):
                 if f"{BLOBS}{file.name}" not in files:  # removed between two copies of the database
                     file.unlink()
-            return Backup(items, len(files) - len(missing), missing)
+            return Backup(items, copied, missing)
     raise HashretError(f"contents of {folder} were removed during {MAX_ATTEMPTS} copies: back it up again")
 
 
-def _contents(folder: Path) -> tuple[int, dict[str, None]]:
-    """Return the number of items of a copied database, and the files that it refers to: its model and contents."""
+def _contents(folder: Path) -> tuple[int, dict[str, int | None]]:
+    """Return the number of items of a copied database, and the files that it refers to: its model and contents.
+
+    Each content has its size, or `ABSENT`.
+    """
     store = SqliteStore(folder, read_only=True)
     try:
         with store.snapshot() as snapshot:
-            model = f"models/{snapshot.settings.model.fingerprint}"
-            names = [model, *(f"{BLOBS}{name}" for name in snapshot.names(BLOBS))]
-            return snapshot.count("items"), dict.fromkeys(names)
+            files: dict[str, int | None] = {f"models/{snapshot.settings.model.fingerprint}": None}
+            contents = snapshot.known_paths(BLOBS, list(snapshot.names(BLOBS)))
+            return snapshot.count("items"), files | {f"{BLOBS}{name}": path.size for name, path in contents.items()}
     finally:
         store.close()
 
