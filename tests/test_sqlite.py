@@ -15,6 +15,7 @@ from hashret.errors import HashretError
 from hashret.results import Root
 from hashret.stores.protocol import FailedPath, ItemRow
 from hashret.stores.sqlite import SqliteStore
+from hashret.stores.sqlite_schema import upgrade
 
 MODEL = "a" * 64
 ROOT = Root("/photos/")
@@ -55,6 +56,11 @@ def content(name: str, text: str, *, root: str = ROOT) -> ItemRow:
 def put(store: SqliteStore, *rows: ItemRow) -> list[int | None]:
     with store.transaction() as transaction:
         return transaction.put(rows)
+
+
+def count_items(store: SqliteStore) -> int:
+    with store.snapshot() as snapshot:
+        return snapshot.count("items")
 
 
 def everything(store: SqliteStore) -> list[list[tuple[object, ...]]]:
@@ -162,6 +168,14 @@ def test_an_older_database_is_backed_up_and_upgraded(
         assert conn.execute("PRAGMA user_version").fetchone() == (version,)
         assert conn.execute("SELECT id FROM items ORDER BY id").fetchall() == [(1,), (2,)]
     conn.close()
+
+
+def test_the_backup_of_an_upgrade_is_of_the_older_version(store: SqliteStore) -> None:
+    versions: list[int] = []
+    for path in [of_version_2(store)] * 2:  # the second time, as if another process had upgraded it meanwhile
+        with closing(sqlite3.connect(path)) as conn:
+            upgrade(conn, versions.append)
+    assert versions == [2]
 
 
 def test_an_upgrade_that_fails_changes_nothing(store: SqliteStore) -> None:
@@ -430,6 +444,22 @@ def test_a_replaced_database_is_opened_again(store: SqliteStore, tmp_path: Path,
         with pytest.raises(HashretError, match="is damaged"), follower.snapshot():
             raise AssertionError("it cannot be read")
     follower.close()
+
+
+def test_a_write_within_a_snapshot_of_a_replaced_database_is_refused(store: SqliteStore, tmp_path: Path) -> None:
+    put(store, content("a", "one"))
+    store.copy_to(tmp_path / "copy")
+    with store.snapshot() as before:
+        for suffix in ("-wal", "-shm"):
+            store.path.with_name(f"{store.path.name}{suffix}").unlink()
+        (tmp_path / "copy").replace(store.path)
+        following = threading.Thread(target=count_items, args=(store,))
+        following.start()
+        following.join()
+        with pytest.raises(HashretError, match="was replaced during the command"), store.exclusive():
+            put(store, content("c", "three"))
+        assert before.count("items") == 1
+    assert count_items(store) == 1
 
 
 def test_every_thread_has_its_connection_and_leaves_no_file_open(store: SqliteStore) -> None:

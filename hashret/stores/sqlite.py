@@ -6,6 +6,7 @@ transaction that is durable when it ends.
 
 import os
 import secrets
+import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -49,7 +50,8 @@ class SqliteStore:
             )
         if (folder / RECOVERED).exists():
             raise HashretError(f"the recovery of {folder} was interrupted: finish it with hashret doctor --recover")
-        self._file = self._locked_file = self._identity()
+        self._file = self._identity()
+        self._locked_file: tuple[int, int] | None = self._file  # None if it was replaced before the lock was taken
         self._reopening = threading.Lock()
         self._connections = Connections(self.path, read_only=read_only)
         self._filters = FilterCache()
@@ -68,8 +70,7 @@ class SqliteStore:
         if not self.read_only:
             db.execute("PRAGMA journal_mode = WAL")  # a restored backup may have another mode
             if version < SCHEMA_VERSION:
-                self._back_up(version)
-                upgrade(db.conn)
+                upgrade(db.conn, self._back_up)
 
     def _back_up(self, version: int) -> None:
         """Copy the database of an older schema version to a file beside it."""
@@ -85,7 +86,15 @@ class SqliteStore:
         """Write a copy of the current state to the database file `path`, and replace one that is there."""
         discard(path)
         with sqlite_errors(self.path), self._connections.in_use():
-            self._connections.reading.execute("VACUUM INTO ?", (str(path),))
+            try:
+                # As bytes, which a name that is not UTF-8 needs.
+                self._connections.reading.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(path),))
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                raise HashretError(
+                    f"the disk is too full for a copy of {self.path}: free some space and run the command again"
+                ) from None
         sync(path)
 
     @classmethod
@@ -179,8 +188,8 @@ class SqliteStore:
         self._follow()  # before the lock file is created, which would recreate a deleted folder
         with locked(self.folder), sqlite_errors(self.path):
             self._follow()
-            if self._connections.idle:  # not nested
-                self._locked_file = self._file
+            if not self._connections.locked:  # not nested
+                self._locked_file = None if self._connections.outdated else self._file
             with self._connections.read_on_writer():
                 yield
 

@@ -62,7 +62,17 @@ class Connections:
     @property
     def idle(self) -> bool:
         """Whether this thread neither uses its connections nor holds the collection's lock."""
-        return not self._own.uses and not self._own.reads_on_writer
+        return not self._own.uses and not self.locked
+
+    @property
+    def locked(self) -> bool:
+        """Whether this thread holds the collection's lock."""
+        return self._own.reads_on_writer
+
+    @property
+    def outdated(self) -> bool:
+        """Whether this thread uses connections that `close` would have closed."""
+        return self._own.closing
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

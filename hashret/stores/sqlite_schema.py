@@ -5,6 +5,7 @@ which guarantees that ids are never reused.
 """
 
 import sqlite3
+from collections.abc import Callable
 
 SCHEMA_VERSION = 3  # PRAGMA user_version
 # Digests are random, so each commit writes to pages throughout their index. The first eight of their 64 characters are
@@ -66,12 +67,18 @@ INSERT INTO settings SELECT 'state', id FROM states;
 }
 
 
-def upgrade(conn: sqlite3.Connection) -> None:
-    """Upgrade a database of an older version to `SCHEMA_VERSION`, in one transaction."""
+def upgrade(conn: sqlite3.Connection, back_up: Callable[[int], None]) -> None:
+    """Upgrade a database of an older version to `SCHEMA_VERSION`, in one transaction.
+
+    `back_up` is called with the version before the first change, while no other process can write to the database.
+    """
     conn.execute("PRAGMA legacy_alter_table = ON")  # foreign keys keep referring to the table's old name
     conn.execute("BEGIN IMMEDIATE")
     try:
-        while (version := conn.execute("PRAGMA user_version").fetchone()[0]) < SCHEMA_VERSION:
+        first = conn.execute("PRAGMA user_version").fetchone()[0]
+        if first < SCHEMA_VERSION:  # another process may have upgraded it meanwhile
+            back_up(first)
+        for version in range(first, SCHEMA_VERSION):
             for statement in UPGRADES[version].split(";"):
                 conn.execute(statement)
             conn.execute(f"PRAGMA user_version = {version + 1}")
