@@ -31,7 +31,7 @@ from hashret.results import Item, QueryOptions
 httpx = pytest.importorskip("httpx", reason="the extra hashret[serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra hashret[serve] is not installed")
 
-from hashret.service import documents, memory, queries  # noqa: E402  # after importorskip
+from hashret.service import documents, memory, queries, routes_items  # noqa: E402  # after importorskip
 from hashret.service.problems import Busy, Problem  # noqa: E402
 
 MIB = 2**20
@@ -114,6 +114,24 @@ def test_a_large_answer_is_refused_before_it_is_made(collection: Collection, ser
         for path in ("/v1/items?limit=1000", "/v1/dupes?max_distance=32"):
             check_too_large(service.http.get(path))
     assert growth[0] < 250
+
+
+def test_metadata_counts_as_what_it_takes_as_python_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MAX_BYTES_IN_FLIGHT", 16 * MIB)
+    text = json.dumps(wide_metadata(0))
+    total = memory.Memory()
+    request = memory.RequestMemory(total)
+    tracemalloc.start()
+    try:
+        rows = routes_items._parse_metadata([text] * 8, request)
+        assert len(rows) == 8 and 0.8 < total.bytes / tracemalloc.get_traced_memory()[0] < 1.2
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(Busy):
+        routes_items._parse_metadata([text] * (2 * memory.MAX_BYTES_IN_FLIGHT // total.bytes * 8), request)
+    assert total.bytes <= memory.MAX_BYTES_IN_FLIGHT
+    request.release()
+    assert total.bytes == 0
 
 
 def test_answers_without_metadata_are_small(collection: Collection, service: Service) -> None:

@@ -1,8 +1,8 @@
 """`View`, a consistent snapshot of a collection, and `Reader`, which runs queries against views."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,12 @@ class Neighbours(NamedTuple):
 
 def item_size(item: Item) -> int:
     """Return the bytes of an item in memory."""
-    size = sys.getsizeof
-    return sum(map(size, (item, *item, *item.paths))) + sum(
-        size(key) + size(value) for key, value in (item.metadata or {}).items()
-    )
+    return sum(map(sys.getsizeof, (item, *item, *item.paths))) + values_size(item.metadata or {})
+
+
+def values_size(metadata: Mapping[str, Any]) -> int:
+    """Return the bytes of the keys and values of metadata in memory."""
+    return sum(sys.getsizeof(key) + sys.getsizeof(value) for key, value in metadata.items())
 
 
 class View:

@@ -1,5 +1,6 @@
 """Routes of items: list, add, show and remove them, and find near-duplicates."""
 
+import sys
 from functools import partial
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from hashret.codes import MAX_BITS
+from hashret.collection.snapshot import values_size
 from hashret.data.metadata import Metadata, check_metadata
 from hashret.service import messages
 from hashret.service.documents import (
@@ -18,6 +20,7 @@ from hashret.service.documents import (
     select_fields,
 )
 from hashret.service.handlers import Addition, handlers_of
+from hashret.service.memory import RequestMemory
 from hashret.service.messages import json_response, parse_json, to_json, validate
 from hashret.service.problems import Problem, problem_responses
 from hashret.service.uploads import BINARY, image_body, read_upload
@@ -56,17 +59,27 @@ async def add_items(request: Request) -> Response:
     images = [image for _, image in upload.images]
     if upload.fields or len(upload.metadata) not in (0, len(images)):
         raise Problem(422, "metadata: give none, or a JSON object for each file", "ValueError")
-    metadata = await run_in_threadpool(_parse_metadata, upload.metadata) or [None] * len(images)
+    memory = request.state.memory
+    metadata = await run_in_threadpool(_parse_metadata, upload.metadata, memory) or [None] * len(images)
     return to_json({"ids": await handlers_of(request).additions.submit(Addition(images, metadata))})
 
 
-def _parse_metadata(texts: list[str]) -> list[Metadata | None]:
-    """Return the metadata of each image, checked before the images join a batch with those of others."""
-    try:
-        rows = [parse_json(text.encode()) for text in texts]
-        return [None if row is None else check_metadata(row) for row in rows]
-    except (Problem, ValueError) as error:
-        raise Problem(422, f"metadata: {error}", "ValueError") from None
+def _parse_metadata(texts: list[str], memory: RequestMemory) -> list[Metadata | None]:
+    """Return the metadata of each image, checked before the images join a batch with those of others.
+
+    As Python objects they take up to 12 times the bytes of their texts, so each is counted before the next is parsed.
+    """
+    rows: list[Metadata | None] = []
+    for text in texts:
+        try:
+            row = parse_json(text.encode())
+            metadata = None if row is None else check_metadata(row)
+        except (Problem, ValueError) as error:
+            raise Problem(422, f"metadata: {error}", "ValueError") from None
+        if metadata is not None:
+            memory.hold(sys.getsizeof(metadata) + values_size(metadata))
+        rows.append(metadata)
+    return rows
 
 
 @router.get(
