@@ -149,6 +149,27 @@ def test_an_error_of_any_type_is_that_of_its_item(error: BaseException, faulty: 
     assert [result for result in results if isinstance(result, int)] == [i * 10 for i in range(8) if i not in faulty]
 
 
+def test_items_queued_after_one_that_failed_are_not_processed() -> None:
+    """Their request has ended, and their bytes are no longer counted."""
+    processed = list[int]()
+
+    def process(items: list[int]) -> list[int]:
+        processed.extend(items)
+        if 0 in items:
+            raise ValueError("0")
+        return items
+
+    async def check() -> None:
+        batcher = Batcher("test", process, Metrics(), max_batch_size=1)
+        with pytest.raises(ValueError, match="0"):
+            await asyncio.wait_for(batcher.submit_all(range(100)), 10)
+        assert await asyncio.wait_for(batcher.submit(200), 10) == 200
+        batcher.close()
+
+    asyncio.run(check())
+    assert processed[-1] == 200 and len(processed) < 5
+
+
 @pytest.mark.parametrize("error", [*ERRORS, Panic("p"), SystemExit(3), GeneratorExit(), "too few"], ids=repr)
 def test_a_batcher_survives_any_error(error: BaseException | str) -> None:
     def process(items: list[int]) -> list[int]:

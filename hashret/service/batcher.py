@@ -54,7 +54,11 @@ class Batcher(Generic[T, R]):
         if self._idle_threads and not self._is_scheduled:
             self._is_scheduled = True
             loop.call_soon(self._start, loop)  # after other requests that have arrived submit their items
-        return [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
+        try:
+            return [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
+        finally:
+            for future in futures:  # after an error, the items that are still queued are not processed
+                future.cancel()
 
     def close(self) -> None:
         """Wait for the batches in progress."""

@@ -222,7 +222,7 @@ class QueryHandler:
         pairs = (zip(result.ids, row, strict=True) for result, row in zip(results, members, strict=True))
         missing = {item_id: None for row in pairs for item_id, text in row if text is None}
         size, state = 0, view.snapshot.state
-        with suppress(Problem):  # an item is too large: the queries that found it are told
+        with suppress(Problem):  # an item is too large: `_read_missing` raises the error again
             for item_id, text in read_members(view, missing, layout.item_fields):
                 self._members.put(layout.keys([item_id])[0], text, state)
                 size += len(text)

@@ -178,7 +178,7 @@ class Snapshot(Protocol):
         """Iterate over all unreadable paths, each with its root, ordered by root and name."""
 
     def changes(self, since: State) -> Changes | None:
-        """Return the difference from the state `since`; None if this one does not follow from it, or the record of the
+        """Return the difference from `since` to this state; None if `since` is of another history, or the record of the
         changes has been deleted."""
 
     def item_rows(self) -> Iterator[ItemRow]:
