@@ -23,7 +23,7 @@ from hashret.errors import HashretError
 from hashret.hasher import Hasher
 
 SOAK = "HASHRET_SOAK" in os.environ
-MUTANTS, GOOD = (10_000, 200) if SOAK else (330, 33)
+MUTANTS, GOOD = (45_000, 900) if SOAK else (330, 33)
 MAX_MEMORY = 2**31  # bytes of a run beyond those of the loaded model
 
 # Index a folder twice, query with every file in it, and print the result of each file.
