@@ -72,8 +72,8 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the fields of a folder's `config.json`. Raise HashretError if it is missing, damaged or too new."""
     file = folder / "config.json"
-    restore(folder)
     try:
+        restore(folder)
         if not file.is_file():
             raise HashretError(f"{folder} is no model folder: make one with hashret train SOURCE -o {folder}")
         if file.stat().st_size > MAX_CONFIG:

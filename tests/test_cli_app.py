@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -189,7 +190,8 @@ def test_python_can_run_the_package() -> None:
     done = run("info", "--nonsense")
     assert done.returncode == 2
     assert re.fullmatch("hashret: No such option: --nonsense.*: see hashret info --help\n", done.stderr)
-    script = run("--show-completion", "bash").stdout
+    command = f"{shlex.quote(sys.executable)} -m hashret --show-completion bash; true"  # for the name of the parent
+    script = subprocess.run(["bash", "-c", command], capture_output=True, text=True).stdout
     assert re.search(r"^complete .* hashret$", script, re.MULTILINE) and "python" not in script
 
 

@@ -1716,6 +1716,7 @@ def test_pruning_walks_the_source_once(collection: Collection, photos: Path, mon
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert collection.index(photos, prune=True).removed == 1
+    listed = [path for path in listed if Path(path).is_relative_to(photos)]
     assert len(listed) == len(set(listed)) > 1
 
 

@@ -914,7 +914,7 @@ def test_a_model_is_not_lost_when_the_disk_fails_at_the_last_moment(
     def fail(written: Path, target: Path) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("hashret.model_folder.replace_durably", fail)
+    monkeypatch.setattr("hashret.durable.replace_durably", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         Hasher("lsh", 16).fit(DIGITS[:20]).save(folder)
     assert Hasher.load(folder).fingerprint == small.fingerprint
@@ -923,7 +923,7 @@ def test_a_model_is_not_lost_when_the_disk_fails_at_the_last_moment(
 
 def test_files_left_by_a_killed_process_are_replaced(folder: Path, small: Hasher) -> None:
     for suffix in ("new", "old"):
-        shutil.copytree(folder, folder.with_name(f"model.{os.getpid()}.{suffix}"))
+        shutil.copytree(folder, folder.with_name(f".model.{'0' * 16}.{suffix}"))
     small.save(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 

@@ -38,12 +38,12 @@ from hashret.service.app import create_app
 class Hanging(Collection):
     '''A collection of which one item makes a query spin, and one makes it wait for ever.'''
 
-    def query_item(self, item_id, *args, **options):
+    def nearest_item(self, item_id, *args, **options):
         while item_id == 2:
             pass
         if item_id == 3:
             threading.Event().wait()
-        return super().query_item(item_id, *args, **options)
+        return super().nearest_item(item_id, *args, **options)
 
 if len(sys.argv) > 2:
     server.SHUTDOWN_SECONDS, server.GRACE_SECONDS = map(float, sys.argv[2:])
@@ -157,7 +157,7 @@ def test_sigterm_ends_the_process_whatever_hangs(folder: Path) -> None:
         service.process.send_signal(signal.SIGTERM)
         output = service.process.communicate(timeout=30)[1]
         assert service.process.returncode == 1
-        assert "Timeout (0:00:03)!" in output and "in query_item" in output
+        assert "Timeout (0:00:03)!" in output and "in nearest_item" in output
 
 
 def test_memory_does_not_grow_with_the_number_of_requests(folder: Path) -> None:

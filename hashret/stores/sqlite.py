@@ -55,8 +55,12 @@ class SqliteStore:
         self._reopening = threading.Lock()
         self._connections = Connections(self.path, read_only=read_only)
         self._filters = FilterCache()
-        with sqlite_errors(self.path):
-            self._open()
+        try:
+            with sqlite_errors(self.path):
+                self._open()
+        except BaseException:
+            self._connections.close()
+            raise
 
     def _open(self) -> None:
         db = self._connections.writing

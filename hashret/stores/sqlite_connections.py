@@ -149,12 +149,16 @@ class _Database(Database):
 def connect(uri: str, *, read_only: bool) -> Database:
     """Open a connection that waits up to 30 s for locks of other connections."""
     conn = sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
-    if not read_only:
-        conn.execute("PRAGMA synchronous = FULL")
-        # Digests are random, so a batch touches pages throughout their index: cache them, and checkpoint less often.
-        conn.execute("PRAGMA cache_size = -65536")  # KiB
-        conn.execute("PRAGMA wal_autocheckpoint = 8000")  # pages, of 4 KiB
-    return _Database(conn)
+    try:
+        if not read_only:
+            conn.execute("PRAGMA synchronous = FULL")
+            # Digests are random, so a batch touches pages throughout their index: cache them, and checkpoint rarely.
+            conn.execute("PRAGMA cache_size = -65536")  # KiB
+            conn.execute("PRAGMA wal_autocheckpoint = 8000")  # pages, of 4 KiB
+        return _Database(conn)
+    except BaseException:
+        conn.close()
+        raise
 
 
 def quoted(path: Path) -> str:
