@@ -15,12 +15,14 @@ from hashret.hasher import Hasher
 FILES = 100_000 if "HASHRET_SOAK" in os.environ else 3000
 MAX_MEMORY = 2**30 + 5000 * FILES  # bytes of the process, which has loaded PyTorch and the kernels
 SCRIPT = """
-import json, resource
+import json
+from pathlib import Path
 from hashret.collection import Collection
 
 with Collection.open("c") as collection:
     report = collection.index("photos", prune=True)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss, which includes the memory of the parent before exec.
+    peak = 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     print(json.dumps([report.added, report.unchanged, report.removed, report.failed, len(collection), peak]))
 """
 

@@ -1,6 +1,7 @@
 """Pages of other origins in Chromium: what they can do to a service on loopback."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -119,6 +120,9 @@ def test_nothing_can_be_framed(page: Any, address: str, path: str) -> None:
         })""",
         address + path,
     )
+    deadline = time.monotonic() + 20
+    while not page.frames[1].url and time.monotonic() < deadline:  # Playwright learns of it after `onload`
+        page.wait_for_timeout(20)
     assert page.frames[1].url.startswith("chrome-error://")
 
 
