@@ -62,6 +62,7 @@ def test_answers_are_of_one_model_and_state(tmp_path: Path, serve: Callable[...,
                 answers.append((i, i + 1, client.post("/v1/query", json={"id": i + 1, "k": K})))
                 image = client.post(f"/v1/query?k={K}", content=png(i), headers={"content-type": "image/png"})
                 answers.append((i, 0, image))
+                time.sleep(0.01)  # leave the processor to the other processes
 
     def upload() -> None:
         """Upload an image that the collection has, so that the ids stay those of the rows."""
@@ -103,5 +104,6 @@ def test_answers_are_of_one_model_and_state(tmp_path: Path, serve: Callable[...,
 def nearest(codes: Codes, i: int, own: int) -> list[tuple[int, int]]:
     """Return distance and id of the nearest items by brute force, without the item `own`."""
     distances = hamming(codes[i : i + 1], codes)[0]
-    ids = [item_id for item_id in np.lexsort((np.arange(len(codes)), distances)) + 1 if item_id != own][:K]
+    order = np.lexsort((np.arange(len(codes)), distances))[: K + 1] + 1
+    ids = [item_id for item_id in order if item_id != own][:K]
     return [(int(distances[item_id - 1]), int(item_id)) for item_id in ids]
