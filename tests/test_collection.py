@@ -151,14 +151,14 @@ def check_answers(
     queries = np.concatenate([codes[:1], others])
     everything = [brute(ids, codes, query[None], None, None) for query in queries]
     for k, r in limits:
-        expected = [[pair for pair in pairs if r is None or pair[0] <= r][:k] for pairs in everything]
+        expected = [[pair for pair in ranked if r is None or pair[0] <= r][:k] for ranked in everything]
         for view in (collection, *views):
             found = [pairs(hits) for hits in view.query_codes(queries, k, r)]
             if exact:
                 assert found == expected
             else:
                 assert [[d for d, _ in hits] for hits in found] == [[d for d, _ in hits] for hits in expected]
-                assert all(set(hits) <= set(pairs) for hits, pairs in zip(found, everything, strict=True))
+                assert all(set(hits) <= set(ranked) for hits, ranked in zip(found, everything, strict=True))
                 assert all(len(set(hits)) == len(hits) for hits in found)
 
 
