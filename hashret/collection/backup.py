@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hashret.collection.originals import ABSENT, reported_errors
-from hashret.durable import Replacement, make_folder_durably, sync
+from hashret.durable import Replacement, make_folder_durably
 from hashret.errors import HashretError
 from hashret.parallel import Progress
 from hashret.results import BLOBS, Backup
@@ -76,19 +76,16 @@ def _contents(folder: Path) -> tuple[int, dict[str, int | None]]:
 
 
 def _copy_file(source: Path, target: Path) -> bool:
-    """Copy a file or a folder of files durably, unless that is done already; return whether it is there."""
+    """Copy a file or a folder of files, unless that is done already; return whether it is there."""
     if target.exists():
         return True
-    make_folder_durably(target.parent)
+    target.parent.mkdir(exist_ok=True)
     try:
         if source.is_dir():
             shutil.copytree(source, target)
-            for file in target.iterdir():
-                sync(file)
         else:
             shutil.copyfile(source, target)
     except (FileNotFoundError, shutil.Error):
         shutil.rmtree(target, ignore_errors=True)
         return False
-    sync(target)
     return True

@@ -11,7 +11,10 @@ ENTRY_BYTES = 200  # of a key and its place in the dictionary
 
 
 class ByteCache(Generic[V]):
-    """Values by key, of at most `max_bytes` as `size_of` measures them; the oldest are dropped first. Thread-safe."""
+    """Values by key, of at most `max_bytes` as `size_of` measures them; the oldest are dropped first.
+
+    Reading takes no lock, because every hit of every query reads. Caches that reorder values on reading need one.
+    """
 
     def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
         self.max_bytes = max_bytes
